@@ -1,0 +1,92 @@
+"""The shape of a decoder and what follows from it by arithmetic: parameters and FLOPs. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from windtunnel.base.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Training FLOPs (forward and backward) for one token, by where they are spent."""
+
+    body: float
+    head: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.body + self.head + self.attention
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like decoder as in MiniCPM (arXiv 2404.06395, table 2).
+
+    ``vocab`` is the tokenizer's size; the matrices have ``padded_vocab`` rows, whose surplus is never predicted and never
+    counted. ``base_width`` is the width at which the parametrization is neutral (256 for the released models).
+    """
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ff: int
+    vocab: int
+    base_width: int
+    tied: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    max_positions: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ff", "vocab", "base_width", "max_positions"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"model.{name}", f"expected a positive whole number, got {getattr(self, name)}")
+        if self.heads % self.kv_heads:
+            raise RecipeError(
+                "model.kv_heads",
+                f"expected a divisor of the {self.heads} query heads, got {self.kv_heads}",
+                "choose a divisor, or as many as there are query heads",
+            )
+        if self.head_dim % 2:
+            raise RecipeError("model.head_dim", f"expected an even number (rotary pairs), got {self.head_dim}")
+
+    @property
+    def body(self) -> int:
+        """Non-embedding parameters N = L(2·d·(n_q+n_kv)·d_h + 3·d·d_ff + 2·d) + d."""
+        attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
+        return self.layers * (attention + 3 * self.width * self.ff + 2 * self.width) + self.width
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embedding and, if untied, of the head, without padding rows."""
+        return self.vocab * self.width * (1 if self.tied else 2)
+
+    @property
+    def total(self) -> int:
+        return self.body + self.embedding
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding matrix: the vocabulary rounded up to a multiple of 64."""
+        return -(-self.vocab // 64) * 64
+
+    def flops_per_token(self, row: int) -> Flops:
+        """Exact training FLOPs for one token in rows of ``row`` tokens.
+
+        Six for each weight of a matrix product (two forward, four backward), the head included, and causal attention, in
+        which a token sees row/2 others on average: 3 · 2 · 2 · (row/2) · heads · head_dim in each layer.
+        """
+        matrices = self.body - self.layers * 2 * self.width - self.width
+        attention = 6 * row * self.heads * self.head_dim * self.layers
+        return Flops(6 * matrices, 6 * self.vocab * self.width, attention)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def untied(self) -> Shape:
+        return replace(self, tied=False)
