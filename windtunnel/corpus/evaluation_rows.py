@@ -1,0 +1,106 @@
+"""Rows that score whole held-out documents: each predicted token once, end of text included.
+
+A document's tokens are divided into non-overlapping windows of at most ``row`` predictions; a window sees only itself. Windows
+are packed into rows (first row with room, in order), with a document number each, so that masking keeps them apart. The
+sum of losses over all rows divided by ln 2 times ``Scored.bytes`` is bits per byte, whatever the row, batch or world size
+(up to what a longer window lets the model see).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from windtunnel.corpus.loader import IGNORED, Rows
+from windtunnel.corpus.store import HeldOut
+from windtunnel.corpus.tokenizer import Tokenizer
+
+_OPEN_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is scored: whole documents, their predicted tokens and the UTF-8 bytes of their scored text."""
+
+    documents: int
+    tokens: int
+    bytes: int
+
+
+def scored(heldout: HeldOut, limit_tokens: int | None = None) -> Scored:
+    """What ``scoring_rows`` scores with the same limit."""
+    documents = _documents(heldout, limit_tokens)
+    end = int(heldout.offsets[documents])
+    tokens = end - documents if heldout.mask is None else int(heldout.mask[:end].sum())
+    return Scored(documents, tokens, int(heldout.bytes[:documents].sum()))
+
+
+def scoring_rows(heldout: HeldOut, row: int, limit_tokens: int | None = None, batch: int = 16) -> Iterator[Rows]:
+    """The rows, ``batch`` at a time; the last is filled up with rows that score nothing, so that all have one shape.
+
+    Args:
+        heldout: of a corpus.
+        row: predictions in a row.
+        limit_tokens: at most this many tokens, as whole documents from the front, but one document at least.
+        batch: rows in each item.
+    """
+    bins = _packed(heldout, row, limit_tokens)
+    pending: list[list[tuple[int, int]]] = []
+    for windows in bins:
+        pending.append(windows)
+        if len(pending) == batch:
+            yield _filled(heldout, pending, row, batch)
+            pending = []
+    if pending:
+        yield _filled(heldout, pending, row, batch)
+
+
+def _documents(heldout: HeldOut, limit: int | None) -> int:
+    count = len(heldout.offsets) - 1
+    if limit is None:
+        return count
+    return min(count, max(1, int(np.searchsorted(heldout.offsets, limit, "right")) - 1))
+
+
+def _packed(heldout: HeldOut, row: int, limit: int | None) -> Iterator[list[tuple[int, int]]]:
+    """Rows as lists of (first token, predictions), oldest row first; a row closes when it is full or the oldest of 64."""
+    open_rows: list[tuple[int, list[tuple[int, int]]]] = []
+    for document in range(_documents(heldout, limit)):
+        begin, end = int(heldout.offsets[document]), int(heldout.offsets[document + 1])
+        for first in range(begin, end - 1, row):
+            length = min(row, end - 1 - first)
+            place = next((i for i, (room, _) in enumerate(open_rows) if room >= length), None)
+            if place is None:
+                open_rows.append((row, []))
+                place = len(open_rows) - 1
+            room, windows = open_rows[place]
+            windows.append((first, length))
+            open_rows[place] = (room - length, windows)
+            if room == length:
+                yield open_rows.pop(place)[1]
+            elif len(open_rows) > _OPEN_ROWS:
+                yield open_rows.pop(0)[1]
+    for _, windows in open_rows:
+        yield windows
+
+
+def _filled(heldout: HeldOut, bins: list[list[tuple[int, int]]], row: int, batch: int) -> Rows:
+    inputs = np.full((batch, row), Tokenizer.pad_id, np.int64)
+    targets = np.full((batch, row), IGNORED, np.int64)
+    documents = np.zeros((batch, row), np.int32)
+    for place, windows in enumerate(bins):
+        at = 0
+        for number, (first, length) in enumerate(windows):
+            run = heldout.tokens[first : first + length + 1].astype(np.int64)
+            inputs[place, at : at + length] = run[:-1]
+            if heldout.mask is None:
+                targets[place, at : at + length] = run[1:]
+            else:
+                counted = heldout.mask[first + 1 : first + length + 1] == 1
+                targets[place, at : at + length] = np.where(counted, run[1:], IGNORED)
+            documents[place, at : at + length] = number
+            at += length
+        documents[place, at:] = len(windows)
+    return Rows(inputs, targets, documents)
