@@ -1,0 +1,251 @@
+"""The MiniCPM decoder (arXiv 2404.06395, tables 2 and 7): pre-norm RMSNorm, rotary positions, SwiGLU, grouped queries.
+
+    h = E[x] · embedding;  h += block(norm(h)) · residual, twice a layer;  logits = W · (norm(h) · logits)
+
+with the three multipliers from the parametrization's table. Shapes in names: B rows, T positions, D width, H heads, K head
+dimension, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from windtunnel.model.attention import Backend, attend, attention_backend, document_mask
+from windtunnel.model.parametrization import Parametrization, Role, named_roles, tag
+from windtunnel.model.shape import Shape
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for decoding one token after another.
+
+    Args:
+        model: the model that will fill it.
+        length: most positions it can hold.
+        rows: sequences decoded side by side.
+    """
+
+    def __init__(self, model: Transformer, length: int, rows: int = 1) -> None:
+        shape, weight = model.shape, model.embedding.weight
+        size = (shape.layers, 2, rows, shape.kv_heads, length, shape.head_dim)
+        self.store = torch.empty(size, device=weight.device, dtype=model.compute_dtype or weight.dtype)
+        self.used, self.length = 0, length
+
+    def extend(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends one layer's new keys and values, and returns all of that layer's."""
+        end = self.used + k_BHTK.shape[2]
+        self.store[layer, 0, :, :, self.used : end] = k_BHTK
+        self.store[layer, 1, :, :, self.used : end] = v_BHTK
+        return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
+
+
+class Matrix(nn.Module):
+    """A matrix without bias, tagged with its role. Multiplies in the input's dtype; its own may be wider."""
+
+    def __init__(self, rows: int, columns: int, role: Role, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.weight = tag(nn.Parameter(torch.empty(rows, columns, device=device)), role)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Norm(nn.Module):
+    """RMSNorm: mean square in at least fp32, result cast back, then the gain."""
+
+    def __init__(self, width: int, eps: float, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.weight = tag(nn.Parameter(torch.empty(width, device=device)), Role.NORM)
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        wide = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.to(x_BTD.dtype) * self.weight.to(x_BTD.dtype)
+
+
+def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotary positions in half-split layout: pair i is (x[i], x[i + K/2]). Computed in the tables' dtype, cast back."""
+    a, b = x_BTHK.to(torch.promote_types(x_BTHK.dtype, cos_TK.dtype)).chunk(2, -1)
+    cos, sin = cos_TK[:, None, :], sin_TK[:, None, :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x_BTHK.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        inner, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        self.query = Matrix(inner, shape.width, Role.HIDDEN, device)
+        self.key = Matrix(keys, shape.width, Role.HIDDEN, device)
+        self.value = Matrix(keys, shape.width, Role.HIDDEN, device)
+        self.output = Matrix(shape.width, inner, Role.HIDDEN, device)
+
+    def forward(self, x_BTD: Tensor, place: Place, layer: int) -> Tensor:
+        q, k, v = (f(x_BTD).unflatten(-1, (-1, self.head_dim)) for f in (self.query, self.key, self.value))
+        q, k = rotate(q, place.cos_TK, place.sin_TK), rotate(k, place.cos_TK, place.sin_TK)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if place.cache is not None:
+            k, v = place.cache.extend(layer, k, v)
+        return self.output(attend(q, k, v, place.mask, place.backend).transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, shape: Shape, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.gate = Matrix(shape.ff, shape.width, Role.HIDDEN, device)
+        self.up = Matrix(shape.ff, shape.width, Role.HIDDEN, device)
+        self.down = Matrix(shape.width, shape.ff, Role.HIDDEN, device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, shape: Shape, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.attention_norm = Norm(shape.width, shape.norm_eps, device)
+        self.attention = Attention(shape, device)
+        self.mlp_norm = Norm(shape.width, shape.norm_eps, device)
+        self.mlp = SwiGLU(shape, device)
+
+    def forward(self, h_BTD: Tensor, place: Place, layer: int) -> Tensor:
+        h_BTD = h_BTD + self.attention(self.attention_norm(h_BTD), place, layer) * place.residual
+        return h_BTD + self.mlp(self.mlp_norm(h_BTD)) * place.residual
+
+
+class Place:
+    """What every layer of one forward pass shares: positions, mask, residual multiplier, cache."""
+
+    def __init__(
+        self, cos_TK: Tensor, sin_TK: Tensor, residual: Tensor, mask: Any, backend: Backend, cache: KeyValueCache | None
+    ) -> None:
+        self.cos_TK, self.sin_TK, self.residual = cos_TK, sin_TK, residual
+        self.mask, self.backend, self.cache = mask, backend, cache
+
+
+class Transformer(nn.Module):
+    """The decoder. Weights are not initialised until ``init_weights`` or loading.
+
+    Args:
+        shape: sizes.
+        parametrization: gives each tensor its init and the forward multipliers.
+        device: ``meta`` builds the shapes without memory.
+        compute_dtype: type of activations and matrix products; None means the weights' own. Weights stay as they are
+            (fp32 masters); norms, rotary positions and logits are computed in fp32 at least.
+    """
+
+    embedding_multiplier: Tensor
+    residual_multiplier: Tensor
+    logit_multiplier: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self,
+        shape: Shape,
+        parametrization: Parametrization,
+        device: torch.device | str | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape, self.parametrization, self.compute_dtype = shape, parametrization, compute_dtype
+        self.backend: Backend | None = None
+        """Forces one way of document masking; None chooses by device and row."""
+        tied = Role.TIED_EMBEDDING if shape.tied else Role.EMBEDDING
+        self.embedding = Matrix(shape.padded_vocab, shape.width, tied, device)
+        self.layers = nn.ModuleList(Layer(shape, device) for _ in range(shape.layers))
+        self.norm = Norm(shape.width, shape.norm_eps, device)
+        self.head = None if shape.tied else Matrix(shape.padded_vocab, shape.width, Role.HEAD, device)
+        # Multipliers are tensors, so that models that differ only in them share one compiled graph.
+        for name in ("embedding_multiplier", "residual_multiplier", "logit_multiplier"):
+            self.register_buffer(name, torch.empty((), device=device), persistent=False)
+        for name in ("cos", "sin"):
+            table = torch.empty(shape.max_positions, shape.head_dim // 2, device=device)
+            self.register_buffer(name, table, persistent=False)
+        self.roles = named_roles(self)
+        """The role of every parameter by name; read here, because tags do not survive sharding or a deep copy."""
+        self._fill_buffers()
+
+    @torch.no_grad()
+    def _fill_buffers(self) -> None:
+        m, shape = self.parametrization.multipliers(self.shape), self.shape
+        self.embedding_multiplier.fill_(m.embedding)
+        self.residual_multiplier.fill_(m.residual)
+        self.logit_multiplier.fill_(m.logits)
+        # fp32 throughout, as in the runtimes that exported models meet.
+        frequency_K = 1.0 / shape.rope_theta ** (torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
+        angle_TK = torch.arange(shape.max_positions, dtype=torch.float32)[:, None] * frequency_K
+        self.cos.copy_(angle_TK.cos())
+        self.sin.copy_(angle_TK.sin())
+
+    def set_parametrization(self, parametrization: Parametrization) -> None:
+        """Changes the forward multipliers in place; weights stay as they are and compiled code stays valid."""
+        self.parametrization = parametrization
+        self._fill_buffers()
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draws every parameter, and fills the buffers.
+
+        Each is drawn on the CPU from a generator of its own, seeded by (seed, name): the values depend neither on the device
+        nor on the order of parameters nor on the vocabulary's padding, whose rows are zero.
+        """
+        self._fill_buffers()
+        for name, parameter in self.named_parameters():
+            parameter.copy_(self.initial(name, seed))
+
+    def initial(self, name: str, seed: int) -> Tensor:
+        """The initial value of one parameter, fp32 on the CPU."""
+        parameter = self.get_parameter(name)
+        rule = self.parametrization.rule(self.roles[name], self.shape)
+        value = torch.full(parameter.shape, rule.init_mean)
+        if rule.init_std:
+            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            rows = self.shape.vocab if name in ("embedding.weight", "head.weight") else parameter.shape[0]
+            value[:rows] += torch.randn(rows, *parameter.shape[1:], generator=generator) * rule.init_std
+            value[rows:] = 0.0
+        return value
+
+    def hidden(self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """What the head multiplies: norm(h_L) times the logit multiplier, in the compute dtype.
+
+        Args:
+            tokens_BT: token ids.
+            documents_BT: number of each position's document within its row, ascending; tokens see only their own document.
+                None means that a row is one document.
+            cache: decode on from the positions it holds, and add these; excludes ``documents_BT``.
+        """
+        length = tokens_BT.shape[1]
+        start = 0 if cache is None else cache.used
+        backend: Backend = self.backend or attention_backend(tokens_BT.device, length)
+        mask = None if documents_BT is None else document_mask(documents_BT, backend)
+        if start:
+            position = torch.arange(start + length, device=tokens_BT.device)
+            mask, backend = position[start:, None] >= position[None, :], "dense"
+        cos_TK, sin_TK = self.cos[start : start + length], self.sin[start : start + length]
+        place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache)
+        weight = self.embedding.weight
+        h_BTD = F.embedding(tokens_BT, weight).to(self.compute_dtype or weight.dtype) * self.embedding_multiplier
+        for i, layer in enumerate(self.layers):
+            h_BTD = layer(h_BTD, place, i)
+        if cache is not None:
+            cache.used += length
+        return self.norm(h_BTD) * self.logit_multiplier
+
+    def logits(self, h_BTD: Tensor) -> Tensor:
+        """Logits in fp32 at least; −inf for the rows that pad the vocabulary."""
+        logits_BTV = (self.embedding if self.head is None else self.head)(h_BTD)
+        logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+        if self.shape.padded_vocab == self.shape.vocab:
+            return logits_BTV
+        real_V = torch.arange(self.shape.padded_vocab, device=h_BTD.device) < self.shape.vocab
+        return torch.where(real_V, logits_BTV, -torch.inf)
+
+    def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        return self.logits(self.hidden(tokens_BT, documents_BT))
