@@ -20,7 +20,8 @@ from windtunnel.corpus.sources import source_fingerprint
 from windtunnel.corpus.store import KIND, Corpus, open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 
-SAMPLE_BYTES = 100_000_000
+SAMPLE_PER_ENTRY, SMALLEST_SAMPLE = 2_000, 8_000_000
+"""Text for training a vocabulary, in bytes: this much for each entry, and this much at least."""
 Say = Callable[[str], None]
 
 
@@ -31,12 +32,12 @@ def corpus_key(config: SourceConfig, tokenizer_hash: str, fingerprint: str) -> s
 
 def tokenizer_key(
     configs: Mapping[str, SourceConfig], fingerprints: Mapping[str, str], vocab: int, weights: Mapping[str, float] | None = None,
-    sample_bytes: int = SAMPLE_BYTES,
+    sample_bytes: int | None = None,
 ) -> str:
     """Identifies a tokenizer before it is trained."""
     texts = sorted((name, text_key(configs[name], fingerprints[name])) for name in configs)
     pattern = [bpe.PATTERN, list(bpe.SPECIAL_TOKENS)]
-    return content_hash(["tokenizer", VERSION, texts, vocab, dict(weights or {}), sample_bytes, pattern])
+    return content_hash(["tokenizer", VERSION, texts, vocab, dict(weights or {}), _sample(vocab, sample_bytes), pattern])
 
 
 def build_tokenizer(
@@ -46,7 +47,7 @@ def build_tokenizer(
     downloads: Path,
     base: Path,
     weights: Mapping[str, float] | None = None,
-    sample_bytes: int = SAMPLE_BYTES,
+    sample_bytes: int | None = None,
     cache: Path | None = None,
     say: Say = lambda line: None,
 ) -> Tokenizer:
@@ -57,7 +58,8 @@ def build_tokenizer(
         vocab: entries, control tokens included.
         downloads, base: see ``read_documents``.
         weights: shares of the sample; without them each corpus counts by its size. A corpus gives at most all it has.
-        sample_bytes: at most this much text is read, the documents with the smallest hash.
+        sample_bytes: at most this much text is read, the documents with the smallest hash; 2,000 bytes for each entry and
+            8 MB at least if not given.
         cache: folder where prepared text is kept for ``build_corpus``; without it nothing is kept.
         say: takes lines for people.
 
@@ -71,9 +73,13 @@ def build_tokenizer(
         }
         sizes = {name: float(part.stats["bytes"]["train"]) for name, part in parts.items()}
         shares = sizes if not weights else {name: float(weights.get(name, 0.0)) for name in parts}
-        budget = min(float(sample_bytes), sum(sizes.values()))
+        budget = min(float(_sample(vocab, sample_bytes)), sum(sizes.values()))
         limits = {name: budget * share / sum(shares.values()) for name, share in shares.items()}
         return bpe.train(_sampled(parts, limits), vocab)
+
+
+def _sample(vocab: int, sample_bytes: int | None) -> int:
+    return max(SMALLEST_SAMPLE, SAMPLE_PER_ENTRY * vocab) if sample_bytes is None else sample_bytes
 
 
 def _sampled(parts: Mapping[str, Prepared], limits: Mapping[str, float]) -> Iterator[str]:
@@ -138,8 +144,8 @@ def build_corpus(
         write_artefact(out, KIND, body, parents=[tokenizer.hash]) as folder,
     ):
         stats = dict(text.stats)
-        train = _write_side(folder, "train", text, text.select(TRAIN), config, tokenizer)
-        heldout = _write_side(folder, "heldout", text, text.select(HELDOUT), config, tokenizer, limit=config.heldout_tokens)
+        train = write_side(folder, "train", text, text.select(TRAIN), config, tokenizer)
+        heldout = write_side(folder, "heldout", text, text.select(HELDOUT), config, tokenizer, limit=config.heldout_tokens)
         body["highest_id"] = max(train.pop("highest_id"), heldout.pop("highest_id"))
         stats["train"], stats["heldout"] = train, heldout
         stats["warnings"] = [*stats["warnings"], *_cap_warning(config, text, heldout)]
@@ -159,7 +165,7 @@ def _cap_warning(config: SourceConfig, text: Prepared, heldout: dict[str, Any]) 
     ]
 
 
-def _write_side(
+def write_side(
     folder: Path, side: str, text: Prepared, indices: np.ndarray, config: SourceConfig, tokenizer: Tokenizer, limit: int | None = None
 ) -> dict[str, Any]:
     """Writes one side batch by batch, at most ``limit`` tokens of whole documents, but one document at least."""
