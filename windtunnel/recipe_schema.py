@@ -53,12 +53,14 @@ NamedLaw = Literal[
 class BudgetConfig(Config):
     """Instead of ``model.size``: what may be spent. Size and tokens then follow from the law."""
 
-    hours: Positive | None = Field(None, description="hours on this machine", examples=[2.5])
-    gpu_hours: Positive | None = Field(None, description="device hours on the [machine]", examples=[1000])
-    flops: Count | None = Field(None, description="training FLOPs", examples=["1e18"])
-    money: Positive | None = Field(None, description="cost in machine.currency; needs machine.price", examples=[500])
+    hours: Positive | None = Field(default=None, description="hours on this machine", examples=[2.5])
+    gpu_hours: Positive | None = Field(default=None, description="device hours on the [machine]", examples=[1000])
+    flops: Count | None = Field(default=None, description="training FLOPs", examples=["1e18"])
+    money: Positive | None = Field(
+        default=None, description="cost in machine.currency; needs machine.price", examples=[500]
+    )
     law: NamedLaw = Field(
-        "minicpm-average",
+        default="minicpm-average",
         description="the named law that chooses size and tokens before the tunnel has run",
         examples=["minicpm-english"],
     )
@@ -68,10 +70,13 @@ class EvaluateConfig(Config):
     """What finished models are scored on."""
 
     corpora: Tuple[str] | None = Field(
-        None, min_length=1, description="corpora whose held-out parts are scored; without it, all", examples=[["wiki"]]
+        default=None,
+        min_length=1,
+        description="corpora whose held-out parts are scored; without it, all",
+        examples=[["wiki"]],
     )
     tokens: Count | None = Field(
-        None, description="score at most this many held-out tokens of each corpus", examples=["200k"]
+        default=None, description="score at most this many held-out tokens of each corpus", examples=["200k"]
     )
     tasks: dict[Name, str] = Field(
         default_factory=dict,
@@ -84,27 +89,31 @@ class ExportConfig(Config):
     """Which finished model is exported, and as what."""
 
     branch: str | None = Field(
-        None, description="the branch; without it, the last one of the recipe", examples=["better"]
+        default=None, description="the branch; without it, the last one of the recipe", examples=["better"]
     )
     format: Literal["llama"] = Field(
-        "llama", description="a Hugging Face Llama folder with the multipliers folded in", examples=["llama"]
+        default="llama", description="a Hugging Face Llama folder with the multipliers folded in", examples=["llama"]
     )
 
 
 class MachineConfig(Config):
     """The machine that the plan is for, when it is not this one."""
 
-    count: int = Field(1, ge=1, le=1_000_000, description="devices", examples=[8])
+    count: int = Field(default=1, ge=1, le=1_000_000, description="devices", examples=[8])
     tflops: Positive | None = Field(
-        None,
+        default=None,
         description="TFLOP/s that one device reaches in training; without it, this machine is measured",
         examples=[400],
     )
     price: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="price of one device for an hour", examples=[2.5]
+        default=None, ge=0, allow_inf_nan=False, description="price of one device for an hour", examples=[2.5]
     )
-    watts: Positive | None = Field(None, description="power that one device draws, cooling included", examples=[1000])
-    currency: str = Field("USD", min_length=1, max_length=8, description="what the price is in", examples=["EUR"])
+    watts: Positive | None = Field(
+        default=None, description="power that one device draws, cooling included", examples=[1000]
+    )
+    currency: str = Field(
+        default="USD", min_length=1, max_length=8, description="what the price is in", examples=["EUR"]
+    )
 
 
 @dataclass(frozen=True)
@@ -140,33 +149,37 @@ class Recipe(Config):
     name: ProgramName = Field(
         max_length=64, description="name of the program and of its folder in the home", examples=["quickstart"]
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of weights and data order", examples=[0])
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of weights and data order", examples=[0])
     max_loss: Positive | None = Field(
-        None, description="run stops after the forecast if the expected loss (bits per byte) is higher", examples=[1.9]
+        default=None,
+        description="run stops after the forecast if the expected loss (bits per byte) is higher",
+        examples=[1.9],
     )
     max_hours: Positive | None = Field(
-        None, description="run stops after the forecast if the rest would take longer", examples=[3]
+        default=None, description="run stops after the forecast if the rest would take longer", examples=[3]
     )
     max_cost: Positive | None = Field(
-        None, description="run stops after the forecast if the rest would cost more; needs machine.price", examples=[50]
+        default=None,
+        description="run stops after the forecast if the rest would cost more; needs machine.price",
+        examples=[50],
     )
     track: Tuple[Sink] = Field(
-        (), description="mirror metrics to tensorboard, wandb or trackio", examples=[["tensorboard"]]
+        default=(), description="mirror metrics to tensorboard, wandb or trackio", examples=[["tensorboard"]]
     )
     corpus: dict[Name, SourceConfig] = Field(min_length=1, description="named corpora, one table each")
-    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="the tokenizer")
-    model: ModelConfig = Field(default_factory=ModelConfig, description="family and size")
-    budget: BudgetConfig | None = Field(None, description="what may be spent, instead of model.size")
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW")
+    tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer")
+    model: ModelConfig = Field(default=ModelConfig(), description="family and size")
+    budget: BudgetConfig | None = Field(default=None, description="what may be spent, instead of model.size")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
     tunnel: TunnelConfig | None = Field(
-        None, description="the studies on tiny models; without it, nothing is tuned or forecast"
+        default=None, description="the studies on tiny models; without it, nothing is tuned or forecast"
     )
-    trunk: TrunkConfig = Field(default_factory=TrunkConfig, description="the stable run")
+    trunk: TrunkConfig = Field(default=TrunkConfig(), description="the stable run")
     branch: dict[Name, BranchConfig] = Field(default_factory=dict, description="finished models, one table each")
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="scoring")
-    export: ExportConfig = Field(default_factory=ExportConfig, description="export")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="scoring")
+    export: ExportConfig = Field(default=ExportConfig(), description="export")
     machine: MachineConfig | None = Field(
-        None, description="the machine that the plan is for; without it, this one is measured"
+        default=None, description="the machine that the plan is for; without it, this one is measured"
     )
 
     _origin: Origin = PrivateAttr(default_factory=Origin)

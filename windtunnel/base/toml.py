@@ -151,11 +151,12 @@ def put(tables: dict[str, Any], path: KeyPath, value: Any) -> None:
         RecipeError: a part of the path is a value and not a table.
     """
     for depth, part in enumerate(path[:-1]):
-        tables = tables.setdefault(part, {})
-        if not isinstance(tables, dict):
+        inner: Any = tables.setdefault(part, {})
+        if not isinstance(inner, dict):
             raise RecipeError(
                 f"--set {'.'.join(path)}", f"expected a table at '{'.'.join(path[: depth + 1])}', got a value"
             )
+        tables = inner
     if value is None:
         tables.pop(path[-1], None)
     else:

@@ -15,20 +15,20 @@ class TokenizerConfig(Config):
     """A byte-level BPE trained on the program's own text, or an existing one."""
 
     vocab: int = Field(
-        4096,
+        default=4096,
         ge=SMALLEST_VOCABULARY,
         le=LARGEST_VOCABULARY,
         description="size of the vocabulary, special tokens included; small models want small ones",
         examples=[4096],
     )
     corpora: Tuple[str] | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="corpora that it is trained on; without it, those of the trunk's mixture",
         examples=[["wiki"]],
     )
     path: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="folder of an existing tokenizer, used as it is; nothing is trained",
         examples=["my-tokenizer"],

@@ -18,48 +18,58 @@ class ShapeConfig(Config):
         description="d, the width of the residual stream; a multiple of the head dimension", examples=[96]
     )
     layers: Dimension = Field(description="number of blocks", examples=[3])
-    heads: Dimension | None = Field(None, description="query heads; without it, width / head dimension", examples=[6])
-    kv_heads: Dimension | None = Field(
-        None, description="key and value heads; without it, as many as query heads", examples=[2]
+    heads: Dimension | None = Field(
+        default=None, description="query heads; without it, width / head dimension", examples=[6]
     )
-    ff: Dimension | None = Field(None, description="inner width of the MLP; without it, 2.5 × width", examples=[240])
+    kv_heads: Dimension | None = Field(
+        default=None, description="key and value heads; without it, as many as query heads", examples=[2]
+    )
+    ff: Dimension | None = Field(
+        default=None, description="inner width of the MLP; without it, 2.5 × width", examples=[240]
+    )
 
 
 class ModelConfig(Config):
     """Family, size and parametrization of the target; everything else of its shape follows."""
 
     family: Literal["tiny", "minicpm"] = Field(
-        "minicpm",
+        default="minicpm",
         description="the rule from size to shape; all sizes share head dimension, base width and depth/width rule",
         examples=["tiny"],
     )
     size: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="the dial: a size of the family by name or parameter count; or use [budget]",
         examples=["0.3M"],
     )
-    shape: ShapeConfig | None = Field(None, description="an explicit shape instead of a size")
-    tied: bool = Field(True, description="one matrix for embedding and head", examples=[True])
+    shape: ShapeConfig | None = Field(default=None, description="an explicit shape instead of a size")
+    tied: bool = Field(default=True, description="one matrix for embedding and head", examples=[True])
     row: int = Field(
-        256, ge=8, le=1 << 20, description="tokens in a row: the context that the model is trained on", examples=[256]
+        default=256,
+        ge=8,
+        le=1 << 20,
+        description="tokens in a row: the context that the model is trained on",
+        examples=[256],
     )
     parametrization: Literal["mup", "standard"] = Field(
-        "mup", description="how init and learning rate scale with width: the paper's µP, or none", examples=["mup"]
+        default="mup",
+        description="how init and learning rate scale with width: the paper's µP, or none",
+        examples=["mup"],
     )
     base_width: Dimension | None = Field(
-        None, description="the width at which µP is neutral; without it, the family's", examples=[32]
+        default=None, description="the width at which µP is neutral; without it, the family's", examples=[32]
     )
     init_std: Positive | None = Field(
-        None, description="base init deviation; without it, from the tunnel or the paper (0.1)", examples=[0.1]
+        default=None, description="base init deviation; without it, from the tunnel or the paper (0.1)", examples=[0.1]
     )
     scale_emb: Positive | None = Field(
-        None,
+        default=None,
         description="factor on the embedding's output; without it, from the tunnel or the paper (12)",
         examples=[12.0],
     )
     scale_depth: Positive | None = Field(
-        None,
+        default=None,
         description="factor on each block's output, over √layers; without it, from the tunnel or the paper (1.4)",
         examples=[1.4],
     )

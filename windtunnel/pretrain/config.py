@@ -15,50 +15,52 @@ class TrunkConfig(Config):
     """The one run at a stable learning rate from which every branch grows."""
 
     tokens: LengthValue | None = Field(
-        None,
+        default=None,
         description="D, the length of a finished model's training, its decay included: the trunk itself ends where the decay "
         "begins; without it, from the budget or 20N",
         examples=["6.4M"],
     )
     batch: Count | None = Field(
-        None,
+        default=None,
         description="tokens in a step, a multiple of model.row; without it, from the tunnel or a named law",
         examples=["4096"],
     )
     warmup: LengthValue = Field(
-        Length(0.01, "fraction"),
+        default=Length(0.01, "fraction"),
         description="linear rise of the learning rate; a share is of trunk.tokens",
         examples=["1%"],
     )
     mixture: Weights | None = Field(
-        None,
+        default=None,
         description="corpus = weight; token shares follow the weights; needed when there are several corpora",
         examples=[{"wiki": 2, "books": 1}],
     )
     checkpoint_every: LengthValue = Field(
-        Length(0.05, "fraction"), description="distance of checkpoints; a share is of trunk.tokens", examples=["5%"]
+        default=Length(0.05, "fraction"),
+        description="distance of checkpoints; a share is of trunk.tokens",
+        examples=["5%"],
     )
     keep: int = Field(
-        3, ge=1, le=10_000, description="newest checkpoints that stay; branch points always stay", examples=[3]
+        default=3, ge=1, le=10_000, description="newest checkpoints that stay; branch points always stay", examples=[3]
     )
 
 
 class BranchConfig(Config):
     """A finished model: the trunk's checkpoint at one point, decayed on a mixture of data."""
 
-    kind: Literal["decay"] = Field("decay", description="what grows here", examples=["decay"])
-    parent: str = Field("trunk", description="what it grows from", examples=["trunk"])
+    kind: Literal["decay"] = Field(default="decay", description="what grows here", examples=["decay"])
+    parent: str = Field(default="trunk", description="what it grows from", examples=["trunk"])
     at: LengthValue | None = Field(
-        None,
+        default=None,
         description="tokens of the trunk at which it begins; without it, trunk.tokens less its own tokens",
         examples=["5.4M"],
     )
     tokens: LengthValue = Field(
-        Length(0.1, "fraction"), description="length of the decay; a share is of trunk.tokens", examples=["10%"]
+        default=Length(0.1, "fraction"), description="length of the decay; a share is of trunk.tokens", examples=["10%"]
     )
-    form: Form = Field("exponential", description="how the learning rate falls", examples=["exponential"])
+    form: Form = Field(default="exponential", description="how the learning rate falls", examples=["exponential"])
     floor: float | None = Field(
-        None,
+        default=None,
         ge=0,
         lt=1,
         allow_inf_nan=False,
@@ -66,13 +68,15 @@ class BranchConfig(Config):
         examples=[0.1],
     )
     half_life: LengthValue | None = Field(
-        None,
+        default=None,
         description="exponential only: halve the rate every so often, as the paper does, instead of aiming at a floor",
         examples=["5000 steps"],
     )
     mixture: Weights | None = Field(
-        None,
+        default=None,
         description="corpus = weight; without it, the trunk's: the branch that the forecast is about",
         examples=[{"wiki": 1, "chats": 1}],
     )
-    batch: Count | None = Field(None, description="tokens in a step; without it, the trunk's", examples=["4096"])
+    batch: Count | None = Field(
+        default=None, description="tokens in a step; without it, the trunk's", examples=["4096"]
+    )

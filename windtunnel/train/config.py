@@ -15,19 +15,19 @@ class OptimizerConfig(Config):
     """AdamW. The defaults are those of the code that the paper's authors released later (arXiv 2404.06395)."""
 
     lr: float | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=10,
         allow_inf_nan=False,
         description="base learning rate; without it, from the tunnel or the paper (0.01)",
         examples=[0.01],
     )
-    beta1: Beta = Field(0.9, description="decay of the first moment", examples=[0.9])
-    beta2: Beta = Field(0.95, description="decay of the second moment", examples=[0.95])
-    eps: float = Field(1e-8, gt=0, lt=1, allow_inf_nan=False, description="AdamW's epsilon", examples=[1e-8])
+    beta1: Beta = Field(default=0.9, description="decay of the first moment", examples=[0.9])
+    beta2: Beta = Field(default=0.95, description="decay of the second moment", examples=[0.95])
+    eps: float = Field(default=1e-8, gt=0, lt=1, allow_inf_nan=False, description="AdamW's epsilon", examples=[1e-8])
     weight_decay: float = Field(
-        0.1, ge=0, lt=10, allow_inf_nan=False, description="decoupled, times the learning rate", examples=[0.1]
+        default=0.1, ge=0, lt=10, allow_inf_nan=False, description="decoupled, times the learning rate", examples=[0.1]
     )
     clip: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="limit of the gradient's global norm", examples=[1.0]
+        default=1.0, gt=0, allow_inf_nan=False, description="limit of the gradient's global norm", examples=[1.0]
     )

@@ -27,28 +27,34 @@ class TunnelConfig(Config):
         examples=[["0.8M", "1.6M", "3.2M"]],
     )
     seeds: int = Field(
-        1, ge=1, le=20, description="seeds of each proxy's trunk; two or more measure the seed noise", examples=[2]
+        default=1,
+        ge=1,
+        le=20,
+        description="seeds of each proxy's trunk; two or more measure the seed noise",
+        examples=[2],
     )
     trials: int = Field(
-        16,
+        default=16,
         ge=0,
         le=10_000,
         description="trials of the search over learning rate, init_std, scale_emb and scale_depth; 0 skips it",
         examples=[16],
     )
     trial_tokens: Count | None = Field(
-        None, description="tokens of a trial; without it, ten for each parameter as in the paper", examples=["250k"]
+        default=None,
+        description="tokens of a trial; without it, ten for each parameter as in the paper",
+        examples=["250k"],
     )
     search_size: str | None = Field(
-        None, description="size that is searched on; without it, the smallest proxy", examples=["0.02M"]
+        default=None, description="size that is searched on; without it, the smallest proxy", examples=["0.02M"]
     )
     check_size: str | None = Field(
-        None,
+        default=None,
         description="a wider size on which the found learning rate is checked; without it, the largest proxy",
         examples=["0.1M"],
     )
     forms: Tuple[LawForm] = Field(
-        ("additive", "coupled", "skaling"),
+        default=("additive", "coupled", "skaling"),
         min_length=1,
         description="forms of the law that compete; weighed by how well they predict held-out proxies",
         examples=[["additive", "coupled"]],
