@@ -1,4 +1,6 @@
-"""Causal attention over packed rows, with no token seeing another document. Shapes: B rows, T positions, S keys, H heads, K head dimension.
+"""Causal attention over packed rows, with no token seeing another document.
+
+Shapes in names: B rows, T positions, S keys, H heads, K head dimension.
 
 One meaning, three ways to compute it, which agree to 1e-5:
 

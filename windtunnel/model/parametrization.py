@@ -112,10 +112,9 @@ class Parametrization:
             raise RecipeError("model.without", f"expected names among {WIDTH_MULTIPLIERS}, got {sorted(unknown)}")
 
     @classmethod
-    def named(cls, name: Name, **constants: float) -> Parametrization:
+    def named(cls, name: Name) -> Parametrization:
         """The parametrization with its own defaults: ``standard`` has init 0.02 and no forward multipliers."""
-        own = {"init_std": 0.02, "scale_emb": 1.0, "scale_depth": 1.0} if name == "standard" else {}
-        return cls(name=name, **{**own, **constants})
+        return cls(name, init_std=0.02, scale_emb=1.0, scale_depth=1.0) if name == "standard" else cls(name)
 
     def rule(self, role: Role, shape: Shape) -> Rule:
         """Initialisation, learning-rate and weight-decay factors of a tensor with that role."""

@@ -9,6 +9,7 @@ dimension, V padded vocabulary.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -118,14 +119,16 @@ class Layer(nn.Module):
         return h_BTD + self.mlp(self.mlp_norm(h_BTD)) * place.residual
 
 
+@dataclass(frozen=True)
 class Place:
-    """What every layer of one forward pass shares: positions, mask, residual multiplier, cache."""
+    """What every layer of one forward pass shares: positions, residual multiplier, mask, cache."""
 
-    def __init__(
-        self, cos_TK: Tensor, sin_TK: Tensor, residual: Tensor, mask: Any, backend: Backend, cache: KeyValueCache | None
-    ) -> None:
-        self.cos_TK, self.sin_TK, self.residual = cos_TK, sin_TK, residual
-        self.mask, self.backend, self.cache = mask, backend, cache
+    cos_TK: Tensor
+    sin_TK: Tensor
+    residual: Tensor
+    mask: Any
+    backend: Backend
+    cache: KeyValueCache | None
 
 
 class Transformer(nn.Module):
@@ -178,7 +181,9 @@ class Transformer(nn.Module):
         self.residual_multiplier.fill_(m.residual)
         self.logit_multiplier.fill_(m.logits)
         # fp32 throughout, as in the runtimes that exported models meet.
-        frequency_K = 1.0 / shape.rope_theta ** (torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
+        frequency_K = 1.0 / shape.rope_theta ** (
+            torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+        )
         angle_TK = torch.arange(shape.max_positions, dtype=torch.float32)[:, None] * frequency_K
         self.cos.copy_(angle_TK.cos())
         self.sin.copy_(angle_TK.sin())
@@ -212,7 +217,9 @@ class Transformer(nn.Module):
             value[rows:] = 0.0
         return value
 
-    def hidden(self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden(
+        self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """What the head multiplies: norm(h_L) times the logit multiplier, in the compute dtype.
 
         Args:
@@ -223,11 +230,11 @@ class Transformer(nn.Module):
         """
         length = tokens_BT.shape[1]
         start = 0 if cache is None else cache.used
-        backend: Backend = self.backend or attention_backend(tokens_BT.device, length)
+        backend: Backend = "dense" if cache is not None else self.backend or attention_backend(tokens_BT.device, length)
         mask = None if documents_BT is None else document_mask(documents_BT, backend)
         if start:
             position = torch.arange(start + length, device=tokens_BT.device)
-            mask, backend = position[start:, None] >= position[None, :], "dense"
+            mask = position[start:, None] >= position[None, :]
         cos_TK, sin_TK = self.cos[start : start + length], self.sin[start : start + length]
         place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache)
         weight = self.embedding.weight
