@@ -1,0 +1,212 @@
+"""Checkpoints: atomic folders with weights, moments and position, whole or sliced over ranks; verified when loaded.
+
+One process writes ``weights.safetensors`` and ``optimizer.safetensors``. Several write a slice each, with a JSON table of
+global shapes and row offsets; any number of processes can read either. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from windtunnel.base.artefact import Manifest, explained, read_json, read_manifest, write_artefact, write_json
+from windtunnel.base.errors import ArtefactError
+from windtunnel.base.runtime import Runtime
+from windtunnel.model.transformer import Transformer
+from windtunnel.train.parallel import barrier
+from windtunnel.train.stage import Stage
+
+KIND = "checkpoint"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: updates of the trunk line, updates that AdamW counted, sequences consumed, updates skipped."""
+
+    step: int = 0
+    optimizer_step: int = 0
+    sequences: int = 0
+    skipped: int = 0
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """The folder of a run's checkpoint at a step."""
+    return run / "checkpoints" / f"step-{step:09d}"
+
+
+def steps_saved(run: Path) -> list[int]:
+    """Steps of the checkpoints in a run folder, oldest first, without looking inside."""
+    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
+
+
+def save(
+    run: Path, stage: Stage, model: Transformer, optimizer: torch.optim.AdamW, position: Position, runtime: Runtime,
+    *, pinned: bool = False,
+) -> Path:  # fmt: skip
+    """Writes a checkpoint of this step and returns its folder. Every rank must call it."""
+    path = checkpoint_path(run, position.step)
+    tensors = {"weights": _weights(model), "optimizer": dict(_moments(model, optimizer))}
+    state = {**asdict(position), "stage": stage.to_dict(), "world": runtime.world}
+    facts = {"numeric_class": runtime.numeric_class(), "pinned": pinned}
+    if runtime.world == 1:
+        with write_artefact(path, KIND, state, facts=facts) as folder:
+            for name, part in tensors.items():
+                save_file(part, folder / f"{name}.safetensors")
+        return path
+    staging = run / "checkpoints" / f".slices-{position.step}"
+    with explained(staging):
+        staging.mkdir(parents=True, exist_ok=True)
+        for name, part in tensors.items():
+            _write_slices(staging, name, part, runtime)
+    barrier(runtime)
+    if runtime.rank == 0:
+        with write_artefact(path, KIND, state, facts=facts) as folder:
+            for file in sorted(staging.iterdir()):
+                os.replace(file, folder / file.name)
+        shutil.rmtree(staging)
+    barrier(runtime)
+    return path
+
+
+def newest_whole(run: Path, warn: Any = None) -> tuple[int, Path] | None:
+    """The newest checkpoint of a run whose content matches its manifest; damaged ones are passed over and reported."""
+    for step in reversed(steps_saved(run)):
+        path = checkpoint_path(run, step)
+        try:
+            read_manifest(path, KIND)
+            return step, path
+        except ArtefactError as error:
+            if warn:
+                warn(f"passing over a damaged checkpoint: {error}")
+    return None
+
+
+def restore(path: Path, model: Transformer, optimizer: torch.optim.AdamW | None) -> Position:
+    """Loads verified weights, and moments if an optimizer is given, into this process's (slices of) tensors.
+
+    Raises:
+        ArtefactError: the checkpoint is damaged or of another shape.
+    """
+    manifest = read_manifest(path, KIND)
+    state = manifest.config
+    with torch.no_grad():
+        _fill(path, "weights", _weights(model))
+        if optimizer is not None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    step = torch.tensor(float(state["optimizer_step"]), device=parameter.device)
+                    optimizer.state[parameter] = {"step": step, **{m: torch.zeros_like(parameter) for m in _MOMENTS}}
+            _fill(path, "optimizer", dict(_moments(model, optimizer)))
+    return Position(**{name: state[name] for name in Position.__dataclass_fields__})
+
+
+def load_model(path: Path, device: str = "cpu", *, compute_dtype: torch.dtype | None = None) -> tuple[Transformer, Manifest]:
+    """A model with the weights of a checkpoint folder, for scoring, sampling or export.
+
+    Raises:
+        ArtefactError: the checkpoint is missing or damaged.
+    """
+    manifest = read_manifest(path, KIND, verify=False)  # restore verifies
+    stage = Stage.from_dict(manifest.config["stage"])
+    model = Transformer(stage.shape, stage.parametrization, device=torch.device(device))
+    if compute_dtype is not None:
+        model.compute_dtype = compute_dtype
+    restore(path, model, None)
+    return model.eval(), manifest
+
+
+def rotate(run: Path, last: int, keep: frozenset[int]) -> None:
+    """Deletes checkpoints that are neither pinned, nor asked for, nor among the ``last`` newest ones."""
+    steps = steps_saved(run)
+    for step in steps[: max(0, len(steps) - last)]:
+        path = checkpoint_path(run, step)
+        if step in keep or _is_pinned(path):
+            continue
+        doomed = path.with_name(f".{path.name}.old")
+        os.replace(path, doomed)  # a kill in the middle of a deletion leaves nothing that looks like a checkpoint
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _is_pinned(path: Path) -> bool:
+    try:
+        return bool(read_manifest(path, KIND, verify=False).facts.get("pinned"))
+    except ArtefactError:
+        return False
+
+
+def _weights(model: Transformer) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _moments(model: Transformer, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        for moment in _MOMENTS:
+            yield f"{moment}/{name}", state[moment] if moment in state else torch.zeros_like(parameter)
+
+
+def _rows(tensor: Tensor) -> tuple[int, int]:
+    """First row and number of rows that this process holds; sharding follows torch.chunk over dimension 0."""
+    if not isinstance(tensor, DTensor):
+        return 0, tensor.shape[0]
+    world, rank = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
+    size = -(-tensor.shape[0] // world)
+    first = min(rank * size, tensor.shape[0])
+    return first, min(size, tensor.shape[0] - first)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
+    save_file({key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
+    table = {key: {"shape": list(t.shape), "rows": list(_rows(t))} for key, t in tensors.items()}
+    write_json(folder / f"{name}-{runtime.rank}.json", table)
+
+
+def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
+    whole = path / f"{name}.safetensors"
+    tables = [(whole, None)] if whole.is_file() else [
+        (path / f"{name}-{table.stem.rpartition('-')[2]}.safetensors", read_json(table)) for table in path.glob(f"{name}-*.json")
+    ]  # fmt: skip
+    missing = {key: _rows(t)[1] for key, t in tensors.items()}
+    try:
+        with ExitStack() as stack:
+            for file, table in tables:
+                source = stack.enter_context(safe_open(file, framework="pt"))
+                for key, tensor in tensors.items():
+                    missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
+    except (SafetensorError, KeyError) as error:
+        raise ArtefactError(str(path), f"expected the tensors of this shape, {error}", "is it another model's?") from None
+    for key, rows in missing.items():
+        if rows:
+            raise ArtefactError(str(path), f"expected all rows of {key}, {rows} are missing", "delete this checkpoint")
+
+
+def _copy(source: Any, key: str, tensor: Tensor, held: list[int] | None) -> int:
+    """Copies the rows that the file holds and this process needs; returns their number."""
+    piece = source.get_slice(key)
+    first, count = _rows(tensor)
+    start, number = held or (0, piece.get_shape()[0])
+    low, high = max(first, start), min(first + count, start + number)
+    if high <= low:
+        return 0
+    rows = piece[low - start : high - start]
+    target = _local(tensor)[low - first : high - first]
+    if rows.shape != target.shape:
+        raise KeyError(f"{key} is {list(rows.shape)}, expected {list(target.shape)}")
+    target.copy_(rows)
+    return high - low

@@ -1,0 +1,237 @@
+"""The loop: the only place where anything is trained. Trunk, branch and trial differ by the stage that is passed in."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from windtunnel.base.artefact import read_json, write_json
+from windtunnel.base.errors import ArtefactError, Diverged, Stopped
+from windtunnel.base.runtime import Runtime, peak_memory
+from windtunnel.corpus.loader import Loader
+from windtunnel.corpus.store import Corpus
+from windtunnel.model.transformer import Transformer
+from windtunnel.train.bits_per_byte import score_heldout
+from windtunnel.train.checkpoint import Position, newest_whole, restore, rotate, save
+from windtunnel.train.control import Control, Progress
+from windtunnel.train.metrics import Metrics
+from windtunnel.train.objectives import OBJECTIVES
+from windtunnel.train.optimizer import build_optimizer
+from windtunnel.train.parallel import any_rank, barrier, shard, share
+from windtunnel.train.stage import Stage
+from windtunnel.train.step import Trainer, make_compute, train_step
+
+RESULT = "result.json"
+_SAVE_SECONDS = 60.0
+_KEPT = 2
+_MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # 1,024 tokens keep a CPU's logits in cache (docs/lab-log.md)
+_SKIPS_IN_A_ROW = 10
+
+
+@dataclass
+class Workshop:
+    """What stays warm between stages of one shape in one process: the model and the compiled objective."""
+
+    runtime: Runtime
+    _models: dict[str, tuple[Transformer, Any]]
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime, self._models = runtime, {}
+
+    def trainer(self, stage: Stage) -> Trainer:
+        """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
+        signature = str((stage.shape, stage.objective, stage.masking, stage.plan.row))
+        objective = OBJECTIVES[stage.objective]
+        if signature not in self._models or self.runtime.world > 1:
+            model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
+            if self.runtime.dtype == "bfloat16":
+                model.compute_dtype = torch.bfloat16
+            self._models[signature] = (model, make_compute(objective, compiled=self.runtime.compiled))
+        model, compute = self._models[signature]
+        model.set_parametrization(stage.parametrization)
+        model.init_weights(stage.seed)
+        shard(model, self.runtime)
+        optimizer = build_optimizer(model, stage.optimizer)
+        micro = max(1, _MICRO_TOKENS[self.runtime.torch_device.type] // stage.plan.row)
+        micro = min(micro, -(-stage.batch // self.runtime.world))
+        masked = stage.masking == "document"
+        return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked)
+
+
+def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, control: Control) -> Position:
+    """Where a stage begins. The order, stated here and nowhere else:
+
+    1. the newest whole checkpoint of its own;
+    2. the parent's checkpoint that the stage names, weights, moments, step count and all;
+    3. fresh weights from its seed.
+    """
+    own = newest_whole(run, control.say)
+    if own is not None and own[0] <= stage.steps:
+        return restore(own[1], trainer.model, trainer.optimizer)
+    if stage.start is not None:
+        if parent is None:
+            raise ArtefactError(str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first")
+        return restore(parent, trainer.model, trainer.optimizer)
+    return Position()
+
+
+def run_stage(
+    stage: Stage, run: Path, corpora: Mapping[str, Corpus], workshop: Workshop,
+    *, parent: Path | None = None, control: Control | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains a stage to its last step and scores it; continues where an earlier call was cut off; returns its result.
+
+    The run folder receives ``stage.json``, ``metrics.jsonl``, ``checkpoints/`` and at last ``result.json``.
+
+    Raises:
+        Stopped: a stop was asked for; a checkpoint of the last finished step is on disk.
+        Diverged: ten updates in a row were not finite; the last checkpoint is from before them.
+    """
+    control, runtime = control or Control(), workshop.runtime
+    write_json(run / "stage.json", {"key": stage.key, **stage.to_dict()})
+    trainer = workshop.trainer(stage)
+    at = begin(stage, run, parent, trainer, control)
+    barrier(runtime)
+    metrics = Metrics(run, at.step) if runtime.rank == 0 else None
+    try:
+        at, clock = _train(stage, run, corpora, trainer, at, metrics, control)
+    finally:
+        if metrics:
+            metrics.close()
+    scores = {}
+    for name in stage.score:
+        scored = score_heldout(trainer, corpora[name].heldout, stage.plan.row, stage.score_tokens)
+        scores[name] = {**asdict(scored), "bits_per_byte": scored.bits_per_byte, "corpus": corpora[name].hash}
+    result = {
+        "key": stage.key, "step": at.step, "tokens": at.sequences * stage.plan.row, "skipped": at.skipped, "scores": scores,
+        "loss": clock.mean_loss(), "numeric_class": runtime.numeric_class(), "peak_memory": peak_memory(),
+        **_time_spent(run, clock, stage),
+    }  # fmt: skip
+    if runtime.rank == 0:
+        write_json(run / RESULT, result)
+    barrier(runtime)
+    return result
+
+
+def _train(
+    stage: Stage, run: Path, corpora: Mapping[str, Corpus], trainer: Trainer, at: Position, metrics: Metrics | None, control: Control
+) -> tuple[Position, Clock]:
+    """From a position to the last step: load, step, record, and save where one is due."""
+    loader, runtime, clock, bad = Loader(stage.plan, corpora), trainer.runtime, Clock(), 0
+    keep, saved = frozenset(stage.keep), at.step
+    while at.step < stage.steps:
+        clock.start()
+        step = at.step + 1
+        rows = loader.rows(*share(at.sequences, stage.batch, runtime))
+        rate = stage.optimizer.learning_rate * stage.schedule.factor(step)
+        clock.loaded()
+        report = step_or_halve(trainer, rows, rate, control)
+        clock.stepped(stage.step_tokens, report.terms["loss"])
+        bad = 0 if report.applied else bad + 1
+        if bad >= _SKIPS_IN_A_ROW:
+            raise Diverged(f"{stage.name}: {bad} updates in a row were not finite at step {step}; lower the learning rate")
+        at = Position(step, at.optimizer_step + report.applied, at.sequences + stage.batch, at.skipped + (not report.applied))
+        if metrics:
+            metrics.add(step, {**report.terms, "gradient_norm": report.gradient_norm, "learning_rate": rate})
+        stopping = any_rank(control.stop, runtime) if runtime.world > 1 else control.stop
+        finishing = stage.open_ended and control.finish()
+        last = step == stage.steps or finishing
+        due = any_rank(clock.save_due(), runtime) or bool(stage.save_every and step % stage.save_every == 0)
+        if step in keep or (last and stage.save_final) or (stage.save_final and (due or stopping)):
+            if metrics:
+                metrics.flush()
+            save(run, stage, trainer.model, trainer.optimizer, at, runtime, pinned=step in keep or last)
+            clock.saved()
+            saved = step
+            if runtime.rank == 0:
+                rotate(run, _KEPT, keep)
+        if control.due():
+            control.tell(clock.progress(stage, at))
+        if stopping and not last:
+            kept = f"a checkpoint of step {saved} is saved" if saved else "nothing was saved yet"
+            raise Stopped(f"{stage.name}: stopped after step {step} of {stage.steps}; {kept}; the same command continues")
+        if finishing:
+            break
+        clock.done()
+    return at, clock
+
+
+def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control) -> Any:
+    """One step; out of memory halves the micro-batch, says so and tries the same step again."""
+    while True:
+        try:
+            return train_step(trainer, rows, rate)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if "memory" not in str(error).lower() or trainer.micro == 1:
+                raise
+            trainer.optimizer.zero_grad(set_to_none=True)
+            trainer.micro //= 2
+            control.say(f"out of memory: the micro-batch is now {trainer.micro} rows; the batch and the numbers' meaning stay")
+
+
+class Clock:
+    """Where the time of a run goes, in seconds, and its recent speed and loss."""
+
+    def __init__(self) -> None:
+        self.seconds = {"step": 0.0, "load": 0.0, "other": 0.0, "save": 0.0}
+        self.tokens = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=50)
+        self._losses: deque[float] = deque(maxlen=100)
+        self._save = self._mark = time.monotonic()
+
+    def start(self) -> None:
+        self._mark = time.perf_counter()
+
+    def _lap(self, name: str) -> float:
+        now = time.perf_counter()
+        lap, self._mark = now - self._mark, now
+        self.seconds[name] += lap
+        return lap
+
+    def loaded(self) -> None:
+        self._lap("load")
+
+    def stepped(self, tokens: int, loss: float) -> None:
+        self._recent.append((self._lap("step"), tokens))
+        self._losses.append(loss)
+        self.tokens += tokens
+
+    def saved(self) -> None:
+        self._lap("save")
+        self._save = time.monotonic()
+
+    def save_due(self) -> bool:
+        return time.monotonic() - self._save > _SAVE_SECONDS
+
+    def done(self) -> None:
+        self._lap("other")
+
+    def mean_loss(self) -> float:
+        """Mean training loss of the last steps (at most 100), in the objective's unit."""
+        return sum(self._losses) / max(1, len(self._losses))
+
+    def progress(self, stage: Stage, at: Position) -> Progress:
+        seconds, tokens = sum(s for s, _ in self._recent), sum(t for _, t in self._recent)
+        speed = tokens / seconds if seconds else 0.0
+        left = (stage.steps - at.step) * stage.step_tokens
+        return Progress(stage.name, at.step, stage.steps, self.mean_loss(), speed, left / speed if speed else 0.0)
+
+
+def _time_spent(run: Path, clock: Clock, stage: Stage) -> dict[str, Any]:
+    """Seconds by kind, those of an interrupted earlier call not known and so not claimed; exact FLOPs."""
+    return {"seconds": clock.seconds, "timed_tokens": clock.tokens, "flops": stage.flops}
+
+
+def read_result(run: Path, stage: Stage) -> dict[str, Any] | None:
+    """The result of a finished stage, or None if it is missing, of another identity, too short or lacks a score."""
+    if not (run / RESULT).is_file():
+        return None
+    result = read_json(run / RESULT)
+    whole = result.get("key") == stage.key and (result["step"] == stage.steps or (stage.open_ended and result["step"] > stage.steps))
+    return result if whole and set(stage.score) <= set(result["scores"]) else None

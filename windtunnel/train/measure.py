@@ -1,0 +1,53 @@
+"""How fast this machine is: a short measurement, from which ``plan`` estimates times before anything has been trained."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from windtunnel.base.runtime import Runtime
+from windtunnel.model.shape import Shape
+
+_REST = 2.0
+"""Time of a compiled training step over that of its matrix products alone (docs/lab-log.md: 1.8 to 2.3 from 0.02M to 1M)."""
+
+
+def matmul_flops(rows: int, inner: int, columns: int, device: torch.device, seconds: float = 0.02) -> float:
+    """Floating-point operations a second of one matrix product, the best of a few."""
+    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
+    best, until = 0.0, time.perf_counter() + seconds
+    a @ b
+    while True:
+        begun = time.perf_counter()
+        for _ in range(3):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        best = max(best, 3 * 2 * rows * inner * columns / max(now - begun, 1e-9))
+        if now > until:
+            return best
+
+
+def peak_flops(runtime: Runtime) -> float:
+    """The best matrix product that this runtime reaches, in FLOP/s: the yardstick of utilisation."""
+    side = 4096 if runtime.device.startswith("cuda") else 1024
+    return matmul_flops(side, side, side, runtime.torch_device, 0.15)
+
+
+def estimate_speed(shape: Shape, row: int, runtime: Runtime, micro_tokens: int = 1024) -> float:
+    """Expected training tokens a second for a shape, from its own matrix products at micro-batch size."""
+    d = runtime.torch_device
+    queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    products = [(shape.width, queries), (queries, shape.width), (shape.width, 2 * shape.ff), (shape.ff, shape.width)]
+    per_token = sum(6 * i * o / matmul_flops(micro_tokens, i, o, d) for i, o in products) * shape.layers
+    per_token += 6 * shape.width * shape.vocab / matmul_flops(micro_tokens, shape.width, shape.padded_vocab, d)
+    per_token += 6 * row * shape.heads * shape.head_dim * shape.layers / matmul_flops(row, shape.head_dim, row, d)
+    return 1 / (per_token * _REST)
+
+
+def machine_facts(runtime: Runtime) -> dict[str, Any]:
+    """Peak FLOP/s and numeric class, for the plan and the report."""
+    return {"peak_flops": peak_flops(runtime), "numeric_class": runtime.numeric_class(), "threads": runtime.threads}

@@ -1,0 +1,56 @@
+"""A run's own metrics: one JSON line a step in ``metrics.jsonl``, from which the lab book is filled and can be rebuilt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from windtunnel.base.artefact import explained, write_bytes
+
+FILE = "metrics.jsonl"
+_FLUSH_SECONDS = 2.0
+
+
+class Metrics:
+    """Appends one line for each step. Steps after ``step`` are dropped first: they will be trained again, bit for bit."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        self._path = run / FILE
+        lines = [json.dumps([at, values]) + "\n" for at, values in read_metrics(run) if at <= step]
+        write_bytes(self._path, "".join(lines).encode())
+        with explained(self._path):
+            self._stream = self._path.open("a", encoding="utf-8")
+        self._flushed = time.monotonic()
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Records the metrics of a step; non-finite values are written as null."""
+        clean = {name: value if value == value and abs(value) != float("inf") else None for name, value in values.items()}
+        self._stream.write(json.dumps([step, clean]) + "\n")
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands all lines to the operating system."""
+        with explained(self._path):
+            self._stream.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        self._stream.close()
+
+
+def read_metrics(run: Path) -> Iterator[tuple[int, dict[str, float | None]]]:
+    """The recorded steps of a run in file order; a line that a kill tore is left out."""
+    try:
+        text = (run / FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            step, values = json.loads(line)
+        except ValueError:
+            continue
+        yield step, values

@@ -1,0 +1,146 @@
+"""A stage: start, surgery, data plan, objective, schedule, batch. The only way to train anything. Needs no torch.
+
+A trunk, a decay branch and a tunnel trial are stages that differ in these values and in nothing else. A stage is a pure
+function of its identity: equal identities give equal weights, bit for bit in one numeric class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from windtunnel.base.artefact import content_hash
+from windtunnel.corpus.mixture import DataPlan
+from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.shape import Shape
+from windtunnel.train.schedule import Schedule
+
+NUMERICS = 1
+"""Raised whenever our own arithmetic changes (the golden losses force it): no stale trial may enter a law."""
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Base learning rate and AdamW's constants (arXiv 2404.06395 released code: betas .9/.95, decay .1, clip 1).
+
+    ``learning_rate`` is the *base* rate; each role multiplies it. ``weight_decay`` is decoupled and multiplied by the rate.
+    """
+
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a stage begins if it has no checkpoint of its own: at a step of another stage, moments and all."""
+
+    stage: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that one training run depends on.
+
+    ``batch`` counts sequences in a step and ``steps`` is the number of the last update, counted from the beginning of the
+    trunk. ``open_ended`` marks a trunk: its identity does not contain its length, so more tokens extend it. ``keep`` lists
+    the steps whose checkpoints stay; ``score`` names the held-out parts that are scored at the end.
+    """
+
+    name: str
+    kind: str
+    shape: Shape
+    parametrization: Parametrization
+    optimizer: AdamW
+    schedule: Schedule
+    plan: DataPlan
+    corpora: tuple[tuple[str, str], ...]
+    batch: int
+    steps: int
+    seed: int
+    start: Start | None = None
+    objective: str = "lm"
+    masking: str = "document"
+    open_ended: bool = False
+    keep: tuple[int, ...] = ()
+    score: tuple[str, ...] = ()
+    score_tokens: int | None = None
+    save_every: int | None = None
+    save_final: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on, as JSON."""
+        out = self.to_dict()
+        for name in ("name", "keep", "score", "score_tokens", "save_every", "save_final", "open_ended"):
+            out.pop(name)
+        if self.open_ended:
+            out.pop("steps")
+        return {**out, "numerics": NUMERICS}
+
+    @property
+    def key(self) -> str:
+        """The hash of the identity, 64 hexadecimal digits."""
+        return content_hash(self.identity())
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-{self.key[:10]}"
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in one step, the padding of no row subtracted."""
+        return self.batch * self.plan.row
+
+    @property
+    def tokens(self) -> int:
+        """Tokens consumed at the last step, those of the trunk included."""
+        return self.steps * self.step_tokens
+
+    @property
+    def own_steps(self) -> int:
+        """Updates that this stage itself makes."""
+        return self.steps - (self.start.step if self.start else 0)
+
+    @property
+    def flops(self) -> float:
+        """Exact training FLOPs of this stage's own updates."""
+        return self.own_steps * self.step_tokens * self.shape.flops_per_token(self.plan.row).total
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **{f: getattr(self, f) for f in ("name", "kind", "batch", "steps", "seed", "objective", "masking", "open_ended",
+                                             "save_every", "save_final", "score_tokens")},
+            "keep": list(self.keep),
+            "score": list(self.score),
+            "corpora": {name: value for name, value in self.corpora},
+            "shape": self.shape.to_dict(),
+            "parametrization": self.parametrization.to_dict(),
+            "optimizer": asdict(self.optimizer),
+            "schedule": self.schedule.to_dict(),
+            "plan": self.plan.to_dict(),
+            "start": asdict(self.start) if self.start else None,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Stage:
+        return cls(
+            **{
+                **raw,
+                "keep": tuple(raw["keep"]),
+                "score": tuple(raw["score"]),
+                "corpora": tuple(sorted(raw["corpora"].items())),
+                "shape": Shape(**raw["shape"]),
+                "parametrization": Parametrization.from_dict(raw["parametrization"]),
+                "optimizer": AdamW(**raw["optimizer"]),
+                "schedule": Schedule(**raw["schedule"]),
+                "plan": DataPlan.from_dict(raw["plan"]),
+                "start": Start(**raw["start"]) if raw["start"] else None,
+            }
+        )
+
+    def with_steps(self, steps: int) -> Stage:
+        return replace(self, steps=steps)

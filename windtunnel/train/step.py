@@ -1,0 +1,92 @@
+"""One optimizer step: micro-batches, gradients normalised by counts, clip, update. It fits one screen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from windtunnel.base.runtime import Runtime
+from windtunnel.corpus.loader import IGNORED, Rows
+from windtunnel.model.transformer import Transformer
+from windtunnel.train.objectives import Objective
+from windtunnel.train.optimizer import set_learning_rate
+from windtunnel.train.parallel import global_norm_clip, sum_over_ranks
+
+
+@dataclass
+class Trainer:
+    """The moving parts of one run: weights, moments and the compiled objective. ``micro`` counts rows of a micro-batch."""
+
+    model: Transformer
+    optimizer: torch.optim.AdamW
+    objective: Objective
+    compute: Any
+    runtime: Runtime
+    micro: int
+    clip: float
+    masked: bool = True
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. ``terms`` are means in the objective's units; ``applied`` is False for a skipped update."""
+
+    terms: dict[str, float]
+    gradient_norm: float
+    applied: bool
+
+
+def make_compute(objective: Objective, *, compiled: bool) -> Any:
+    """The objective as a function (model, tokens, targets, documents, scale[terms]) -> (scaled sum, sums[terms]).
+
+    Compiled once for each shape: hyper-parameters reach it as tensors, so trials of one shape share the code.
+    """
+
+    def compute(model: Transformer, tokens: Tensor, targets: Tensor, documents: Tensor | None, scale: Tensor):
+        sums = objective.sums(model, tokens, targets, documents)
+        return (sums * scale).sum(), sums.detach()
+
+    return torch.compile(compute, dynamic=False, fullgraph=True) if compiled else compute
+
+
+def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport:
+    """Updates the weights once with this rank's rows, or leaves them as they were if anything is not finite.
+
+    The sums of all micro-batches and ranks are divided by counts over all of them. A non-finite loss or gradient norm,
+    which all ranks see alike, skips the update: neither weights nor moments change.
+    """
+    device, objective = trainer.runtime.torch_device, trainer.objective
+    counts = sum_over_ranks(objective.counts(rows), trainer.runtime)
+    weights = np.asarray(objective.weights) / np.maximum(counts, 1)
+    scale = torch.tensor(weights * trainer.runtime.world, dtype=torch.float32, device=device)  # gradients are averaged over ranks
+    sums = torch.zeros(len(objective.names), dtype=torch.float64, device=device)
+    for begin in range(0, len(rows.inputs), trainer.micro):
+        loss, part = trainer.compute(trainer.model, *to_device(rows, begin, trainer), scale)
+        loss.backward()
+        sums += part
+    norm = global_norm_clip(trainer.model, trainer.clip)
+    means = sum_over_ranks(sums.cpu().numpy(), trainer.runtime) / np.maximum(counts, 1)
+    applied = bool(np.isfinite(means).all()) and math.isfinite(norm)
+    if applied:
+        set_learning_rate(trainer.optimizer, learning_rate)
+        trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return StepReport(dict(zip(objective.names, means.tolist(), strict=True)), norm, applied)
+
+
+def to_device(rows: Rows, begin: int, trainer: Trainer) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One micro-batch as tensors, filled up with unscored rows to the one compiled shape."""
+    device, end = trainer.runtime.torch_device, begin + trainer.micro
+    tokens, targets = torch.from_numpy(rows.inputs[begin:end]), torch.from_numpy(rows.targets[begin:end])
+    documents = torch.from_numpy(rows.documents[begin:end])
+    if missing := trainer.micro - len(tokens):
+        tokens = torch.cat([tokens, tokens.new_zeros(missing, tokens.shape[1])])
+        targets = torch.cat([targets, targets.new_full((missing, targets.shape[1]), IGNORED)])
+        documents = torch.cat([documents, documents.new_zeros(missing, documents.shape[1])])
+    move = {"device": device, "non_blocking": True}
+    return tokens.to(**move), targets.to(**move), documents.to(**move) if trainer.masked else None

@@ -1,0 +1,277 @@
+"""The fleet: worker processes on one machine that train stages, one single-threaded process a core. Needs no torch.
+
+A job becomes ready when the checkpoint it starts from is on disk, so decay branches start while their trunk is still running.
+A worker that crashes or falls silent is replaced and its job tried again once, from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from windtunnel.base.artefact import MANIFEST, explained, write_json
+from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
+from windtunnel.train.stage import Stage
+
+_SILENCE = 900.0
+_TRIES = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage, the folder of its run, the checkpoint it starts from and where its corpora lie."""
+
+    stage: Stage
+    run: Path
+    corpora: dict[str, Path]
+    parent: Path | None = None
+    finish: Path | None = None
+    weight: float = 0.0
+
+    def message(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage.to_dict(),
+            "run": str(self.run),
+            "corpora": {name: str(path) for name, path in self.corpora.items()},
+            "parent": str(self.parent) if self.parent else None,
+            "finish": str(self.finish) if self.finish else None,
+        }
+
+
+class Watcher(Protocol):
+    """Whoever shows what the fleet does."""
+
+    def started(self, job: Job) -> None: ...
+    def progress(self, job: Job, word: dict[str, Any]) -> None: ...
+    def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass
+class _Seat:
+    """One worker process and what it is doing."""
+
+    process: subprocess.Popen[str]
+    job: Job | None = None
+    heard: float = field(default_factory=time.monotonic)
+    warm: set[str] = field(default_factory=set[str])
+
+    def send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except (BrokenPipeError, OSError):  # noticed as an ended process
+            pass
+
+
+class Fleet:
+    """Workers that stay alive, warm, over several calls of ``run``.
+
+    Args:
+        workers: number of processes.
+        threads: threads in each.
+        devices: passed on to each worker, ``"cpu"`` or ``"cuda"``.
+        log: file that receives the workers' standard error.
+        world: ranks that train each stage together under torchrun (then one stage at a time).
+    """
+
+    def __init__(
+        self, workers: int, log: Path, *, threads: int = 1, devices: str | None = None, eager: bool = False, world: int = 1
+    ) -> None:
+        self._options = ["--threads", str(threads)] + (["--devices", devices] if devices else []) + (["--eager"] if eager else [])
+        self._count, self._log, self._world, self._threads = workers, log, world, threads
+        self._events: queue.Queue[tuple[_Seat, dict[str, Any] | None]] = queue.Queue()
+        self._seats: list[_Seat] = []
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for seat in self._seats:
+            if seat.process.stdin:
+                seat.process.stdin.close()
+            seat.process.terminate()
+        for seat in self._seats:
+            try:
+                seat.process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                seat.process.kill()
+        self._seats = []
+
+    def run(
+        self, jobs: Sequence[Job], watcher: Watcher, *, stopping: Callable[[], bool] = lambda: False
+    ) -> dict[str, dict[str, Any]]:
+        """Trains all jobs; returns results by run folder, with ``{"failed": reason}`` for those that could not be trained.
+
+        Raises:
+            Stopped: ``stopping`` said so; every running stage has stopped at a step boundary.
+            WindtunnelError: a worker met a problem that no other try can mend (full disk, damaged input).
+        """
+        waiting = sorted(jobs, key=lambda job: -(job.weight or job.stage.flops))
+        results: dict[str, dict[str, Any]] = {}
+        tries: dict[str, int] = {}
+        told = False
+        while waiting or any(seat.job for seat in self._seats):
+            if stopping() and not told:
+                told, waiting = True, []
+                for seat in self._seats:
+                    if seat.job:
+                        self._stop(seat)
+            if not told:
+                self._hand_out(waiting, watcher)
+                if waiting and not any(seat.job for seat in self._seats):
+                    missing = ", ".join(job.stage.name for job in waiting)
+                    raise WindtunnelError(f"these stages wait for a checkpoint that no running stage will write: {missing}")
+            try:
+                seat, message = self._events.get(timeout=0.2)
+            except queue.Empty:
+                self._replace_silent(waiting, tries, results, watcher)
+                continue
+            self._hear(seat, message, waiting, tries, results, watcher, told)
+        if told:
+            raise Stopped("stopped at a step boundary; the same command continues")
+        return results
+
+    def _stop(self, seat: _Seat) -> None:
+        if self._world > 1:
+            seat.process.terminate()
+        else:
+            seat.send({"stop": True})
+
+    def _hand_out(self, waiting: list[Job], watcher: Watcher) -> None:
+        for job in list(waiting):
+            if job.parent is not None and not (job.parent / MANIFEST).is_file():
+                continue
+            seat = self._free_seat(job)
+            if seat is None:
+                return
+            waiting.remove(job)
+            seat.job, seat.heard = job, time.monotonic()
+            seat.warm.add(_signature(job.stage))
+            watcher.started(job)
+            if self._world == 1:
+                seat.send(job.message())
+
+    def _free_seat(self, job: Job) -> _Seat | None:
+        """A free worker, one that is warm for this shape if there is a choice; a new one if there is room."""
+        if self._world > 1:
+            return None if any(seat.job for seat in self._seats) else self._launch(job)
+        free = [seat for seat in self._seats if seat.job is None]
+        if warm := [seat for seat in free if _signature(job.stage) in seat.warm]:
+            return warm[0]
+        if len(self._seats) < self._count:
+            return self._launch(None)
+        return free[0] if free else None
+
+    def _launch(self, job: Job | None) -> _Seat:
+        command = [sys.executable, "-m", "windtunnel.tunnel.worker", *self._options]
+        if job is not None:
+            file = job.run / "job.json"
+            write_json(file, job.message())
+            command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._world}", "-m"]
+            command += ["--job", str(file)]
+            self._seats = []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads), "PYTHONUNBUFFERED": "1"}
+        with explained(self._log):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("a", encoding="utf-8") as log:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+                )
+        seat = _Seat(process)
+        self._seats.append(seat)
+        threading.Thread(target=self._listen, args=(seat,), daemon=True).start()
+        return seat
+
+    def _listen(self, seat: _Seat) -> None:
+        assert seat.process.stdout is not None
+        for line in seat.process.stdout:
+            try:
+                self._events.put((seat, json.loads(line)))
+            except ValueError:
+                continue
+        self._events.put((seat, None))
+
+    def _hear(
+        self, seat: _Seat, message: dict[str, Any] | None, waiting: list[Job], tries: dict[str, int],
+        results: dict[str, dict[str, Any]], watcher: Watcher, told: bool,
+    ) -> None:  # fmt: skip
+        seat.heard, job = time.monotonic(), seat.job
+        if message is None:
+            if seat in self._seats:
+                self._seats.remove(seat)
+            if job is not None:
+                seat.job = None
+                reason = f"the worker ended with code {seat.process.wait()}"
+                self._again_or_fail(job, reason, waiting, tries, results, watcher, told)
+        elif job is None:
+            return
+        elif "progress" in message:
+            watcher.progress(job, message["progress"])
+        elif "say" in message:
+            watcher.say(f"{job.stage.name}: {message['say']}")
+        elif "result" in message:
+            seat.job = None
+            results[str(job.run)] = {**message["result"], "wall": message["wall"]}
+            watcher.done(job, results[str(job.run)], "")
+        elif "error" in message:
+            seat.job = None
+            self._error(job, message, waiting, tries, results, watcher, told)
+
+    def _error(
+        self, job: Job, message: dict[str, Any], waiting: list[Job], tries: dict[str, int],
+        results: dict[str, dict[str, Any]], watcher: Watcher, told: bool,
+    ) -> None:  # fmt: skip
+        code, reason = message["code"], message["error"]
+        if code == Stopped.exit_code:
+            return
+        if code == Diverged.exit_code:
+            results[str(job.run)] = {"failed": reason, "diverged": True}
+            watcher.done(job, None, reason)
+        elif code == 1:
+            self._again_or_fail(job, reason, waiting, tries, results, watcher, told)
+        else:
+            failure = WindtunnelError(reason)
+            failure.exit_code = code
+            raise failure
+
+    def _again_or_fail(
+        self, job: Job, reason: str, waiting: list[Job], tries: dict[str, int],
+        results: dict[str, dict[str, Any]], watcher: Watcher, told: bool,
+    ) -> None:  # fmt: skip
+        tries[str(job.run)] = tries.get(str(job.run), 1) + 1
+        if told:
+            return
+        if tries[str(job.run)] > _TRIES:
+            results[str(job.run)] = {"failed": reason}
+            watcher.done(job, None, reason)
+        else:
+            watcher.say(f"{job.stage.name}: {reason}; trying it again once (the log is {self._log.name})")
+            waiting.insert(0, job)
+
+    def _replace_silent(
+        self, waiting: list[Job], tries: dict[str, int], results: dict[str, dict[str, Any]], watcher: Watcher
+    ) -> None:
+        for seat in list(self._seats):
+            if seat.job and time.monotonic() - seat.heard > _SILENCE:
+                job, seat.job = seat.job, None
+                seat.process.kill()
+                self._again_or_fail(job, f"no word for {_SILENCE:.0f} s", waiting, tries, results, watcher, False)
+
+
+def _signature(stage: Stage) -> str:
+    return str((stage.shape, stage.objective, stage.plan.row))

@@ -1,0 +1,85 @@
+"""What a person sees while the fleet works: one bar for the task, one line for each running stage; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from windtunnel.base.units import duration, si
+from windtunnel.tunnel.fleet import Job
+
+_PLAIN_SECONDS = 15.0
+
+
+class Screen:
+    """Shows progress on the standard error stream, which leaves standard output to results."""
+
+    def __init__(self, *, quiet: bool = False, peak_flops: float = 0.0) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._live = self.console.is_terminal and not quiet
+        self._peak, self._progress = peak_flops, None
+        self._lines: dict[str, TaskID] = {}
+        self._done: dict[str, float] = {}
+        self._title, self._total, self._whole = "", 0.0, TaskID(0)
+        self._begun = self._printed = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One notice line."""
+        self.console.print(text, style="yellow" if self._live else None, markup=False)
+
+    @contextmanager
+    def task(self, title: str, jobs: list[Job]) -> Iterator[None]:
+        """Shows a group of jobs as one task whose length is their FLOPs."""
+        self._title, self._total = title, max(1.0, sum(job.stage.flops for job in jobs))
+        self._done, self._begun = {}, time.monotonic()
+        if not self._live:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True) as self._progress:
+            self._whole = self._progress.add_task(title, total=self._total, note="")
+            yield
+        self._progress, self._lines = None, {}
+
+    def started(self, job: Job) -> None:
+        if self._progress is not None:
+            name = f"  {job.stage.name}"
+            self._lines[str(job.run)] = self._progress.add_task(name, total=job.stage.flops, note="compiling")
+
+    def progress(self, job: Job, word: dict[str, Any]) -> None:
+        own = job.stage.own_steps
+        share = 1 - (word["steps"] - word["step"]) / max(1, own)
+        self._done[str(job.run)] = share * job.stage.flops
+        per_token = job.stage.shape.flops_per_token(job.stage.plan.row).total
+        used = f" · {100 * word['tokens_per_second'] * per_token / self._peak:.0f} % of peak" if self._peak else ""
+        note = f"loss {word['loss']:.3f} · {si(word['tokens_per_second'])} tokens/s{used} · {duration(word['eta'])} left"
+        if self._progress is not None:
+            self._progress.update(self._lines[str(job.run)], completed=self._done[str(job.run)], note=note)
+            self._progress.update(self._whole, completed=sum(self._done.values()), note=self._left())
+        elif time.monotonic() - self._printed > _PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            share = sum(self._done.values()) / self._total
+            self.console.print(f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name}: {note}", markup=False)
+
+    def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None:
+        self._done[str(job.run)] = job.stage.flops
+        if self._progress is not None:
+            line = self._lines.pop(str(job.run), None)
+            if line is not None:
+                self._progress.remove_task(line)
+            self._progress.update(self._whole, completed=sum(self._done.values()), note=self._left())
+        if reason:
+            self.say(f"{job.stage.name}: {reason}")
+
+    def _left(self) -> str:
+        share = min(1.0, sum(self._done.values()) / self._total)
+        spent = time.monotonic() - self._begun
+        return f"about {duration(spent * (1 - share) / share)} left" if share > 0.02 else "…"

@@ -1,0 +1,119 @@
+"""A worker: trains the stages it is sent, one after another, keeping models and compiled code warm between them.
+
+It speaks JSON lines: jobs and "stop" come in on standard input; progress, notices and results go out on standard output. When
+its input ends the driver is gone, and so is the worker: what counts is on disk. Run under torchrun with ``--job FILE``, the
+ranks train that one stage together and rank 0 speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from windtunnel.base.errors import WindtunnelError
+from windtunnel.base.runtime import Runtime, choose, prepare
+from windtunnel.corpus.store import Corpus, open_corpus
+from windtunnel.train.control import Control, stop_on_signals
+from windtunnel.train.loop import Workshop, run_stage
+from windtunnel.train.parallel import start_ranks
+from windtunnel.train.stage import Stage
+
+
+class Worker:
+    """Holds a runtime, the warm models and the open corpora of one process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._workshop = Workshop(runtime)
+        self._corpora: dict[str, Corpus] = {}
+        self._speaks = runtime.rank == 0
+        self._out = sys.stdout
+        sys.stdout = sys.stderr  # a library that prints must not disturb the protocol
+        self.control = Control(tell=lambda p: self.send(progress=asdict(p)), say=lambda text: self.send(say=text))
+
+    def send(self, **message: Any) -> None:
+        """Writes one message, if this rank speaks."""
+        if self._speaks:
+            self._out.write(json.dumps(message) + "\n")
+            self._out.flush()
+
+    def train(self, job: dict[str, Any]) -> None:
+        """Trains one job and reports its result or its one-line failure."""
+        finish = Path(job["finish"]) if job.get("finish") else None
+        self.control.finish = _file_watch(finish) if finish else lambda: False
+        started = time.perf_counter()
+        try:
+            stage = Stage.from_dict(job["stage"])
+            corpora = {name: self._corpus(path) for name, path in job["corpora"].items()}
+            parent = Path(job["parent"]) if job.get("parent") else None
+            result = run_stage(stage, Path(job["run"]), corpora, self._workshop, parent=parent, control=self.control)
+            self.send(result=result, wall=time.perf_counter() - started)
+        except WindtunnelError as error:
+            self.send(error=str(error), code=error.exit_code)
+        except Exception as error:  # the driver decides what becomes of the job; the trace is in the worker's log
+            traceback.print_exc()
+            self.send(error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", code=1)
+
+    def _corpus(self, path: str) -> Corpus:
+        if path not in self._corpora:
+            self._corpora[path] = open_corpus(Path(path))
+        return self._corpora[path]
+
+
+def _file_watch(path: Path, every: float = 0.5) -> Any:
+    """A function that says whether the file exists, looking at most every half second."""
+    state = {"next": 0.0, "seen": False}
+
+    def exists() -> bool:
+        now = time.monotonic()
+        if now >= state["next"]:
+            state["next"], state["seen"] = now + every, path.exists()
+        return bool(state["seen"])
+
+    return exists
+
+
+def _read_input(worker: Worker, jobs: queue.Queue[dict[str, Any] | None]) -> None:
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message.get("stop"):
+            worker.control.request_stop()
+        else:
+            jobs.put(message)
+    os._exit(0)  # the driver has closed the pipe or died
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--devices", default=None)
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--job", type=Path, default=None)
+    options = parser.parse_args()
+    runtime = choose(options.devices, options.threads, compiled=False if options.eager else None)
+    prepare(runtime)
+    worker = Worker(runtime)
+    if options.job is not None:
+        start_ranks(runtime)
+        with stop_on_signals(worker.control):
+            worker.train(json.loads(options.job.read_text(encoding="utf-8")))
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver passes it on as a stop
+    jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    threading.Thread(target=_read_input, args=(worker, jobs), daemon=True).start()
+    worker.send(ready=True)
+    while (job := jobs.get()) is not None:
+        worker.train(job)
+
+
+if __name__ == "__main__":
+    main()
