@@ -80,7 +80,8 @@ def compare(
     return {
         "ratio": float(np.median(ratios)), "interval": np.quantile(np.median(draws, axis=1), [0.05, 0.95]).tolist(),
         "megabytes": size, "documents": len(texts),
-        "bare_mb_per_s": size / statistics.median(t for _, t in pairs), "ours_mb_per_s": size / statistics.median(t for t, _ in pairs),
+        "bare_mb_per_s": size / statistics.median(t for _, t in pairs),
+        "ours_mb_per_s": size / statistics.median(t for t, _ in pairs),
     }  # fmt: skip
 
 

@@ -140,7 +140,9 @@ def build_corpus(
         "masked": masked, "corpus": config.model_dump(mode="json", exclude={"source", "decontaminate"}), "highest_id": 0,
     }  # fmt: skip
     with (
-        _prepared(config, downloads=downloads, base=base, cache=cache, say=say, fingerprint=fingerprint, scratch=out.parent) as text,
+        _prepared(
+            config, downloads=downloads, base=base, cache=cache, say=say, fingerprint=fingerprint, scratch=out.parent
+        ) as text,
         write_artefact(out, KIND, body, parents=[tokenizer.hash]) as folder,
     ):
         stats = dict(text.stats)
@@ -166,7 +168,13 @@ def _cap_warning(config: SourceConfig, text: Prepared, heldout: dict[str, Any]) 
 
 
 def write_side(
-    folder: Path, side: str, text: Prepared, indices: np.ndarray, config: SourceConfig, tokenizer: Tokenizer, limit: int | None = None
+    folder: Path,
+    side: str,
+    text: Prepared,
+    indices: np.ndarray,
+    config: SourceConfig,
+    tokenizer: Tokenizer,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Writes one side batch by batch, at most ``limit`` tokens of whole documents, but one document at least."""
     lengths: list[np.ndarray] = []

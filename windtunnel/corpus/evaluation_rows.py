@@ -18,6 +18,8 @@ from windtunnel.corpus.store import HeldOut
 from windtunnel.corpus.tokenizer import Tokenizer
 
 _OPEN_ROWS = 64
+_Window = tuple[int, int, int]
+"""First token, predictions, bytes (of the whole document at its first window, 0 at the others)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def scoring_rows(heldout: HeldOut, row: int, limit_tokens: int | None = None, ba
         batch: rows in each item.
     """
     bins = _packed(heldout, row, limit_tokens)
-    pending: list[list[tuple[int, int]]] = []
+    pending: list[list[_Window]] = []
     for windows in bins:
         pending.append(windows)
         if len(pending) == batch:
@@ -64,9 +66,9 @@ def _documents(heldout: HeldOut, limit: int | None) -> int:
     return min(count, max(1, int(np.searchsorted(heldout.offsets, limit, "right")) - 1))
 
 
-def _packed(heldout: HeldOut, row: int, limit: int | None) -> Iterator[list[tuple[int, int]]]:
-    """Rows as lists of (first token, predictions), oldest row first; a row closes when it is full or the oldest of 64."""
-    open_rows: list[tuple[int, list[tuple[int, int]]]] = []
+def _packed(heldout: HeldOut, row: int, limit: int | None) -> Iterator[list[_Window]]:
+    """Rows as lists of windows; a row closes when it is full or the oldest of 64."""
+    open_rows: list[tuple[int, list[_Window]]] = []
     for document in range(_documents(heldout, limit)):
         begin, end = int(heldout.offsets[document]), int(heldout.offsets[document + 1])
         for first in range(begin, end - 1, row):
@@ -76,7 +78,7 @@ def _packed(heldout: HeldOut, row: int, limit: int | None) -> Iterator[list[tupl
                 open_rows.append((row, []))
                 place = len(open_rows) - 1
             room, windows = open_rows[place]
-            windows.append((first, length))
+            windows.append((first, length, int(heldout.bytes[document]) if first == begin else 0))
             open_rows[place] = (room - length, windows)
             if room == length:
                 yield open_rows.pop(place)[1]
@@ -86,13 +88,13 @@ def _packed(heldout: HeldOut, row: int, limit: int | None) -> Iterator[list[tupl
         yield windows
 
 
-def _filled(heldout: HeldOut, bins: list[list[tuple[int, int]]], row: int, batch: int) -> Rows:
+def _filled(heldout: HeldOut, bins: list[list[_Window]], row: int, batch: int) -> Rows:
     inputs = np.full((batch, row), Tokenizer.pad_id, np.int64)
     targets = np.full((batch, row), IGNORED, np.int64)
     documents = np.zeros((batch, row), np.int32)
     for place, windows in enumerate(bins):
         at = 0
-        for number, (first, length) in enumerate(windows):
+        for number, (first, length, _) in enumerate(windows):
             run = heldout.tokens[first : first + length + 1].astype(np.int64)
             inputs[place, at : at + length] = run[:-1]
             if heldout.mask is None:
@@ -103,4 +105,4 @@ def _filled(heldout: HeldOut, bins: list[list[tuple[int, int]]], row: int, batch
             documents[place, at : at + length] = number
             at += length
         documents[place, at:] = len(windows)
-    return Rows(inputs, targets, documents)
+    return Rows(inputs, targets, documents, sum(size for windows in bins for _, _, size in windows))

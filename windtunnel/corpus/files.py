@@ -83,7 +83,7 @@ class _Zstd(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         while self._at >= len(self._ready):
             piece = self._raw.read(_ZSTD_PIECE)
             if not piece:
@@ -136,9 +136,10 @@ def find_files(source: str, base: Path, accept: Callable[[File], bool]) -> list[
         found = [file for file in map(_on_disk(base), _walk(path)) if accept(file)]
         if not found:
             raise DataError(
-                source, "expected a directory with text files, found none (.txt .md .jsonl .json .parquet, or these with .gz .xz .zst)",
+                source,
+                "expected a directory with text files, found none (.txt .md .jsonl .json .parquet, also with .gz .xz .zst)",
                 "write a glob such as 'folder/**/*.py' to take other files as text",
-            )  # fmt: skip
+            )
         return found
     if path.exists() or path.is_symlink():
         return [_on_disk(base)(path)]

@@ -44,4 +44,5 @@ def hub_records(source: str, base: Path) -> Iterator[dict[str, Any]]:
             yield cast(dict[str, Any], record)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(source, f"the dataset cannot be read ({reason})", "check name, configuration, split and network") from None
+        fix = "check name, configuration, split and network"
+        raise DataError(source, f"the dataset cannot be read ({reason})", fix) from None

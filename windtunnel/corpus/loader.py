@@ -19,14 +19,20 @@ IGNORED = -100
 @dataclass(frozen=True)
 class Rows:
     """``inputs`` and ``targets`` int64 [count, row] (−100 where not scored), ``documents`` int32 [count, row]: the number of the
-    document within the row, counted from 0."""
+    document within the row, counted from 0. For scoring, ``bytes`` is the UTF-8 size of the documents that begin here."""
 
     inputs: np.ndarray
     targets: np.ndarray
     documents: np.ndarray
+    bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def part(self, first: int, count: int) -> Rows:
+        """The rows ``first`` … ``first + count − 1``; ``bytes`` cannot be divided and stays with the whole."""
+        end = first + count
+        return Rows(self.inputs[first:end], self.targets[first:end], self.documents[first:end])
 
 
 class Loader:
@@ -36,13 +42,13 @@ class Loader:
         """Raises DataError where a corpus of the plan is missing, or the corpora have different tokenizers."""
         missing = [name for name in plan.corpora if name not in corpora]
         if missing:
-            raise DataError(f"mixture.{missing[0]}", f"expected one of the corpora {', '.join(corpora)}, got another", "check the name")
+            problem = f"expected one of the corpora {', '.join(corpora)}, got another"
+            raise DataError(f"mixture.{missing[0]}", problem, "check the name")
         self.plan = plan
         self._corpora = [corpora[name] for name in plan.corpora]
         tokenizers = {corpus.tokenizer_hash for corpus in self._corpora}
         if len(tokenizers) > 1:
             raise DataError("mixture", "expected corpora of one tokenizer, got several", "build them again with one tokenizer")
-        self.rows_of = {corpus.name: corpus.rows(plan.row) for corpus in self._corpora}
         self.rows_of = {name: corpora[name].rows(plan.row) for name in plan.corpora}
 
     def rows(self, start: int, count: int) -> Rows:

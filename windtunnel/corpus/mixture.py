@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class DataPlan:
         if self.row < 1:
             raise RecipeError("data.row", f"expected a positive number of tokens, got {self.row}")
         starts = [segment.start for segment in self.segments]
-        if not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+        if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
             raise RecipeError("data.segments", f"expected starts that rise from 0, got {starts}")
         for segment in self.segments:
             _check_mixture(segment.mixture)
@@ -105,7 +106,8 @@ def check_epochs(plan: DataPlan, rows: Mapping[str, int], until: int, maximum: f
             raise DataError(f"corpus.{name}", f"the corpus is too small: {held} for the {asked} asked, {epochs:.3g} times each",
                             "give more text, lower its weight or ask for fewer tokens")  # fmt: skip
         if epochs > WARN_EPOCHS:
-            warnings.append(f"corpus '{name}' is read {epochs:.1f} times; beyond {WARN_EPOCHS:g} times repeated text teaches less")
+            much = f"corpus '{name}' is read {epochs:.1f} times"
+            warnings.append(f"{much}; beyond {WARN_EPOCHS:g} times repeated text teaches less")
     return warnings
 
 
@@ -175,7 +177,8 @@ def _check_mixture(mixture: tuple[tuple[str, float], ...]) -> None:
         if not (math.isfinite(weight) and weight >= 0):
             raise RecipeError(f"mixture.{name}", f"expected a weight of 0 or more, got {weight}")
     if not any(weight > 0 for _, weight in mixture):
-        raise RecipeError("mixture", "expected at least one corpus with a positive weight, got none", "name a corpus and a weight")
+        problem = "expected at least one corpus with a positive weight, got none"
+        raise RecipeError("mixture", problem, "name a corpus and a weight")
 
 
 class _Split:

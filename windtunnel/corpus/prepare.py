@@ -236,10 +236,11 @@ class _Spool:
 def _stats(config: SourceConfig, rows: np.ndarray, dropped: dict[str, Dropped], tally: Tally) -> dict[str, Any]:
     counts = {step: dropped[step].count for step in STEPS}
     read = len(rows) + counts["short"]
-    warnings: list[str] = []
-    for step in STEPS[1:]:
-        if read and counts[step] > _WARN_SHARE * read:
-            warnings.append(f"the cleaning step '{step}' dropped {100 * counts[step] / read:.0f} % of the documents; look at its examples")
+    warnings = [
+        f"the cleaning step '{step}' dropped {100 * counts[step] / read:.0f} % of the documents: look at its examples"
+        for step in STEPS[1:]
+        if read and counts[step] > _WARN_SHARE * read
+    ]
     if config.clean.decontaminate and not config.decontaminate:
         counts.pop("decontaminate")
     return {
@@ -249,7 +250,10 @@ def _stats(config: SourceConfig, rows: np.ndarray, dropped: dict[str, Dropped], 
             "train": int((rows["fate"] == TRAIN).sum()), "heldout": int((rows["fate"] == HELDOUT).sum()),
         },
         "changed": counts.pop("unicode"), "dropped": counts,
-        "bytes": {side: int(rows["length"][rows["fate"] == fate].sum()) for side, fate in (("train", TRAIN), ("heldout", HELDOUT))},
+        "bytes": {
+            "train": int(rows["length"][rows["fate"] == TRAIN].sum()),
+            "heldout": int(rows["length"][rows["fate"] == HELDOUT].sum()),
+        },
         "warnings": warnings,
     }  # fmt: skip
 
@@ -270,4 +274,5 @@ def _check(config: SourceConfig, rows: np.ndarray, stats: dict[str, Any]) -> Non
             fix = "give more documents, or set split to a text that separates documents"
         raise DataError(where, f"the held-out part is empty (heldout = {config.heldout:g} of {documents['kept']} documents)", fix)
     if not documents["train"]:
-        raise DataError(where, f"no document is left for training (heldout = {config.heldout:g})", "lower heldout or give more documents")
+        problem = f"no document is left for training (heldout = {config.heldout:g})"
+        raise DataError(where, problem, "lower heldout or give more documents")

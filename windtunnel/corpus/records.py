@@ -225,7 +225,8 @@ def _base_reader(config: SourceConfig) -> Callable[[Fields, str], Document]:
     if is_template(config.text):
         render = compile_template(config.text, "text")
         return lambda fields, where: Document(_filled(render(fields), "the template"), _name(fields, where))
-    return lambda fields, where: Document(_filled(_field(fields, config.text), f"the field '{config.text}'"), _name(fields, where))
+    what = f"the field '{config.text}'"
+    return lambda fields, where: Document(_filled(_field(fields, config.text), what), _name(fields, where))
 
 
 def _templated_chat(config: SourceConfig) -> Callable[[Fields, str], Document]:
@@ -293,7 +294,7 @@ def _turns(fields: Fields, name: str) -> list[Message]:
         raise RecordError(f"expected the field '{name}' with a list of turns, found {_names(fields)}; {_advice(fields, name)}")
     turns = fields[name]
     if name == "conversations" and is_sharegpt(fields):
-        return [{"role": _SHAREGPT.get(t["from"], t["from"]), "content": t["value"]} for t in turns]
+        return [Message(role=_SHAREGPT.get(t["from"], t["from"]), content=t["value"]) for t in turns]  # pyright: ignore
     return cast(list[Message], turns)
 
 

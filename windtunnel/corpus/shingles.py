@@ -79,7 +79,7 @@ def _word_hashes(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     last = np.zeros(len(data) + 1, bool)
     last[1:-1] = inside[:-1] & (~inside[1:] | first[1:-1])
     ends = np.flatnonzero(last[:-1])
-    forward, backward = _powers(max(18, int(len(data)).bit_length()))
+    forward, backward = _powers(max(18, len(data).bit_length()))
     total = np.zeros(len(data) + 1, np.uint64)
     np.cumsum(values * forward[: len(data)], out=total[1:])
     hashes = mix((total[ends] - total[starts]) * backward[starts])

@@ -12,6 +12,7 @@ from windtunnel.base.artefact import Manifest, read_json, read_manifest
 from windtunnel.base.errors import ArtefactError
 
 KIND = "corpus"
+_AGAIN = "build the corpus again"
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ def open_corpus(path: Path, *, verify: bool = True) -> Corpus:
     manifest = read_manifest(path, KIND, verify=verify)
     kind = np.dtype(manifest.config["dtype"])
     if kind not in (np.dtype(np.uint16), np.dtype(np.uint32)):
-        raise ArtefactError(str(path), f"expected tokens as uint16 or uint32, found {kind}", "build the corpus again")
+        raise ArtefactError(str(path), f"expected tokens as uint16 or uint32, found {kind}", _AGAIN)
     stats = read_json(path / "stats.json")
     scored = manifest.config["masked"]
     train = TokenStream(*_part(path, manifest, "train", kind, scored))
     tokens, offsets, mask = _part(path, manifest, "heldout", kind, scored)
     sizes = np.fromfile(path / "heldout.bytes.bin", np.int64)
     if len(sizes) != len(offsets) - 1:
-        raise ArtefactError(str(path / "heldout.bytes.bin"), f"expected {len(offsets) - 1} sizes, found {len(sizes)}", "build it again")
+        raise ArtefactError(str(path / "heldout.bytes.bin"), f"expected {len(offsets) - 1} sizes, found {len(sizes)}", _AGAIN)
     config = manifest.config
     return Corpus(
         config["name"], path, manifest.hash, config["key"], config["tokenizer"], config["vocab"], train,
@@ -93,18 +94,18 @@ def _part(
     tokens = _mapped(path / f"{side}.tokens.bin", kind)
     offsets = np.fromfile(path / f"{side}.documents.bin", np.int64)
     if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) <= 0).any():
-        raise ArtefactError(str(path / f"{side}.documents.bin"), f"expected boundaries up to {len(tokens)}", "build the corpus again")
+        raise ArtefactError(str(path / f"{side}.documents.bin"), f"expected boundaries up to {len(tokens)}", _AGAIN)
     vocab = manifest.config["vocab"]
     highest = manifest.config["highest_id"]
     if highest >= vocab:
-        raise ArtefactError(str(path / f"{side}.tokens.bin"), f"expected ids below {vocab}, found {highest}", "build the corpus again")
+        raise ArtefactError(str(path / f"{side}.tokens.bin"), f"expected ids below {vocab}, found {highest}", _AGAIN)
     mask = _mapped(path / f"{side}.mask.bin", np.dtype(np.uint8)) if scored else None
     if mask is not None and len(mask) != len(tokens):
-        raise ArtefactError(str(path / f"{side}.mask.bin"), f"expected {len(tokens)} flags, found {len(mask)}", "build the corpus again")
+        raise ArtefactError(str(path / f"{side}.mask.bin"), f"expected {len(tokens)} flags, found {len(mask)}", _AGAIN)
     return tokens, offsets, mask
 
 
 def _mapped(path: Path, kind: np.dtype[Any]) -> np.ndarray:
     if not path.is_file() or path.stat().st_size == 0 or path.stat().st_size % kind.itemsize:
-        raise ArtefactError(str(path), f"expected whole values of {kind.itemsize} bytes", "build the corpus again")
+        raise ArtefactError(str(path), f"expected whole values of {kind.itemsize} bytes", _AGAIN)
     return np.memmap(path, kind, mode="r")
