@@ -1,0 +1,188 @@
+"""The verbs as functions, and runs as objects: what ``import windtunnel as wt`` offers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from windtunnel import pipeline
+from windtunnel.base.errors import UserError
+from windtunnel.base.labbook import LabBook
+from windtunnel.laws.loss import LossLaw
+from windtunnel.model.transformer import Transformer
+from windtunnel.recipe import Recipe, load_recipe
+from windtunnel.recipe_new import new_recipe
+from windtunnel.train.checkpoint import load_model, newest_whole
+
+AnyRecipe = Recipe | str | Path
+BOOK = "labbook.sqlite"
+
+
+def home_folder(home: str | Path | None = None) -> Path:
+    """The home: as given, else the environment's WINDTUNNEL_HOME, else ``windtunnel-home`` here."""
+    return Path(home or os.environ.get("WINDTUNNEL_HOME") or "windtunnel-home")
+
+
+def _read(recipe: AnyRecipe, overrides: Sequence[str]) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+
+
+def new(name: str, *, data: Sequence[str | Path], size: str = "0.3M") -> str:
+    """The text of a commented recipe for one's own text."""
+    return new_recipe(name, size=size, data=data)
+
+
+def plan(recipe: AnyRecipe, *overrides: str, home: str | Path | None = None, measure: bool = True) -> Any:
+    """What would be done, derived and shown; does nothing."""
+    return pipeline.plan(_read(recipe, overrides), home_folder(home), measure=measure)
+
+
+def run(
+    recipe: AnyRecipe,
+    *overrides: str,
+    home: str | Path | None = None,
+    until: str | None = None,
+    devices: str | None = None,
+) -> Any:
+    """Does what the recipe says; what is done is skipped, what was stopped continues."""
+    return pipeline.run(_read(recipe, overrides), home_folder(home), until=until, devices=devices)
+
+
+def forecast(recipe: AnyRecipe, *overrides: str, home: str | Path | None = None, devices: str | None = None) -> Any:
+    """Runs the tunnel and says what the big run will reach, with an interval; stops there."""
+    return pipeline.run(_read(recipe, overrides), home_folder(home), devices=devices, stop_after_forecast=True)
+
+
+def status(home: str | Path | None = None) -> Any:
+    """Programs, stages and runs of a home."""
+    return pipeline.status(home_folder(home))
+
+
+def compare(*runs: str, home: str | Path | None = None) -> Any:
+    """Differences of recipes and losses between runs."""
+    return pipeline.compare(home_folder(home), list(runs))
+
+
+def clean(*, really: bool = False, home: str | Path | None = None) -> Any:
+    """Lists what can go, and removes it if ``really``."""
+    return pipeline.clean(home_folder(home), really=really)
+
+
+def open(run: str | Path, home: str | Path | None = None) -> Run:
+    """Opens a run: ``PROGRAM/NAME``, ``NAME`` if only one program has it, or the run's folder.
+
+    Raises:
+        UserError: there is no such run, or several.
+    """
+    folder = home_folder(home)
+    book = LabBook(folder / BOOK, readonly=True)
+    return Run(folder, book, find_run(book, str(run)))
+
+
+def find_run(book: LabBook, name: str) -> dict[str, Any]:
+    """The lab book's row of a run; of several with one name in a program, the one recorded last.
+
+    Raises:
+        UserError: there is no such run, or it is in several programs.
+    """
+    rows = book.runs()
+    wanted = os.path.realpath(name)
+    exact = [row for row in rows if row["id"] == name or os.path.realpath(row["folder"]) == wanted]
+    program, slash, short = name.partition("/")
+    named = [row for row in rows if (row["program"], row["name"]) == (program, short)] if slash else []
+    found = exact or named or [row for row in rows if row["name"] == name]
+    programs = sorted({row["program"] for row in found})
+    if not found:
+        raise UserError("run", f"expected a run of this home, got {name[:80]!r}", "windtunnel status lists them")
+    if len(programs) > 1:
+        fix = "write " + " or ".join(f"{program}/{name}" for program in programs)
+        raise UserError("run", f"expected one run, got {len(programs)} of the name {name[:80]!r}", fix)
+    return found[-1]
+
+
+class Run:
+    """One run of the lab book: a trunk, a branch or a trial."""
+
+    def __init__(self, home: Path, book: LabBook, row: dict[str, Any]) -> None:
+        self.home, self._book, self._row = home, book, row
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name}: {self.status}, {self.folder}>"
+
+    @property
+    def name(self) -> str:
+        """``PROGRAM/NAME``."""
+        return f"{self._row['program']}/{self._row['name']}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints and metrics lie."""
+        path = Path(self._row["folder"])
+        return path if path.is_absolute() else self.home / path
+
+    @property
+    def status(self) -> str:
+        return self._row["status"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything that the run depends on."""
+        return self._row["config"]
+
+    def metrics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Metric name → (steps, values), both of equal length; a value that was not finite is NaN."""
+        columns = {name: self._book.metrics(self._row["id"], name) for name in self._book.metric_names(self._row["id"])}
+        return {
+            name: (np.array(steps, np.int64), np.array(values, np.float64)) for name, (steps, values) in columns.items()
+        }
+
+    def scores(self) -> list[dict[str, Any]]:
+        """Its evaluation results: corpus, name, value, unit, count, interval."""
+        return self._book.scores(self._row["id"])
+
+    @property
+    def law(self) -> LossLaw | None:
+        """The law that the program's tunnel fitted; None before that."""
+        facts = self._book.facts(self._row["program"], "law")
+        return LossLaw.from_dict(next(iter(facts.values()))) if facts else None
+
+    @property
+    def forecast(self) -> dict[str, Any] | None:
+        """The program's sealed forecast, with its score once the target is trained; None before that."""
+        facts = self._book.facts(self._row["program"], "forecast")
+        return next(iter(facts.values()), None)
+
+    def model(self, device: str = "cpu") -> Transformer:
+        """The model of the newest whole checkpoint, ready to be called.
+
+        Raises:
+            UserError: the run has none.
+        """
+        newest = newest_whole(self.folder)
+        if newest is None:
+            raise UserError(self.name, "expected a run with a checkpoint, found none", "run it first")
+        return load_model(newest[1], device)[0]
+
+    def evaluate(self, *, tasks: dict[str, Path] | None = None, tokens: int | None = None) -> Any:
+        """Scores it on every held-out corpus, and on tasks."""
+        return pipeline.evaluate(self.home, self.name, tasks=tasks or {}, tokens=tokens)
+
+    def report(self, out: Path | None = None, *, share: bool = False) -> Any:
+        """Writes the report of its program."""
+        return pipeline.report(self.home, self._row["program"], out=out, share=share)
+
+    def export(self, out: Path | None = None) -> Any:
+        """Writes a Hugging Face folder and checks it."""
+        return pipeline.export(self.home, self.name, out=out)
+
+    def chat(self, prompt: str, **sampling: Any) -> Any:
+        """Answers one prompt."""
+        return pipeline.chat(self.home, self.name, prompt=prompt, **sampling)
+
+    def finish(self, *, devices: str | None = None) -> Any:
+        """Starts the decay of a trunk at its next step."""
+        return pipeline.finish(self.home, self.name, devices=devices)

@@ -1,0 +1,515 @@
+"""The command ``windtunnel``: parses, calls and prints; nothing else.
+
+Every command imports what it needs when it runs, so that ``--help`` and recipe errors answer at once, without torch.
+
+    exit code 0   done
+              1   failed for a reason that has no number of its own
+              2   a recipe, an option or an input file is wrong
+              3   the forecast exceeds a limit of the recipe (max_loss, max_hours, max_cost)
+              4   training diverged
+              75  stopped cleanly on request; the same command continues
+              130 interrupted before there was anything to save
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+from typer.core import TyperGroup
+
+from windtunnel.base.errors import UserError, WindtunnelError
+
+_EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong recipe, option or input, 3 the forecast exceeds a limit, 4 training diverged, "
+    "75 stopped on request (the same command continues), 130 interrupted."
+)
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
+_SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+app = typer.Typer(
+    help="Design, forecast and train small language models.", epilog=_EPILOG, add_completion=True, **_SETTINGS
+)
+
+
+class _ShowByDefault(TyperGroup):
+    """``windtunnel data PATH`` is ``windtunnel data show PATH``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args and args[0] in self.commands else ["show", *args])
+
+
+data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=_ShowByDefault, **_SETTINGS)
+tunnel = typer.Typer(help="The studies on tiny models, one at a time.", **_SETTINGS)
+law = typer.Typer(help="Named and fitted laws.", **_SETTINGS)
+model = typer.Typer(help="Shapes and sizes.", **_SETTINGS)
+for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model", model)):
+    app.add_typer(_group, name=_name)
+
+Home = Annotated[
+    Path,
+    typer.Option(
+        "--home", envvar="WINDTUNNEL_HOME", help="Folder of runs, corpora and the lab book.", show_default=True
+    ),
+]
+HOME = Path("windtunnel-home")
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run: PROGRAM/NAME, NAME if it is unique, or its folder.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set trunk.tokens=6.4M.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Devices = Annotated[
+    str | None, typer.Option("--devices", help="Devices to use: cpu, cuda, cuda:0,1. Default: what is there.")
+]
+
+
+class _Result(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Any:
+    from windtunnel.recipe import check_files, load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    check_files(loaded)
+    return loaded
+
+
+def _show(result: _Result | None, as_json: bool = False) -> None:
+    """Prints a result: as JSON, as rich text if it has a form for the terminal, or as its ``str``."""
+    if result is None:
+        return
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+    elif hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
+        from rich.console import Console
+
+        Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(result)
+    else:
+        typer.echo(str(result))
+
+
+# -- everyday verbs --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the program; the recipe becomes NAME.toml.")],
+    paths: Annotated[
+        list[str], typer.Option("--data", metavar="PATH", help="Your text: file, folder or glob; repeatable.")
+    ],
+    size: Annotated[str, typer.Option("--size", help="Size of the model.")] = "0.3M",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default NAME.toml.")] = None,
+) -> None:
+    """Write a commented recipe for your own text."""
+    from windtunnel.recipe_new import new_recipe
+
+    target = out or Path(f"{name}.toml")
+    text = new_recipe(name, size=size, data=paths, folder=target.parent.absolute())
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(str(target), "expected no file there, found one", "choose another with --out") from None
+    except FileNotFoundError:
+        raise UserError(str(target), "expected an existing folder, found none", "create it first") from None
+    typer.echo(f"wrote {target}; next: windtunnel plan {target}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    measure: Annotated[
+        bool, typer.Option(help="Measure this machine for the times; without it, shapes and steps only.")
+    ] = True,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Show all that would be done, with sources; does nothing."""
+    loaded = _load(recipe, overrides)
+    from windtunnel.pipeline import plan as call
+
+    _show(call(loaded, home, measure=measure), as_json)
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Stop after a stage of the plan.")
+    ] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+) -> None:
+    """Do it: skips what is done, continues what was stopped."""
+    loaded = _load(recipe, overrides)
+    from windtunnel.pipeline import run as call
+
+    _show(call(loaded, home, until=until, devices=devices))
+
+
+@app.command()
+def forecast(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file, or a shipped recipe.")] = None,
+    overrides: Overrides = None,
+    every: Annotated[
+        bool, typer.Option("--list", help="Show all forecasts of the home with their outcomes, misses too.")
+    ] = False,
+    devices: Devices = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Run the tunnel, say what the big run will reach, stop."""
+    if every == (recipe is not None):
+        raise UserError("forecast", "expected either a recipe or --list", "windtunnel forecast quickstart")
+    if recipe is None:
+        from windtunnel.pipeline import forecasts
+
+        _show(forecasts(home), as_json)
+        return
+    loaded = _load(recipe, overrides)
+    from windtunnel.pipeline import run as call
+
+    _show(call(loaded, home, devices=devices, stop_after_forecast=True), as_json)
+
+
+@app.command()
+def status(home: Home = HOME, as_json: AsJson = False) -> None:
+    """Show programs and runs: done, running, and what is left."""
+    from windtunnel.pipeline import status as call
+
+    _show(call(home), as_json)
+
+
+@app.command()
+def report(
+    program: Annotated[str | None, typer.Argument(metavar="[PROGRAM]", help="Default: the one that ran last.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file to write; default: into the program's folder.")
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Leave all training text and samples out.")] = False,
+    home: Home = HOME,
+) -> None:
+    """Write the report: one HTML file, forecast beside outcome."""
+    from windtunnel.pipeline import report as call
+
+    _show(call(home, program, out=out, share=share))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two runs or more.")],
+    out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: recipes, losses at equal tokens and seconds."""
+    if len(runs) < 2:
+        raise UserError("compare", "expected two runs or more, got one", "windtunnel status lists them")
+    from windtunnel.pipeline import compare as call
+
+    _show(call(home, runs, out=out), as_json)
+
+
+@app.command("eval")
+def evaluate(
+    name: RunName,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", metavar="NAME=FILE", help="JSONL of query, choices, gold; repeatable.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="Score at most this many held-out tokens of each corpus.")
+    ] = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on every held-out corpus, and on tasks."""
+    from windtunnel.base.units import parse_count
+
+    files: dict[str, Path] = {}
+    for task in tasks or ():
+        key, equals, path = task.partition("=")
+        if not (key and equals and path):
+            raise UserError("--task", f"expected NAME=FILE, got {task[:60]!r}")
+        files[key] = Path(path)
+    limit = None if tokens is None else parse_count(tokens, "--tokens")
+    from windtunnel.pipeline import evaluate as call
+
+    _show(call(home, name, tasks=files, tokens=limit), as_json)
+
+
+@app.command()
+def export(
+    name: RunName,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; default: export/ in the run's program.")
+    ] = None,
+    home: Home = HOME,
+) -> None:
+    """Write a Hugging Face folder, and check its logits."""
+    from windtunnel.pipeline import export as call
+
+    _show(call(home, name, out=out))
+
+
+@app.command()
+def chat(
+    name: RunName,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Answer this one prompt and end.")] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, max=10.0, help="0 takes the likeliest token.")
+    ] = 0.7,
+    top_p: Annotated[
+        float, typer.Option("--top-p", min=0.0, max=1.0, help="Share of probability that is sampled from.")
+    ] = 0.9,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
+    home: Home = HOME,
+) -> None:
+    """Talk to a model in the terminal; an empty line or Ctrl-D ends."""
+    from windtunnel.pipeline import chat as call
+
+    _show(call(home, name, prompt=prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed))
+
+
+# -- beside the everyday verbs ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def quickstart(
+    home: Home = HOME,
+    overrides: Overrides = None,
+    devices: Devices = None,
+) -> None:
+    """Real text to forecast, model, report and chat in minutes."""
+    run("quickstart", overrides, None, devices, home)
+
+
+@app.command()
+def finish(name: RunName, devices: Devices = None, home: Home = HOME) -> None:
+    """Start a trunk's decay at its next step."""
+    from windtunnel.pipeline import finish as call
+
+    _show(call(home, name, devices=devices))
+
+
+@app.command()
+def clean(
+    really: Annotated[bool, typer.Option("--really", help="Remove it; without this, it is only listed.")] = False,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """List what can go; never a parent or an only copy."""
+    from windtunnel.pipeline import clean as call
+
+    _show(call(home, really=really), as_json)
+
+
+# -- groups ----------------------------------------------------------------------------------------------------------------
+
+
+@data.command("show")
+def data_show(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH ...", help="Files, folders, globs, pypi: or hf: sources; or a recipe.")
+    ],
+    overrides: Overrides = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Languages, sizes, tokens, what cleaning drops; no training."""
+    from windtunnel.pipeline import inspect_data as call
+
+    recipe = _load(paths[0], overrides) if len(paths) == 1 and paths[0].endswith(".toml") else None
+    _show(call(home, paths, recipe=recipe), as_json)
+
+
+@data.command("compression")
+def data_compression(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Bytes for each token, by corpus and vocabulary size."""
+    loaded = _load(recipe, overrides)
+    from windtunnel.pipeline import compression as call
+
+    _show(call(loaded, home), as_json)
+
+
+@tunnel.command("search")
+def tunnel_search(recipe: RecipeFile, overrides: Overrides = None, devices: Devices = None, home: Home = HOME) -> None:
+    """Search hyper-parameters, check them on a wider model."""
+    run(recipe, overrides, "search", devices, home)
+
+
+@tunnel.command("scale")
+def tunnel_scale(recipe: RecipeFile, overrides: Overrides = None, devices: Devices = None, home: Home = HOME) -> None:
+    """Train the trunks and branches that give the law."""
+    run(recipe, overrides, "scaling", devices, home)
+
+
+@law.command("list")
+def law_list(as_json: AsJson = False) -> None:
+    """The named laws with their constants and sources."""
+    from windtunnel.laws.loss import NAMED
+
+    if as_json:
+        typer.echo(json.dumps({name: found.to_dict() for name, found in NAMED.items()}, ensure_ascii=False))
+        return
+    for name, found in NAMED.items():
+        constants = "  ".join(f"{key} {value:.4g}" for key, value in found.constants.items())
+        typer.echo(f"{name:<22} {found.form}  {constants}")
+
+
+@law.command("predict")
+def law_predict(
+    name: Annotated[
+        str, typer.Option("--law", help="A named law (windtunnel law list) or a JSON file of a fitted one.")
+    ],
+    flops: Annotated[str | None, typer.Option("--flops", help="Best size and length for this compute.")] = None,
+    parameters: Annotated[
+        str | None, typer.Option("--parameters", help="With --tokens: the loss at this size and length.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", help="See --parameters.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The loss at a size and length, or the best for a compute."""
+    from windtunnel.base.artefact import read_json
+    from windtunnel.base.units import parse_count, si
+    from windtunnel.laws.loss import NAMED, LossLaw
+
+    if name not in NAMED and not Path(name).is_file():
+        raise UserError(
+            "--law", f"expected a named law or a file, got {name[:60]!r}", f"named laws: {', '.join(NAMED)}"
+        )
+    found = NAMED[name] if name in NAMED else LossLaw.from_dict(read_json(Path(name)))
+    if flops is not None and parameters is None and tokens is None:
+        compute = parse_count(flops, "--flops")
+        n, d = found.optimum(compute)
+    elif flops is None and parameters is not None and tokens is not None:
+        n, d = float(parse_count(parameters, "--parameters")), float(parse_count(tokens, "--tokens"))
+        compute = 6 * n * d
+    else:
+        raise UserError(
+            "law predict", "expected either --flops, or --parameters and --tokens", "see windtunnel law predict --help"
+        )
+    values = {
+        "parameters": n,
+        "tokens": d,
+        "tokens_per_parameter": d / n,
+        "flops": compute,
+        "loss": found.predict(n, d, force=True),
+    }
+    if as_json:
+        typer.echo(json.dumps({"law": name, "unit": found.unit, **values}))
+        return
+    typer.echo(
+        f"{name}: {si(n)} parameters on {si(d)} tokens ({d / n:.0f} for each parameter, {si(compute)} FLOPs): "
+        f"{values['loss']:.4g} {found.unit}"
+    )
+
+
+@model.command("shapes")
+def model_shapes(
+    family: Annotated[str | None, typer.Option("--family", help="Only this family.")] = None,
+    vocab: Annotated[int, typer.Option("--vocab", min=261, help="Vocabulary for the embedding's size.")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """The sizes of each family by name: shape, body + embedding = total."""
+    from windtunnel.model.family import FAMILIES
+
+    if family is not None and family not in FAMILIES:
+        raise UserError("--family", f"expected one of {', '.join(FAMILIES)}, got {family[:60]!r}")
+    chosen = [found for name, found in FAMILIES.items() if family in (None, name)]
+    shapes = {found.name: {m.name: found.shape(m.name, vocab) for m in found.members} for found in chosen}
+    if as_json:
+        rows = {
+            name: {
+                size: {**s.to_dict(), "body": s.body, "embedding": s.embedding, "total": s.total}
+                for size, s in sizes.items()
+            }
+            for name, sizes in shapes.items()
+        }
+        typer.echo(json.dumps(rows))
+        return
+    for found in chosen:
+        typer.echo(f"{found.name}: {found.rule}; base width {found.base_width}, rows up to {found.max_positions}")
+        for size, s in shapes[found.name].items():
+            heads = f"{s.heads}" if s.heads == s.kv_heads else f"{s.heads}/{s.kv_heads}"
+            typer.echo(
+                f"  {size:<6} width {s.width:<5} layers {s.layers:<3} heads {heads:<6} ff {s.ff:<5} "
+                f"{s.body:>13,} + {s.embedding:>11,} = {s.total:>13,}"
+            )
+
+
+# -- entry -----------------------------------------------------------------------------------------------------------------
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from windtunnel import __version__
+
+        typer.echo(f"windtunnel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Design, forecast and train small language models."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: known errors as one line on stderr, unknown ones with their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = app(arguments or ["--help"], prog_name="windtunnel", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.Abort:
+        return 130
+    except WindtunnelError as error:
+        return _say(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # the reader of a pipe has gone; nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        return _say(f"{error.filename or 'windtunnel'}: {error.strerror}", UserError.exit_code)
+    except typer.BadParameter.__mro__[2] as error:  # the base class of usage errors, which typer does not export
+        return _say(_usage(error), 2)
+
+
+def _usage(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "windtunnel"
+    return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
+
+
+def _say(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
