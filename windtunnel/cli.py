@@ -363,14 +363,9 @@ def tunnel_scale(recipe: RecipeFile, overrides: Overrides = None, devices: Devic
 @law.command("list")
 def law_list(as_json: AsJson = False) -> None:
     """The named laws with their constants and sources."""
-    from windtunnel.laws.loss import NAMED
+    from windtunnel.cli_tables import NamedLaws
 
-    if as_json:
-        typer.echo(json.dumps({name: found.to_dict() for name, found in NAMED.items()}, ensure_ascii=False))
-        return
-    for name, found in NAMED.items():
-        constants = "  ".join(f"{key} {value:.4g}" for key, value in found.constants.items())
-        typer.echo(f"{name:<22} {found.form}  {constants}")
+    _show(NamedLaws(), as_json)
 
 
 @law.command("predict")
@@ -386,39 +381,9 @@ def law_predict(
     as_json: AsJson = False,
 ) -> None:
     """The loss at a size and length, or the best for a compute."""
-    from windtunnel.base.artefact import read_json
-    from windtunnel.base.units import parse_count, si
-    from windtunnel.laws.loss import NAMED, LossLaw
+    from windtunnel.cli_tables import Prediction
 
-    if name not in NAMED and not Path(name).is_file():
-        raise UserError(
-            "--law", f"expected a named law or a file, got {name[:60]!r}", f"named laws: {', '.join(NAMED)}"
-        )
-    found = NAMED[name] if name in NAMED else LossLaw.from_dict(read_json(Path(name)))
-    if flops is not None and parameters is None and tokens is None:
-        compute = parse_count(flops, "--flops")
-        n, d = found.optimum(compute)
-    elif flops is None and parameters is not None and tokens is not None:
-        n, d = float(parse_count(parameters, "--parameters")), float(parse_count(tokens, "--tokens"))
-        compute = 6 * n * d
-    else:
-        raise UserError(
-            "law predict", "expected either --flops, or --parameters and --tokens", "see windtunnel law predict --help"
-        )
-    values = {
-        "parameters": n,
-        "tokens": d,
-        "tokens_per_parameter": d / n,
-        "flops": compute,
-        "loss": found.predict(n, d, force=True),
-    }
-    if as_json:
-        typer.echo(json.dumps({"law": name, "unit": found.unit, **values}))
-        return
-    typer.echo(
-        f"{name}: {si(n)} parameters on {si(d)} tokens ({d / n:.0f} for each parameter, {si(compute)} FLOPs): "
-        f"{values['loss']:.4g} {found.unit}"
-    )
+    _show(Prediction.of(name, flops, parameters, tokens), as_json)
 
 
 @model.command("shapes")
@@ -428,30 +393,9 @@ def model_shapes(
     as_json: AsJson = False,
 ) -> None:
     """The sizes of each family by name: shape, body + embedding = total."""
-    from windtunnel.model.family import FAMILIES
+    from windtunnel.cli_tables import Shapes
 
-    if family is not None and family not in FAMILIES:
-        raise UserError("--family", f"expected one of {', '.join(FAMILIES)}, got {family[:60]!r}")
-    chosen = [found for name, found in FAMILIES.items() if family in (None, name)]
-    shapes = {found.name: {m.name: found.shape(m.name, vocab) for m in found.members} for found in chosen}
-    if as_json:
-        rows = {
-            name: {
-                size: {**s.to_dict(), "body": s.body, "embedding": s.embedding, "total": s.total}
-                for size, s in sizes.items()
-            }
-            for name, sizes in shapes.items()
-        }
-        typer.echo(json.dumps(rows))
-        return
-    for found in chosen:
-        typer.echo(f"{found.name}: {found.rule}; base width {found.base_width}, rows up to {found.max_positions}")
-        for size, s in shapes[found.name].items():
-            heads = f"{s.heads}" if s.heads == s.kv_heads else f"{s.heads}/{s.kv_heads}"
-            typer.echo(
-                f"  {size:<6} width {s.width:<5} layers {s.layers:<3} heads {heads:<6} ff {s.ff:<5} "
-                f"{s.body:>13,} + {s.embedding:>11,} = {s.total:>13,}"
-            )
+    _show(Shapes.of(family, vocab), as_json)
 
 
 # -- entry -----------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ def new_recipe(name: str, *, size: str = "0.3M", data: Sequence[str | Path], fol
         intro=f"A model of {member.name} parameters on text of your own.",
         vocab=2048 if small else 4096 if family.name == "tiny" else 32_768, family=family.name, size=member.name,
         sizes=", ".join(m.name for m in family.members), row=128 if small else 256 if family.name == "tiny" else 2048,
-        tunnel=tunnel, tokens=si(tokens, 2), ratio=tokens / body, batch="2048" if small else "4096" if family.name == "tiny" else "512k",
+        tunnel=tunnel, tokens=si(tokens, 2), ratio=tokens / body,
+        batch="2048" if small else "4096" if family.name == "tiny" else "512k",
     )  # fmt: skip
     parse_check(text)
     return text
