@@ -33,11 +33,11 @@ def hub_records(source: str, base: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: the extra is not installed, or the dataset cannot be opened.
     """
+    path, config, split = parse_hub(source, base)
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError(source, "hf: sources need the package datasets", "pip install 'windtunnel[hub]'") from None
-    path, config, split = parse_hub(source, base)
     try:
         stream = datasets.load_dataset(path, config, split=split, streaming=True)
         for record in stream:

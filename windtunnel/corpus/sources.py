@@ -126,7 +126,7 @@ def _scheme(name: str) -> str:
     if scheme in ("http", "https", "ftp", "s3", "gs"):
         problem = f"expected a path, pypi: or hf:, got the scheme '{scheme}:'"
         raise DataError(name, problem, "download the file first and give its path")
-    near = difflib.get_close_matches(scheme, ["pypi", "hf"], 1)
+    near = difflib.get_close_matches(scheme, ["pypi", "hf"], 1, 0.5)
     fix = f"did you mean '{near[0]}:'?" if near else "write a path, pypi:NAME==VERSION/path or hf:NAME"
     raise DataError(name, f"expected a path, pypi: or hf:, got the unknown scheme '{scheme}:'", fix)
 
