@@ -142,9 +142,8 @@ def test_the_cache_gives_what_the_whole_row_gives() -> None:
     model = _model()
     tokens, _ = _rows([[32], [32]])
     with torch.no_grad():
-        whole, cache, parts = model(tokens), KeyValueCache(model, 32, 2), []
-        for part in tokens.split([9, 1, 1, 14, 1, 6], 1):
-            parts.append(model.logits(model.hidden(part, cache=cache)))
+        whole, cache = model(tokens), KeyValueCache(model, 32, 2)
+        parts = [model.logits(model.hidden(part, cache=cache)) for part in tokens.split([9, 1, 1, 14, 1, 6], 1)]
         torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-12, rtol=0)
 
 
