@@ -31,7 +31,9 @@ VOCAB = 4096
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--text", nargs="*", default=[], help="files to tokenise; without them this Python's standard library is")
+    parser.add_argument(
+        "--text", nargs="*", default=[], help="files to tokenise; without them this Python's standard library is"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     sources = arguments.text or [str(Path(json.__file__).parent.parent / "*.py")]
@@ -55,8 +57,14 @@ def main() -> None:
 
 
 def compare(
-    rounds: int, texts: list[str], bare: tokenizers.Tokenizer, text: Prepared, indices: np.ndarray, config: SourceConfig,
-    tokenizer: Tokenizer, scratch: Path,
+    rounds: int,
+    texts: list[str],
+    bare: tokenizers.Tokenizer,
+    text: Prepared,
+    indices: np.ndarray,
+    config: SourceConfig,
+    tokenizer: Tokenizer,
+    scratch: Path,
 ) -> dict[str, object]:
     def ours() -> None:
         write_side(scratch, "train", text, indices, config, tokenizer)

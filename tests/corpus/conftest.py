@@ -15,9 +15,10 @@ from windtunnel.corpus.store import Corpus
 from windtunnel.corpus.tokenizer import Tokenizer, train
 
 WORDS = (
-    "river stone light winter garden bread silver morning quiet window letter forest harbour candle mountain story "
-    "teacher engine copper village music paper field summer glass bridge cloud orange shadow market"
-).split()
+    "river", "stone", "light", "winter", "garden", "bread", "silver", "morning", "quiet", "window", "letter", "forest",
+    "harbour", "candle", "mountain", "story", "teacher", "engine", "copper", "village", "music", "paper", "field", "summer",
+    "glass", "bridge", "cloud", "orange", "shadow", "market",
+)  # fmt: skip
 
 
 def make_prose(seed: int, words: int = 60) -> str:
@@ -26,7 +27,9 @@ def make_prose(seed: int, words: int = 60) -> str:
     sentences = []
     while words > 0:
         length = draw.randint(4, 12)
-        sentences.append(" ".join(draw.choice(WORDS) for _ in range(length)).capitalize() + f" {draw.randint(0, 9999)}.")
+        sentences.append(
+            " ".join(draw.choice(WORDS) for _ in range(length)).capitalize() + f" {draw.randint(0, 9999)}."
+        )
         words -= length
     return " ".join(sentences)
 
@@ -59,7 +62,12 @@ def make_corpus(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Corpus]:
         seeds = range(1000 * seed, 1000 * seed + documents)
         if chats:
             records = [
-                {"messages": [{"role": "user", "content": make_prose(s, 8)}, {"role": "assistant", "content": make_prose(s + 500, 20)}]}
+                {
+                    "messages": [
+                        {"role": "user", "content": make_prose(s, 8)},
+                        {"role": "assistant", "content": make_prose(s + 500, 20)},
+                    ]
+                }
                 for s in seeds
             ]
             settings["messages"] = "messages"

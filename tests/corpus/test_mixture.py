@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_no_row_is_read_twice_before_its_epoch_is_full_even_across_segments(plan
 def test_any_division_into_calls_gives_the_same_stream(plan, rows, cuts):
     whole = stream(plan, rows, 600)
     edges = [0, *sorted(cuts), 600]
-    assert [item for a, b in zip(edges[:-1], edges[1:], strict=True) for item in stream(plan, rows, b - a, a)] == whole
+    assert [item for a, b in itertools.pairwise(edges) for item in stream(plan, rows, b - a, a)] == whole
 
 
 @given(plan=plans(), rows=ROWS, ranks=st.sampled_from([1, 2, 4]), batch=st.sampled_from([4, 8, 20]))
@@ -76,7 +77,11 @@ def test_counts_agree_with_the_stream(plan, until):
     assert plan.epochs(rows, until) == {name: found[name] / 1000 for name in plan.corpora}
 
 
-@given(weights=st.lists(st.floats(0.001, 100), min_size=1, max_size=12), start=st.integers(0, 10**9), length=st.integers(1, 3000))
+@given(
+    weights=st.lists(st.floats(0.001, 100), min_size=1, max_size=12),
+    start=st.integers(0, 10**9),
+    length=st.integers(1, 3000),
+)
 @settings(max_examples=100, deadline=None)
 def test_every_stretch_of_sequences_follows_the_weights_within_a_few_sequences(weights, start, length):
     names = [f"c{i}" for i in range(len(weights))]
@@ -150,7 +155,9 @@ def test_each_permutation_is_a_bijection(size, seed, epoch):
 
 def test_permutations_look_random():
     size, draws = 1000, 200
-    images = np.stack([permuted(np.arange(size), size, seed, name_key("x"), np.zeros(size, int)) for seed in range(draws)])
+    images = np.stack(
+        [permuted(np.arange(size), size, seed, name_key("x"), np.zeros(size, int)) for seed in range(draws)]
+    )
     # mean displacement of a random permutation is about n/3; correlation with the identity about 0
     assert abs(np.abs(images - np.arange(size)).mean() - size / 3) < 0.02 * size
     assert abs(np.mean([np.corrcoef(image, np.arange(size))[0, 1] for image in images])) < 0.01

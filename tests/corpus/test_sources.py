@@ -40,7 +40,9 @@ def test_all_formats_and_packings_give_the_same_texts(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
     (tmp_path / "c.jsonl.xz").write_bytes(lzma.compress(lines))
     half = lines.index(b"\n", len(lines) // 2) + 1
-    (tmp_path / "d.ndjson.zst").write_bytes(zstandard.compress(lines[:half]) + zstandard.compress(lines[half:]))  # two frames
+    (tmp_path / "d.ndjson.zst").write_bytes(
+        zstandard.compress(lines[:half]) + zstandard.compress(lines[half:])
+    )  # two frames
     (tmp_path / "e.json").write_text(json.dumps([{"text": text} for text in TEXTS]))
     (tmp_path / "f.json").write_text(json.dumps({f"key {i}": {"text": text} for i, text in enumerate(TEXTS)}))
     (tmp_path / "g.json").write_text(json.dumps(dict(enumerate(TEXTS))))
@@ -103,7 +105,10 @@ def test_a_very_long_record_becomes_several_documents_of_one_record(tmp_path, mo
 def test_templates_read_the_fields_of_a_record(tmp_path):
     recipe = {"Tea": {"title": "Tea", "ingredients": ["water", "tea"], "steps": ["Boil.", "Pour."], "note": None}}
     (tmp_path / "recipes.json").write_text(json.dumps(recipe))
-    text = "{{ title }}{{ note }}\n{% for i in ingredients %}- {{ i }}\n{% endfor %}{% for s in steps %}{{ loop.index }}. {{ s }}\n{% endfor %}"
+    text = (
+        "{{ title }}{{ note }}\n{% for i in ingredients %}- {{ i }}\n{% endfor %}"
+        "{% for s in steps %}{{ loop.index }}. {{ s }}\n{% endfor %}"
+    )
     assert texts(tmp_path, "recipes.json", text=text) == ["Tea\n- water\n- tea\n1. Boil.\n2. Pour.\n"]
     (chat,) = documents(tmp_path, "recipes.json", user="How do I make {{ key }}?", assistant="{{ steps | join(' ') }}")
     assert chat.messages == [
@@ -126,7 +131,9 @@ def test_a_file_inside_a_package_is_read_in_place_from_a_cached_wheel_without_ne
     assert texts(tmp_path, "pypi:Some-Data==1.2/some_data/data/en.json", sha256=digest) == [TEXTS[0]]
     assert texts(tmp_path, "pypi:some.data==1.2/some_data/data/*.json", sha256=digest.upper()) == TEXTS[:2]
     assert sorted(p.name for p in (tmp_path / "downloads").iterdir()) == ["some_data-1.2-py3-none-any.whl"]
-    with pytest.raises(DataError, match=r"expected a file 'none' in the wheel.*it holds for example some_data/data/en.json"):
+    with pytest.raises(
+        DataError, match=r"expected a file 'none' in the wheel.*it holds for example some_data/data/en.json"
+    ):
         texts(tmp_path, "pypi:some-data==1.2/none", sha256=digest)
     with pytest.raises(DataError, match=f'expected sha256 beside a pypi: source, got none; write sha256 = "{digest}"'):
         texts(tmp_path, "pypi:some-data==1.2/some_data/data/en.json")
@@ -187,7 +194,8 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path, write_j
 @pytest.mark.parametrize(
     "table",
     [
-        {"source": "a", "unknown": 1}, {"source": ""}, {"source": []}, {"source": "a", "user": "x"}, {"source": "a", "heldout": 0.0},
+        {"source": "a", "unknown": 1}, {"source": ""}, {"source": []}, {"source": "a", "user": "x"},
+        {"source": "a", "heldout": 0.0},
         {"source": "a", "heldout": 1}, {"source": "a", "messages": "m", "text": "t"}, {"source": "a", "sha256": "xyz"},
         {"source": "a", "on_bad": "ignore"}, {"source": "a", "minimum_characters": "3"}, {"source": "a", "clean": {"neer": True}},
         {"source": "a", "messages": "m", "user": "u", "assistant": "a"}, {"source": "a", "system": "s"},

@@ -31,13 +31,18 @@ def corpus_key(config: SourceConfig, tokenizer_hash: str, fingerprint: str) -> s
 
 
 def tokenizer_key(
-    configs: Mapping[str, SourceConfig], fingerprints: Mapping[str, str], vocab: int, weights: Mapping[str, float] | None = None,
+    configs: Mapping[str, SourceConfig],
+    fingerprints: Mapping[str, str],
+    vocab: int,
+    weights: Mapping[str, float] | None = None,
     sample_bytes: int | None = None,
 ) -> str:
     """Identifies a tokenizer before it is trained."""
     texts = sorted((name, text_key(configs[name], fingerprints[name])) for name in configs)
     pattern = [bpe.PATTERN, list(bpe.SPECIAL_TOKENS)]
-    return content_hash(["tokenizer", VERSION, texts, vocab, dict(weights or {}), _sample(vocab, sample_bytes), pattern])
+    return content_hash(
+        ["tokenizer", VERSION, texts, vocab, dict(weights or {}), _sample(vocab, sample_bytes), pattern]
+    )
 
 
 def build_tokenizer(
@@ -92,14 +97,22 @@ def _sampled(parts: Mapping[str, Prepared], limits: Mapping[str, float]) -> Iter
 
 @contextmanager
 def _prepared(
-    config: SourceConfig, *, downloads: Path, base: Path, cache: Path | None, say: Say, fingerprint: str | None = None,
+    config: SourceConfig,
+    *,
+    downloads: Path,
+    base: Path,
+    cache: Path | None,
+    say: Say,
+    fingerprint: str | None = None,
     scratch: Path | None = None,
 ) -> Iterator[Prepared]:
     """Prepared text from the cache, or in a temporary folder that is deleted at the end."""
     fingerprint = fingerprint or source_fingerprint(config, downloads=downloads, base=base)
     if cache is not None:
         key = text_key(config, fingerprint)
-        yield prepare(config, cache / f"text-{key[:16]}", downloads=downloads, base=base, fingerprint=fingerprint, say=say)
+        yield prepare(
+            config, cache / f"text-{key[:16]}", downloads=downloads, base=base, fingerprint=fingerprint, say=say
+        )
         return
     if scratch is not None:
         with explained(scratch):
@@ -147,7 +160,9 @@ def build_corpus(
     ):
         stats = dict(text.stats)
         train = write_side(folder, "train", text, text.select(TRAIN), config, tokenizer)
-        heldout = write_side(folder, "heldout", text, text.select(HELDOUT), config, tokenizer, limit=config.heldout_tokens)
+        heldout = write_side(
+            folder, "heldout", text, text.select(HELDOUT), config, tokenizer, limit=config.heldout_tokens
+        )
         body["highest_id"] = max(train.pop("highest_id"), heldout.pop("highest_id"))
         stats["train"], stats["heldout"] = train, heldout
         stats["warnings"] = [*stats["warnings"], *_cap_warning(config, text, heldout)]

@@ -57,7 +57,9 @@ def check_messages(messages: object, *, complete: bool = False) -> list[Message]
     for number, message in enumerate(cast(Sequence[Any], messages), 1):
         turns.append(_turn(message, f"turn {number}", turns))
     if turns[-1]["role"] == "system" or (complete and turns[-1]["role"] != "assistant"):
-        raise DataError(f"turn {len(turns)}", f"expected an answer at the end, found {turns[-1]['role']}", "add the answer")
+        raise DataError(
+            f"turn {len(turns)}", f"expected an answer at the end, found {turns[-1]['role']}", "add the answer"
+        )
     return turns
 
 
@@ -66,18 +68,25 @@ def _turn(message: Any, where: str, before: list[Message]) -> Message:
         raise DataError(where, "expected an object with role and content", "see docs for the form of chats")
     role, content = cast(dict[str, Any], message)["role"], cast(dict[str, Any], message)["content"]
     if role not in ROLES:
-        raise DataError(where, f"expected the role system, user or assistant, got {role!r}", "rename or remove the turn")
+        raise DataError(
+            where, f"expected the role system, user or assistant, got {role!r}", "rename or remove the turn"
+        )
     if not isinstance(content, str) or not content.strip():
         raise DataError(where, f"expected text in the {role} turn, found none", "remove the chat or fill the turn")
     last = before[-1]["role"] if before else None
     expected = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}[last]
     if role not in expected:
-        raise DataError(where, f"expected the role {' or '.join(expected)}, got {role}", "let user and assistant take turns")
+        raise DataError(
+            where, f"expected the role {' or '.join(expected)}, got {role}", "let user and assistant take turns"
+        )
     return {"role": role, "content": content.strip()}
 
 
 def render(
-    messages: Sequence[Message], tokenizer: Tokenizer, template: Template = "chatml", add_generation_prompt: bool = False
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    template: Template = "chatml",
+    add_generation_prompt: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Ids of a chat and a mask of equal length: 1 where a token is the assistant's, end of turn included.
 
@@ -92,7 +101,10 @@ def render(
 
 
 def render_batch(
-    chats: Sequence[Sequence[Message]], tokenizer: Tokenizer, template: Template = "chatml", add_generation_prompt: bool = False
+    chats: Sequence[Sequence[Message]],
+    tokenizer: Tokenizer,
+    template: Template = "chatml",
+    add_generation_prompt: bool = False,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """``render`` for many chats with one call of the tokenizer: ids int64 [n] and mask uint8 [n] for each."""
     build = _chatml if template == "chatml" else _minicpm

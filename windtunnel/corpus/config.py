@@ -61,7 +61,9 @@ class SourceConfig(Config):
     assistant: str | None = Field(None, description="chats: a template for the answer")
     template: Literal["chatml", "minicpm"] = Field("chatml", description="chats: how turns are marked")
     loss: Literal["assistant", "all"] = Field("assistant", description="chats: which tokens are learnt and scored")
-    on_bad: OnBad = Field("error", description="what a damaged record does: stop, be reported and left out, or be left out")
+    on_bad: OnBad = Field(
+        "error", description="what a damaged record does: stop, be reported and left out, or be left out"
+    )
     minimum_characters: int = Field(32, ge=1, description="shorter documents are dropped (chats: all turns together)")
     heldout: float = Field(0.01, gt=0, lt=1, description="share of documents never trained on, chosen by their hash")
     heldout_tokens: Count = Field(
@@ -74,8 +76,10 @@ class SourceConfig(Config):
         "(such as the title of records that are read as text here and as chats there)",
         examples=["title"],
     )
-    clean: Cleaning = Field(Cleaning(), description="cleaning steps")
-    decontaminate: Strings = Field((), description="test sets (JSONL or text files) whose 13-word sequences must not occur")
+    clean: Cleaning = Field(Cleaning.model_validate({}), description="cleaning steps")
+    decontaminate: Strings = Field(
+        (), description="test sets (JSONL or text files) whose 13-word sequences must not occur"
+    )
     language: str | None = Field(None, description="for the model card, such as 'en'")
     licence: str | None = Field(None, description="for the model card, such as 'CC-BY-SA-4.0'")
 

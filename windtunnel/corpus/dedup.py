@@ -105,7 +105,9 @@ def near_duplicates(keys: Path | np.ndarray, alive: np.ndarray, read: Callable[[
     return {item: groups.find(item) for item in sorted(groups.parent)}
 
 
-def _compare(members: list[int], groups: _Groups, differing: set[tuple[int, int]], read: Callable[[int], bytes]) -> None:
+def _compare(
+    members: list[int], groups: _Groups, differing: set[tuple[int, int]], read: Callable[[int], bytes]
+) -> None:
     """Joins the members of one bucket that are similar to its first."""
     first, *others = members
     mine: np.ndarray | None = None

@@ -19,7 +19,9 @@ def parse_hub(source: str, base: Path) -> tuple[str, str | None, str]:
     """
     name, _, split = source.removeprefix("hf:").partition(":")
     if not name:
-        raise DataError(source, "expected hf:NAME[/config][:split]", "name a dataset such as hf:roneneldan/TinyStories:train")
+        raise DataError(
+            source, "expected hf:NAME[/config][:split]", "name a dataset such as hf:roneneldan/TinyStories:train"
+        )
     local = base / Path(name).expanduser()
     if local.is_dir():
         return str(local), None, split or "train"

@@ -89,7 +89,9 @@ def inspect_source(
         batch: list[list[dict[str, Any]]] = []
         if shown:
             packed = Loader(DataPlan(0, row, (Segment(0, ((_NAME, 1.0),)),)), {_NAME: corpus}).rows(0, shown)
-            batch = [_runs(*parts, tokenizer) for parts in zip(packed.inputs, packed.targets, packed.documents, strict=True)]
+            batch = [
+                _runs(*parts, tokenizer) for parts in zip(packed.inputs, packed.targets, packed.documents, strict=True)
+            ]
         sizes = np.sort(text.lengths[text.fate == TRAIN])
         return Inspection(
             config.source, text.stats["records"], text.stats["documents"], text.stats["bytes"], language_shares(sample),
@@ -141,11 +143,17 @@ def render_inspection(found: Inspection) -> RenderableType:
         ("records", f"{found.records['good']:,} good, {found.records['bad']:,} damaged"),
         ("documents", f"{documents['read']:,} read, {documents['train']:,} train, {documents['heldout']:,} held out"),
         ("text", f"{bytes_size(found.bytes['train'])} train, {bytes_size(found.bytes['heldout'])} held out"),
-        ("length", f"median {lengths['median']:,} bytes, 90 % below {lengths['p90']:,}, longest {lengths['longest']:,}"),
+        (
+            "length",
+            f"median {lengths['median']:,} bytes, 90 % below {lengths['p90']:,}, longest {lengths['longest']:,}",
+        ),
         ("languages", f"{share} (a guess)"),
         ("tokens", f"{si(found.tokens)} train, {si(found.heldout_tokens)} held out, vocabulary {found.vocab}"),
         ("bytes per token", f"{found.bytes_per_token:.2f} on held-out documents"),
-        ("cleaning", ", ".join([f"{found.changed:,} changed", *(f"{step} −{count:,}" for step, count in found.dropped.items())])),
+        (
+            "cleaning",
+            ", ".join([f"{found.changed:,} changed", *(f"{step} −{count:,}" for step, count in found.dropped.items())]),
+        ),
     ):
         facts.add_row(Text(name, style="bold"), escape(value))
     parts: list[RenderableType] = [facts]
@@ -162,7 +170,7 @@ def _examples(step: str, pairs: list[dict[str, str]]) -> Table:
     for title in titles:
         table.add_column(title, ratio=1)
     for pair in pairs:
-        table.add_row(*(_plain(pair[side]) for side in ("document", "against")))
+        table.add_row(*(_plain(pair[side]) for side in ("text", "against")))
     return table
 
 
@@ -172,7 +180,9 @@ def _plain(text: str) -> Text:
 
 
 def _packed(found: Inspection) -> RenderableType:
-    table = Table(title=f"first packed rows of {found.row} tokens (dim: not scored)", title_justify="left", show_lines=True)
+    table = Table(
+        title=f"first packed rows of {found.row} tokens (dim: not scored)", title_justify="left", show_lines=True
+    )
     table.add_column("row")
     table.add_column("documents")
     table.add_column("tokens", ratio=1)

@@ -23,7 +23,8 @@ _WORDS = {
 }
 _LISTS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
 _CODE = re.compile(
-    r"^\s*(?:def |class |import |from \w+ import |#include|function |var |const |public |return\b|if \(|for \()", re.MULTILINE
+    r"^\s*(?:def |class |import |from \w+ import |#include|function |var |const |public |return\b|if \(|for \()",
+    re.MULTILINE,
 )
 _SHOWN = 4000
 

@@ -48,7 +48,9 @@ class Loader:
         self._corpora = [corpora[name] for name in plan.corpora]
         tokenizers = {corpus.tokenizer_hash for corpus in self._corpora}
         if len(tokenizers) > 1:
-            raise DataError("mixture", "expected corpora of one tokenizer, got several", "build them again with one tokenizer")
+            raise DataError(
+                "mixture", "expected corpora of one tokenizer, got several", "build them again with one tokenizer"
+            )
         self.rows_of = {name: corpora[name].rows(plan.row) for name in plan.corpora}
 
     def rows(self, start: int, count: int) -> Rows:

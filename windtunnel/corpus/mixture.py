@@ -68,7 +68,9 @@ class DataPlan:
         return DataPlan(self.seed, self.row, (*kept, Segment(at, mixture)))
 
     def to_dict(self) -> dict[str, Any]:
-        segments = [{"start": s.start, "mixture": [[name, weight] for name, weight in s.mixture]} for s in self.segments]
+        segments = [
+            {"start": s.start, "mixture": [[name, weight] for name, weight in s.mixture]} for s in self.segments
+        ]
         return {"seed": self.seed, "row": self.row, "segments": segments}
 
     @classmethod
@@ -159,7 +161,9 @@ def _rows(
         name = names[place]
         size = rows.get(name, 0)
         if size < 1:
-            raise DataError(f"corpus.{name}", f"the corpus is too small for one row of {plan.row} tokens", "give more text")
+            raise DataError(
+                f"corpus.{name}", f"the corpus is too small for one row of {plan.row} tokens", "give more text"
+            )
         chosen = np.flatnonzero(corpus == place)
         result[chosen] = permuted(ordinal[chosen] % size, size, plan.seed, name_key(name), ordinal[chosen] // size)
     return result

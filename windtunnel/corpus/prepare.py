@@ -31,7 +31,9 @@ VERSION = 1
 TRAIN, HELDOUT, DROPPED = 0, 1, 2
 _BATCH_BYTES = 1 << 20
 _WARN_SHARE = 0.1
-_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("hash", "<u8", 2), ("side", "<u8"), ("test", "<i4"), ("fate", "<i4")])
+_ROW = np.dtype(
+    [("offset", "<i8"), ("length", "<i8"), ("hash", "<u8", 2), ("side", "<u8"), ("test", "<i4"), ("fate", "<i4")]
+)
 Say = Callable[[str], None]
 
 
@@ -87,7 +89,13 @@ def turns_of(raw: bytes) -> list[Message]:
 
 
 def prepare(
-    config: SourceConfig, out: Path, *, downloads: Path, base: Path, fingerprint: str | None = None, say: Say = lambda line: None
+    config: SourceConfig,
+    out: Path,
+    *,
+    downloads: Path,
+    base: Path,
+    fingerprint: str | None = None,
+    say: Say = lambda line: None,
 ) -> Prepared:
     """Reads, cleans, deduplicates, decontaminates and splits a source into the artefact ``out``; opens it if it is there.
 
@@ -141,7 +149,8 @@ class _Spool:
         """Writes text, table rows and band keys, batch by batch."""
         with ExitStack() as stack:
             text, table, keys = (
-                stack.enter_context((self.folder / name).open("wb")) for name in ("documents.bin", "table.bin", "keys.bin")
+                stack.enter_context((self.folder / name).open("wb"))
+                for name in ("documents.bin", "table.bin", "keys.bin")
             )
             batch: list[tuple[bytes, bytes, str | None]] = []
             size = 0
@@ -167,14 +176,18 @@ class _Spool:
                 text = clean_text(text)
             if text != document.text.strip():
                 self.dropped["unicode"].add(document.text, text, document.id)
-        if len(text) < config.minimum_characters or (turns is not None and not all(t["content"].strip() for t in turns)):
+        if len(text) < config.minimum_characters or (
+            turns is not None and not all(t["content"].strip() for t in turns)
+        ):
             self.dropped["short"].add(text, "", document.id)
             return None
         plain = text.encode()
         raw = plain if turns is None else json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode()
         return raw, plain, document.group
 
-    def _write(self, batch: list[tuple[bytes, bytes, str | None]], text: BinaryIO, table: BinaryIO, keys: BinaryIO) -> None:
+    def _write(
+        self, batch: list[tuple[bytes, bytes, str | None]], text: BinaryIO, table: BinaryIO, keys: BinaryIO
+    ) -> None:
         if not batch:
             return
         raws, plains = [item[0] for item in batch], [item[1] for item in batch]
@@ -266,13 +279,17 @@ def _check(config: SourceConfig, rows: np.ndarray, stats: dict[str, Any]) -> Non
         most = f", mostly: {max(reasons, key=reasons.get)}" if reasons else ""
         found = f"{documents['read']} read, {stats['records']['bad']} damaged{most}"
         problem = f"expected text, found no document that is kept ({found})"
-        raise DataError(where, problem, f"lower minimum_characters (now {config.minimum_characters}) or check the source")
+        raise DataError(
+            where, problem, f"lower minimum_characters (now {config.minimum_characters}) or check the source"
+        )
     if not documents["heldout"]:
         lowest = float(rows["side"][rows["fate"] != DROPPED].min()) / 2.0**64
         fix = f"set heldout = {np.ceil(lowest * 1000 + 1) / 1000:g} or more, or give more documents"
         if documents["kept"] == 1:
             fix = "give more documents, or set split to a text that separates documents"
-        raise DataError(where, f"the held-out part is empty (heldout = {config.heldout:g} of {documents['kept']} documents)", fix)
+        raise DataError(
+            where, f"the held-out part is empty (heldout = {config.heldout:g} of {documents['kept']} documents)", fix
+        )
     if not documents["train"]:
         problem = f"no document is left for training (heldout = {config.heldout:g})"
         raise DataError(where, problem, "lower heldout or give more documents")

@@ -115,9 +115,9 @@ def shingles(words: np.ndarray, counts: np.ndarray, length: int) -> tuple[np.nda
         return hashes, runs
     begin = np.cumsum(counts) - counts
     extra = np.zeros(len(short), np.uint64)
-    for row, index in enumerate(short):
-        for word in words[begin[index] : begin[index] + counts[index]]:
-            extra[row] = extra[row : row + 1] * np.uint64(_STEP) + word
+    for offset in range(length - 1):
+        longer = counts[short] > offset
+        extra[longer] = extra[longer] * np.uint64(_STEP) + words[begin[short[longer]] + offset]
     places = (np.cumsum(runs) - runs)[short]
     filled = runs.copy()
     filled[short] = 1

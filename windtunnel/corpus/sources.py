@@ -14,10 +14,11 @@ import blake3
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import DataError
 from windtunnel.corpus.config import SourceConfig
+from windtunnel.corpus.fields import Document, record_reader
 from windtunnel.corpus.files import RECORD_SUFFIXES, TEXT_SUFFIXES, Damaged, File, find_files
 from windtunnel.corpus.hub import hub_records, parse_hub
 from windtunnel.corpus.packages import package_files
-from windtunnel.corpus.records import Bad, Document, documents_of, extracted, record_reader
+from windtunnel.corpus.records import Bad, documents_of, extracted
 
 __all__ = ["Document", "SourceConfig", "Tally", "read_documents", "source_fingerprint"]
 
@@ -133,7 +134,9 @@ def _scheme(name: str) -> str:
 
 def _check_sha256(name: str, files: list[File], wanted: str) -> None:
     if len(files) != 1:
-        raise DataError(name, f"expected one file beside sha256, found {len(files)}", "leave sha256 out or name one file")
+        raise DataError(
+            name, f"expected one file beside sha256, found {len(files)}", "leave sha256 out or name one file"
+        )
     digest = hashlib.sha256()
     try:
         with files[0].opener() as stream:
@@ -142,7 +145,9 @@ def _check_sha256(name: str, files: list[File], wanted: str) -> None:
     except (Damaged, OSError) as error:
         raise DataError(name, f"it cannot be read ({error})") from None
     if digest.hexdigest() != wanted.lower():
-        raise DataError(name, f"expected sha256 {wanted.lower()}, got {digest.hexdigest()}", "check the file or the recipe")
+        raise DataError(
+            name, f"expected sha256 {wanted.lower()}, got {digest.hexdigest()}", "check the file or the recipe"
+        )
 
 
 def source_fingerprint(source: SourceConfig, *, downloads: Path, base: Path) -> str:

@@ -80,7 +80,9 @@ def open_corpus(path: Path, *, verify: bool = True) -> Corpus:
     tokens, offsets, mask = _part(path, manifest, "heldout", kind, scored)
     sizes = np.fromfile(path / "heldout.bytes.bin", np.int64)
     if len(sizes) != len(offsets) - 1:
-        raise ArtefactError(str(path / "heldout.bytes.bin"), f"expected {len(offsets) - 1} sizes, found {len(sizes)}", _AGAIN)
+        raise ArtefactError(
+            str(path / "heldout.bytes.bin"), f"expected {len(offsets) - 1} sizes, found {len(sizes)}", _AGAIN
+        )
     config = manifest.config
     return Corpus(
         config["name"], path, manifest.hash, config["key"], config["tokenizer"], config["vocab"], train,

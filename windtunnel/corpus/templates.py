@@ -25,7 +25,20 @@ _FILTERS = (
     "capitalize", "default", "first", "int", "join", "last", "length", "list", "lower", "map", "reject", "replace", "round",
     "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper",
 )  # fmt: skip
-_TESTS = ("defined", "undefined", "none", "string", "number", "mapping", "sequence", "iterable", "equalto", "in", "true", "false")
+_TESTS = (
+    "defined",
+    "undefined",
+    "none",
+    "string",
+    "number",
+    "mapping",
+    "sequence",
+    "iterable",
+    "equalto",
+    "in",
+    "true",
+    "false",
+)
 _METHODS = frozenset(
     {"strip", "lstrip", "rstrip", "lower", "upper", "title", "split", "splitlines", "startswith", "endswith", "items", "keys",
      "values", "get", "join"}
@@ -42,7 +55,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(autoescape=False, undefined=StrictUndefined, finalize=lambda v: "" if v is None else v)
         self.globals.clear()
         self.filters = {name: self.filters[name] for name in _FILTERS}
-        self.tests = {name: self.tests[name] for name in self.tests if name in _TESTS or name in ("==", "eq", "ne", "lt", "gt")}
+        self.tests = {
+            name: self.tests[name] for name in self.tests if name in _TESTS or name in ("==", "eq", "ne", "lt", "gt")
+        }
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, LoopContext):
@@ -50,6 +65,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if attr not in _METHODS:
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Jinja would let ``str.format`` pass in a safe form, whose width is not bounded."""
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
@@ -79,7 +97,9 @@ def compile_template(source: str, where: str) -> Callable[[Mapping[str, Any]], s
     try:
         template = _Sandbox().from_string(source)
     except TemplateError as error:
-        raise RecipeError(where, f"expected a Jinja template: {error}", "write for example '{{ title }}: {{ body }}'") from None
+        raise RecipeError(
+            where, f"expected a Jinja template: {error}", "write for example '{{ title }}: {{ body }}'"
+        ) from None
 
     def render(fields: Mapping[str, Any]) -> str:
         pieces: list[str] = []

@@ -148,7 +148,9 @@ def train(texts: Iterable[str], vocab: int, where: str = "tokenizer.vocab") -> T
         DataError: fewer than the 256 bytes and the control tokens asked for, or more than the texts can train.
     """
     if vocab < SMALLEST:
-        raise DataError(where, f"expected at least {SMALLEST} (256 bytes and {len(SPECIAL_TOKENS)} control tokens), got {vocab}")
+        raise DataError(
+            where, f"expected at least {SMALLEST} (256 bytes and {len(SPECIAL_TOKENS)} control tokens), got {vocab}"
+        )
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PATTERN), "isolated"),

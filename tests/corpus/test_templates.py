@@ -1,0 +1,72 @@
+"""A template reads fields and nothing else, within limits of size and time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from windtunnel.base.errors import RecipeError
+from windtunnel.corpus.templates import RecordError, compile_template, is_template
+
+FIELDS = {"title": "Tea", "steps": ["Boil.", "Pour."], "none": None, "deep": {"items_": [1, 2]}, "long": "x" * 1000}
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ title }}", "Tea"), ("{{ steps | join(' ') }}", "Boil. Pour."), ("{{ none }}!", "!"), ("{{ deep.items_[1] }}", "2"),
+        ("{% for s in steps %}{{ loop.index }}{{ s }}{% if not loop.last %}, {% endif %}{% endfor %}", "1Boil., 2Pour."),
+        ("{{ title.upper() }} {{ missing | default('none') }}", "TEA none"),
+        ("{% if missing is defined %}a{% else %}b{% endif %}", "b"),
+        ("{{ title == 'Tea' }}", "True"), ("{{ 3 * 4 }}", "12"),
+    ],
+)  # fmt: skip
+def test_what_a_template_may_do(template, text):
+    assert compile_template(template, "text")(FIELDS) == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ missing }}", "{{ title.__class__ }}", "{{ title.__class__.__mro__ }}", "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ self.__init__.__globals__ }}", "{{ title.format(1) }}", "{{ steps.append('x') }}", "{{ title * 1000000000 }}",
+        "{{ [0] * 1000000000 }}", "{{ 9 ** 999999999 }}", "{{ '%1000000000d' % 1 }}", "{{ range(3) }}", "{{ title.ljust(10) }}",
+        "{{ namespace() }}", "{{ lipsum() }}", "{{ joiner() }}", "{{ steps.sort() }}", "{{ title.encode() }}", "{{ loop }}",
+        "{{ 1 / 0 }}",
+        "{{ title + 1 }}",
+    ],
+)  # fmt: skip
+def test_what_a_template_may_not_do(template):
+    with pytest.raises(RecordError, match="the template"):
+        compile_template(template, "text")(FIELDS)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ title",
+        "{% for %}",
+        "{{ title | center(100000000) }}",
+        "{{ title | attr('x') }}",
+        "{{ title | format }}",
+        "x{{ 1 }}" * 9999,
+    ],
+)
+def test_what_is_no_template_here(template):
+    with pytest.raises(RecipeError, match=r"^text: expected a"):
+        compile_template(template, "text")
+
+
+def test_a_template_bomb_stops_soon():
+    bomb = "{% for a in long %}{% for b in long %}{% for c in long %}{{ long }}{% endfor %}{% endfor %}{% endfor %}"
+    begin = time.monotonic()
+    with pytest.raises(RecordError, match="exceeds its limits"):
+        compile_template(bomb, "text")(FIELDS)
+    assert time.monotonic() - begin < 30
+
+
+def test_fields_and_templates_are_told_apart():
+    assert is_template("{{ a }}")
+    assert is_template("{% if a %}b{% endif %}")
+    assert not is_template("text")
