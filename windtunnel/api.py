@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from windtunnel import pipeline
+from windtunnel import plan as dry_run
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
+from windtunnel.home import Home
+from windtunnel.laws.forecast import Forecast
 from windtunnel.laws.loss import LossLaw
 from windtunnel.model.transformer import Transformer
 from windtunnel.recipe import Recipe, load_recipe
@@ -19,7 +22,6 @@ from windtunnel.recipe_new import new_recipe
 from windtunnel.train.checkpoint import load_model, newest_whole
 
 AnyRecipe = Recipe | str | Path
-BOOK = "labbook.sqlite"
 
 
 def home_folder(home: str | Path | None = None) -> Path:
@@ -38,7 +40,7 @@ def new(name: str, *, data: Sequence[str | Path], size: str = "0.3M") -> str:
 
 def plan(recipe: AnyRecipe, *overrides: str, home: str | Path | None = None, measure: bool = True) -> Any:
     """What would be done, derived and shown; does nothing."""
-    return pipeline.plan(_read(recipe, overrides), home_folder(home), measure=measure)
+    return dry_run.plan(_read(recipe, overrides), home_folder(home), measure=measure)
 
 
 def run(
@@ -79,7 +81,7 @@ def open(run: str | Path, home: str | Path | None = None) -> Run:
         UserError: there is no such run, or several.
     """
     folder = home_folder(home)
-    book = LabBook(folder / BOOK, readonly=True)
+    book = LabBook(Home(folder).labbook, readonly=True)
     return Run(folder, book, find_run(book, str(run)))
 
 
@@ -145,16 +147,16 @@ class Run:
         return self._book.scores(self._row["id"])
 
     @property
-    def law(self) -> LossLaw | None:
-        """The law that the program's tunnel fitted; None before that."""
-        facts = self._book.facts(self._row["program"], "law")
-        return LossLaw.from_dict(next(iter(facts.values()))) if facts else None
+    def forecast(self) -> Forecast | None:
+        """What the program's sealed forecast says: value, intervals, forms of the law; None before it is made."""
+        sealed = list(self._book.facts(self._row["program"], "forecast").values())
+        return Forecast.from_dict(sealed[-1]["forecast"]) if sealed else None
 
     @property
-    def forecast(self) -> dict[str, Any] | None:
-        """The program's sealed forecast, with its score once the target is trained; None before that."""
-        facts = self._book.facts(self._row["program"], "forecast")
-        return next(iter(facts.values()), None)
+    def law(self) -> LossLaw | None:
+        """The law behind the forecast, in the form that predicted held-out proxies best; None before that."""
+        made = self.forecast
+        return max(made.forms, key=lambda form: form.weight).law if made else None
 
     def model(self, device: str = "cpu") -> Transformer:
         """The model of the newest whole checkpoint, ready to be called.

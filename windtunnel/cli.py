@@ -30,6 +30,7 @@ _EPILOG = (
     "75 stopped on request (the same command continues), 130 interrupted."
 )
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
+_INTERRUPTED = 130
 _SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(
@@ -92,7 +93,8 @@ def _show(result: _Result | None, as_json: bool = False) -> None:
     elif hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
         from rich.console import Console
 
-        Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(result)
+        terminal = sys.stdout.isatty()
+        Console(highlight=False, width=None if terminal else 130, soft_wrap=not terminal).print(result)
     else:
         typer.echo(str(result))
 
@@ -136,7 +138,7 @@ def plan(
 ) -> None:
     """Show all that would be done, with sources; does nothing."""
     loaded = _load(recipe, overrides)
-    from windtunnel.pipeline import plan as call
+    from windtunnel.plan import plan as call
 
     _show(call(loaded, home, measure=measure), as_json)
 
@@ -430,13 +432,13 @@ def _run(arguments: list[str]) -> int:
     try:
         code = app(arguments or ["--help"], prog_name="windtunnel", standalone_mode=False)
         sys.stdout.flush()
+        if code == _INTERRUPTED:  # typer has caught the interrupt
+            return _say("interrupted", code)
         return code if isinstance(code, int) else 0
-    except typer.Abort:
-        return 130
     except WindtunnelError as error:
         return _say(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", _INTERRUPTED)
     except BrokenPipeError:  # the reader of a pipe has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

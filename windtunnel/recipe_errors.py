@@ -56,7 +56,11 @@ def shown(value: object, limit: int = 60) -> str:
 
 def recipe_error(error: ValidationError, origin: Origin) -> RecipeError:
     """The first finding, in the order of the file, as one line; the others are counted."""
-    found = sorted(error.errors(include_url=False), key=lambda item: _line(item, origin))
+    items = error.errors(include_url=False)
+    paths = {key_path(item["loc"]) for item in items}
+    # A list with a wrong item also counts as too short: only the item is worth saying.
+    inner = [item for item in items if not any(_inside(path, key_path(item["loc"])) for path in paths)]
+    found = sorted(inner, key=lambda item: _line(item, origin))
     first = found[0]
     path = key_path(first["loc"])
     problem, fix = _explain(first, path)
@@ -70,6 +74,10 @@ def key_path(loc: Sequence[int | str]) -> KeyPath:
     return tuple(
         part for part in parts if part != "[key]" and not part.startswith(("function-", "nullable", "is-instance"))
     )
+
+
+def _inside(path: KeyPath, table: KeyPath) -> bool:
+    return len(path) > len(table) and path[: len(table)] == table
 
 
 def _line(item: ErrorDetails, origin: Origin) -> tuple[int, int]:
@@ -88,7 +96,7 @@ def _explain(item: ErrorDetails, path: KeyPath) -> tuple[str, str]:
     if kind == "value_error":
         return str(context["error"]), ""
     if kind == "extra_forbidden":
-        owner = _owner(path[:-1])
+        owner = table_model(path[:-1])
         return "expected a known key, got an unknown one", nearest(path[-1], owner.model_fields if owner else ())
     if kind == "missing":
         return "expected a value, got none", _example(path)
@@ -125,7 +133,7 @@ def _bounds(kind: str, context: Mapping[str, Any]) -> str:
     return f"expected another value ({kind.replace('_', ' ')})"
 
 
-def _owner(path: KeyPath) -> type[BaseModel] | None:
+def table_model(path: KeyPath) -> type[BaseModel] | None:
     """The model of the table at a key path."""
     here: Any = Recipe
     for part in path:
@@ -134,11 +142,11 @@ def _owner(path: KeyPath) -> type[BaseModel] | None:
             here = found.annotation if found else None
         else:  # a dictionary of tables: any name leads to its value type
             here = next((a for a in typing.get_args(here)[1:]), None)
-        here = _unwrapped(here)
+        here = unwrapped(here)
     return here if isinstance(here, type) and issubclass(here, BaseModel) else None
 
 
-def _unwrapped(annotation: Any) -> Any:
+def unwrapped(annotation: Any) -> Any:
     """A type without ``Annotated`` and without ``| None``."""
     while True:
         if typing.get_origin(annotation) is typing.Annotated:
@@ -151,7 +159,7 @@ def _unwrapped(annotation: Any) -> Any:
 
 def _example(path: KeyPath) -> str:
     plain = tuple(part for part in path if not part.startswith("["))
-    owner = _owner(plain[:-1])
+    owner = table_model(plain[:-1])
     field = owner.model_fields.get(plain[-1]) if owner and plain else None
     if field is None:
         return ""
@@ -164,7 +172,7 @@ def _close_literal(path: KeyPath, value: object) -> str:
     if not isinstance(value, str):
         return _example(path)
     plain = tuple(part for part in path if not part.startswith("["))
-    owner = _owner(plain[:-1])
+    owner = table_model(plain[:-1])
     field = owner.model_fields.get(plain[-1]) if owner else None
     choices = [str(c) for c in _literals(field.annotation)] if field else []
     close = difflib.get_close_matches(value, choices, 1, 0.5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr
@@ -118,28 +117,26 @@ class MachineConfig(Config):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a recipe came from, for error messages and relative paths."""
+    """Where a recipe came from, for error messages and relative paths; it takes no part in comparison."""
 
-    shown: str = "recipe"
-    base: Path = field(default_factory=Path)
-    lines: Mapping[KeyPath, int] = field(default_factory=lambda: MappingProxyType({}))
-    overrides: frozenset[KeyPath] = frozenset()
-    raw: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    shown: str = field(default="recipe", compare=False)
+    base: Path = field(default_factory=Path, compare=False)
+    lines: Mapping[KeyPath, int] = field(default_factory=dict[KeyPath, int], compare=False)
+    overrides: frozenset[KeyPath] = field(default_factory=frozenset[KeyPath], compare=False)
+    raw: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
 
     def where(self, path: KeyPath) -> str:
         """``file.toml:12: trunk.tokens``, or ``--set trunk.tokens`` for an overridden key."""
         name = ".".join(path).replace(".[", "[")
         plain = tuple(part for part in path if not part.startswith("["))
         for depth in range(len(plain), 0, -1):
-            if (
-                any(override[:depth] == plain[:depth] for override in self.overrides)
-                and plain[:depth] not in self.lines
-            ):
-                return f"--set {name}"
             if plain[:depth] in self.overrides:
                 return f"--set {name}"
+        for depth in range(len(plain), 0, -1):
             if plain[:depth] in self.lines:
                 return f"{self.shown}:{self.lines[plain[:depth]]}: {name}"
+            if any(override[:depth] == plain[:depth] for override in self.overrides):
+                return f"--set {name}"
         return f"{self.shown}: {name}" if name else self.shown
 
 
@@ -195,7 +192,11 @@ class Recipe(Config):
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as JSON; lengths keep the unit in which they were asked for."""
-        return self.model_dump(mode="json")
+        tables = self.model_dump(mode="json")
+        for name, corpus in self.corpus.items():
+            if corpus.chats:  # chats have no text field, and a recipe that states one is refused
+                del tables["corpus"][name]["text"]
+        return tables
 
     @property
     def hash(self) -> str:
