@@ -1,0 +1,87 @@
+"""The coordinate check passes under µP and fails where a width multiplier is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from windtunnel.corpus.loader import Rows
+from windtunnel.model.parametrization import WIDTH_MULTIPLIERS, Parametrization
+from windtunnel.model.shape import Shape
+from windtunnel.tunnel.coordinates import CoordinateCheck, check_coordinates
+
+VOCAB = 64
+
+
+def _shapes(tied: bool = True) -> list[Shape]:
+    """Widths 32 to 256 at one base width, head dimension and depth."""
+    return [
+        Shape(
+            width=width, layers=2, heads=width // 16, kv_heads=width // 16, head_dim=16, ff=5 * width // 2,
+            vocab=VOCAB, base_width=32, tied=tied, max_positions=32,
+        )
+        for width in (32, 64, 128, 256)
+    ]  # fmt: skip
+
+
+def _batches(count: int = 3, rows: int = 4, row: int = 32) -> list[Rows]:
+    """Words by Zipf's law, every second one the usual successor of the one before; a new document now and then."""
+    random = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, VOCAB + 1)
+    successor = random.permutation(VOCAB)
+    words = random.choice(VOCAB, size=(count, rows, row + 1), p=frequency / frequency.sum())
+    follows = random.random(words.shape) < 0.5
+    for i in range(1, row + 1):
+        words[..., i] = np.where(follows[..., i], successor[words[..., i - 1]], words[..., i])
+    documents = (random.random((count, rows, row)) < 0.02).cumsum(2).astype(np.int32)
+    return [Rows(w[:, :-1].copy(), w[:, 1:].copy(), d) for w, d in zip(words, documents, strict=True)]
+
+
+def _show(name: str, check: CoordinateCheck) -> None:
+    for s in check.slopes():
+        print(f"{name:24} {s.quantity:20} step {s.step:2}  {s.value:+.3f}  [{s.low:+.3f}, {s.high:+.3f}]")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_changes_are_flat_in_width_under_mup(tied: bool) -> None:
+    check = check_coordinates(Parametrization(), _shapes(tied), _batches(), seeds=range(4))
+    _show("mup", check)
+    assert check.failures() == []
+    for kind, width in (("stream", 0.06), ("logits", 0.06)):
+        slope = check.steepest(kind)
+        assert slope.high - slope.low < 2 * width  # the interval is narrow enough to mean something
+
+
+@pytest.mark.parametrize("missing", WIDTH_MULTIPLIERS)
+def test_each_missing_multiplier_fails_the_check(missing: str) -> None:
+    check = check_coordinates(Parametrization(without=(missing,)), _shapes(), _batches(), seeds=[0, 1], steps=(1, 3))
+    _show(f"without {missing}", check)
+    steepest = max(abs(slope.value) for slope in check.failures())
+    assert steepest > 0.3
+    clear = [
+        slope for slope in check.failures() if min(abs(slope.low), abs(slope.high)) > 0.1 and slope.low * slope.high > 0
+    ]
+    assert clear, "no interval excludes a flat line"
+
+
+def test_the_standard_parametrization_fails_the_check() -> None:
+    check = check_coordinates(Parametrization.named("standard"), _shapes(), _batches(), seeds=[0, 1], steps=(1, 3))
+    _show("standard", check)
+    assert max(abs(check.steepest(kind).value) for kind in ("stream", "block", "logits")) > 0.3
+
+
+def test_a_slope_is_the_exponent_of_the_width() -> None:
+    widths, exponents = np.array([32.0, 64, 128]), [0.0, 0.5, -1.0, 0.25]
+    names = ("layers.0", "layers.0.mlp", "logits", "all logits")
+    changes = np.stack([np.stack([scale * widths**e for e in exponents], -1)[:, None] for scale in (1.0, 3.0)])
+    slopes = CoordinateCheck((32, 64, 128), (1,), names, changes).slopes()
+    assert [s.value for s in slopes] == pytest.approx(exponents)
+    assert [s.kind for s in slopes] == ["stream", "block", "logits", "all logits"]
+    assert all(s.high - s.low < 1e-9 for s in slopes)
+
+
+def test_a_model_that_does_not_train_is_refused() -> None:
+    batch = _batches(1)[0]
+    silent = Rows(batch.inputs, np.full_like(batch.targets, -100), batch.documents)
+    with pytest.raises(ValueError, match="did not train"):
+        check_coordinates(Parametrization(), _shapes()[:2], [silent], seeds=[0], steps=(1,))
