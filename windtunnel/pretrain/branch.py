@@ -27,6 +27,7 @@ def decay_stage(
             trunk.schedule, stable_end=at, decay_steps=steps, form=form, floor=floor, half_life=half_life
         ),
         plan=plan, corpora=setting.only(names), score=setting.score,
+        score_tokens=setting.score_tokens,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Setting:
     parametrization: Parametrization
     optimizer: AdamW
     score: tuple[str, ...]
+    score_tokens: int | None = None
     masking: str = "document"
 
     @property

@@ -38,5 +38,6 @@ def trial_stage(
         warmup=setting.warmup, stable_end=steps - decay_steps, decay_steps=decay_steps, form=form, floor=floor
     )
     return replace(
-        trunk, kind="trial", schedule=schedule, open_ended=False, keep=(), save_final=False, score=setting.score
-    )
+        trunk, kind="trial", schedule=schedule, open_ended=False, keep=(), save_final=False, score=setting.score,
+        score_tokens=setting.score_tokens,
+    )  # fmt: skip

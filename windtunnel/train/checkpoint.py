@@ -24,6 +24,7 @@ from windtunnel.base.artefact import Manifest, explained, read_json, read_manife
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.runtime import Runtime
 from windtunnel.model.transformer import Transformer
+from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.parallel import barrier
 from windtunnel.train.stage import Stage
 
@@ -39,16 +40,6 @@ class Position:
     optimizer_step: int = 0
     sequences: int = 0
     skipped: int = 0
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    """The folder of a run's checkpoint at a step."""
-    return run / "checkpoints" / f"step-{step:09d}"
-
-
-def steps_saved(run: Path) -> list[int]:
-    """Steps of the checkpoints in a run folder, oldest first, without looking inside."""
-    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
 
 
 def save(

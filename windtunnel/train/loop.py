@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from windtunnel.base.artefact import read_json, write_json
+from windtunnel.base.artefact import write_json
 from windtunnel.base.errors import ArtefactError, Diverged, Stopped
 from windtunnel.base.runtime import Runtime, peak_memory
 from windtunnel.corpus.loader import Loader
@@ -20,16 +20,15 @@ from windtunnel.model.transformer import Transformer
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import Position, newest_whole, restore, rotate, save
 from windtunnel.train.control import Control, Progress
+from windtunnel.train.folder import RESULT
 from windtunnel.train.metrics import Metrics
 from windtunnel.train.objectives import OBJECTIVES
 from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.parallel import any_rank, barrier, shard, share
-from windtunnel.train.stage import Stage
+from windtunnel.train.stage import AdamW, Stage
 from windtunnel.train.step import Trainer, make_compute, train_step
 
-RESULT = "result.json"
 _SAVE_SECONDS = 60.0
-_KEPT = 2
 _MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # 1,024 tokens keep a CPU's logits in cache (docs/lab-log.md)
 _SKIPS_IN_A_ROW = 10
 
@@ -62,6 +61,13 @@ class Workshop:
         micro = min(micro, -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
         return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked)
+
+
+def scorer(model: Transformer, runtime: Runtime, row: int = 256) -> Trainer:
+    """A trainer that only scores: an eager objective around a loaded model."""
+    objective = OBJECTIVES["lm"]
+    micro = max(1, _MICRO_TOKENS[runtime.torch_device.type] // row)
+    return Trainer(model, build_optimizer(model, AdamW()), objective, make_compute(objective, compiled=False), runtime, micro, 1.0)
 
 
 def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, control: Control) -> Position:
@@ -150,7 +156,7 @@ def _train(
             clock.saved()
             saved = step
             if runtime.rank == 0:
-                rotate(run, _KEPT, keep)
+                rotate(run, stage.keep_last, keep)
         if control.due():
             control.tell(clock.progress(stage, at))
         if stopping and not last:
@@ -226,12 +232,3 @@ class Clock:
 def _time_spent(run: Path, clock: Clock, stage: Stage) -> dict[str, Any]:
     """Seconds by kind, those of an interrupted earlier call not known and so not claimed; exact FLOPs."""
     return {"seconds": clock.seconds, "timed_tokens": clock.tokens, "flops": stage.flops}
-
-
-def read_result(run: Path, stage: Stage) -> dict[str, Any] | None:
-    """The result of a finished stage, or None if it is missing, of another identity, too short or lacks a score."""
-    if not (run / RESULT).is_file():
-        return None
-    result = read_json(run / RESULT)
-    whole = result.get("key") == stage.key and (result["step"] == stage.steps or (stage.open_ended and result["step"] > stage.steps))
-    return result if whole and set(stage.score) <= set(result["scores"]) else None

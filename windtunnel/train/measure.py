@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
-from typing import Any
 
 import torch
 
-from windtunnel.base.runtime import Runtime
+from windtunnel.base.runtime import Runtime, choose
 from windtunnel.model.shape import Shape
 
 _REST = 2.0
@@ -48,6 +50,17 @@ def estimate_speed(shape: Shape, row: int, runtime: Runtime, micro_tokens: int =
     return 1 / (per_token * _REST)
 
 
-def machine_facts(runtime: Runtime) -> dict[str, Any]:
-    """Peak FLOP/s and numeric class, for the plan and the report."""
-    return {"peak_flops": peak_flops(runtime), "numeric_class": runtime.numeric_class(), "threads": runtime.threads}
+def main(arguments: list[str]) -> None:
+    """Prints one JSON line: expected tokens a second on one thread for a shape (JSON) and row, the peak, the cores."""
+    shape, row = Shape(**json.loads(arguments[0])), int(arguments[1])
+    runtime = choose(None, 1)
+    torch.set_num_threads(1)
+    facts = {
+        "tokens_per_second": estimate_speed(shape, row, runtime), "peak_flops": peak_flops(runtime),
+        "cores": os.cpu_count() or 1, "compiler": runtime.compiled, "device": runtime.device,
+    }  # fmt: skip
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

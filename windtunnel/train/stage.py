@@ -71,11 +71,12 @@ class Stage:
     score_tokens: int | None = None
     save_every: int | None = None
     save_final: bool = True
+    keep_last: int = 2
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
         out = self.to_dict()
-        for name in ("name", "keep", "score", "score_tokens", "save_every", "save_final", "open_ended"):
+        for name in ("name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended"):
             out.pop(name)
         if self.open_ended:
             out.pop("steps")
@@ -113,7 +114,7 @@ class Stage:
     def to_dict(self) -> dict[str, Any]:
         return {
             **{f: getattr(self, f) for f in ("name", "kind", "batch", "steps", "seed", "objective", "masking", "open_ended",
-                                             "save_every", "save_final", "score_tokens")},
+                                             "save_every", "save_final", "keep_last", "score_tokens")},
             "keep": list(self.keep),
             "score": list(self.score),
             "corpora": {name: value for name, value in self.corpora},

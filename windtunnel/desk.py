@@ -1,0 +1,208 @@
+"""The driver's desk: the open home with its lab book, its screen and its workers. Needs no torch.
+
+The driver is the only writer of the lab book. It decides what is already done, hands the rest to the fleet and records what
+comes back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from windtunnel.base.errors import ArtefactError, WindtunnelError
+from windtunnel.base.labbook import LabBook
+from windtunnel.home import Home
+from windtunnel.program import Prepared
+from windtunnel.track import Mirror
+from windtunnel.train.control import Control, stop_on_signals
+from windtunnel.train.folder import checkpoint_path, read_result
+from windtunnel.train.metrics import read_metrics
+from windtunnel.train.stage import Stage
+from windtunnel.tunnel.fleet import Fleet, Job
+from windtunnel.tunnel.watch import Screen
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process may use: worker processes, threads of a single large run, device word, ranks of a large run."""
+
+    workers: int
+    threads: int
+    device: str
+    ranks: int = 1
+
+    @classmethod
+    def of(cls, devices: str | None) -> Machine:
+        """Cores of this machine on the CPU, or the GPUs that ``devices`` names ("cuda", "0,1")."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if devices in (None, "", "cpu"):
+            return cls(cores, cores, "cpu" if devices else "")
+        numbers = [part for part in str(devices).split(",") if part.strip().isdigit()]
+        count = max(1, len(numbers))
+        return cls(count, 4, str(devices), count)
+
+
+class Desk:
+    """An open home for one program.
+
+    Raises:
+        UserError: the home cannot be written, lies on a network file system, or another driver has it locked.
+    """
+
+    def __init__(
+        self, home: Home, program: str, *, devices: str | None = None, quiet: bool = False, track: Sequence[str] = ()
+    ) -> None:
+        self.home, self.program, self.machine = home, program, Machine.of(devices)
+        self.book = LabBook(home.labbook)
+        self.screen = Screen(quiet=quiet)
+        self.control = Control(say=self.screen.say)
+        self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
+        self._fleets: dict[str, Fleet] = {}
+        self._signals = stop_on_signals(self.control)
+
+    def __enter__(self) -> Desk:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for fleet in self._fleets.values():
+            fleet.close()
+        self.mirror.close()
+        self._signals.__exit__(*error)
+        self.book.close()
+
+    def run_folder(self, stage: Stage) -> Path:
+        """The folder of a stage's run."""
+        return self.home.runs(self.program) / stage.folder_name
+
+    def parent_checkpoint(self, stage: Stage) -> Path | None:
+        """The checkpoint from which a stage starts, whether it exists yet or not."""
+        if stage.start is None:
+            return None
+        found = sorted(self.home.runs(self.program).glob(f"*-{stage.start.stage[:10]}"))
+        if not found:
+            raise ArtefactError(stage.name, f"expected the run {stage.start.stage[:10]} that it grows from, found none")
+        return checkpoint_path(found[0], stage.start.step)
+
+    def train(
+        self, title: str, study: str, stages: Sequence[Stage], prepared: Prepared, *, large: bool = False,
+        finish: Path | None = None,
+    ) -> dict[str, Result]:  # fmt: skip
+        """Trains what is not done yet and returns the results of all, by stage key.
+
+        Args:
+            large: one run with all of the machine, instead of one single-threaded process a core.
+            finish: a file whose appearance ends an open-ended stage at its next step.
+
+        Raises:
+            Stopped: a stop was asked for.
+            WindtunnelError: a problem that trying again cannot mend.
+        """
+        results: dict[str, Result] = {}
+        jobs: list[Job] = []
+        for stage in stages:
+            run = self.run_folder(stage)
+            run.mkdir(parents=True, exist_ok=True)
+            if (result := read_result(run, stage)) is not None:
+                results[stage.key] = result
+                self._record_if_new(stage, study, result)
+                continue
+            needed = {name for name, _ in stage.corpora} | set(stage.score)
+            folders = {name: self.home.root / prepared.corpora[name]["folder"] for name in needed}
+            jobs.append(Job(stage, run, folders, self.parent_checkpoint(stage), finish if stage.open_ended else None))
+        if not jobs:
+            return results
+        with self.book as book:
+            for job in jobs:
+                book.put_run(self.run_id(job.stage), **self._columns(job.stage, study), status="waiting", started=time.time())
+        with self.screen.task(title, jobs):
+            outcome = self._fleet(large).run(jobs, _Recorder(self, study), stopping=lambda: self.control.stop)
+        for job in jobs:
+            results[job.stage.key] = outcome[str(job.run)]
+        return results
+
+    def run_id(self, stage: Stage) -> str:
+        return f"{self.program}/{stage.folder_name}"
+
+    def record(self, stage: Stage, study: str, result: Result) -> None:
+        """Writes a finished stage into the lab book: its row, metrics and scores."""
+        run = self.run_id(stage)
+        with self.book as book:
+            if "failed" in result:
+                book.put_run(run, **self._columns(stage, study), status="failed", reason=result["failed"], ended=time.time())
+                return
+            rows = [(step, name, value) for step, values in read_metrics(self.run_folder(stage)) for name, value in values.items()]
+            book.put_metrics(run, rows)
+            for corpus, score in result["scores"].items():
+                book.put_score(run, corpus, "bits_per_byte", score["bits_per_byte"], "bits per UTF-8 byte", score["tokens"])
+                book.put_score(run, corpus, "nats_per_byte", score["nats"] / score["bytes"], "nats per UTF-8 byte", score["tokens"])
+            book.put_run(
+                run, **self._columns(stage, study), status="done", reason="", ended=time.time(), steps=result["step"],
+                tokens=result["tokens"], flops=result["flops"], seconds=sum(result["seconds"].values()),
+            )  # fmt: skip
+        self.mirror.run(stage, rows)
+
+    def _record_if_new(self, stage: Stage, study: str, result: Result) -> None:
+        known = self.book.run(self.run_id(stage))
+        if known is None or known["status"] != "done" or known["steps"] != result["step"]:
+            self.record(stage, study, result)
+
+    def _columns(self, stage: Stage, study: str) -> dict[str, Any]:
+        parent = self.parent_checkpoint(stage)
+        return {
+            "program": self.program, "kind": stage.kind, "name": stage.name, "study": study, "config": stage.to_dict(),
+            "folder": str(self.run_folder(stage).relative_to(self.home.root)),
+            "parent": f"{self.program}/{parent.parent.parent.name}" if parent else "",
+        }  # fmt: skip
+
+    def _fleet(self, large: bool) -> Fleet:
+        machine = self.machine
+        name = "large" if large else "small"
+        for other in [n for n in self._fleets if n != name]:  # idle workers of the other kind give their memory back
+            self._fleets.pop(other).close()
+        if name not in self._fleets:
+            log = self.home.program(self.program) / "workers.log"
+            workers = 1 if large else machine.workers
+            self._fleets[name] = Fleet(
+                workers, log, threads=machine.threads if large else 1, devices=machine.device or None,
+                world=machine.ranks if large else 1,
+            )  # fmt: skip
+        return self._fleets[name]
+
+    def need_all(self, stages: Sequence[Stage], results: dict[str, Result]) -> None:
+        """Raises if a stage failed.
+
+        Raises:
+            WindtunnelError: naming the first failed stage and the reason.
+        """
+        for stage in stages:
+            if "failed" in (result := results[stage.key]):
+                raise WindtunnelError(f"{stage.name} failed: {result['failed']}; the same command tries again")
+
+
+class _Recorder:
+    """Passes the fleet's words to the screen and its results to the lab book."""
+
+    def __init__(self, desk: Desk, study: str) -> None:
+        self._desk, self._study = desk, study
+
+    def started(self, job: Job) -> None:
+        with self._desk.book as book:
+            book.put_run(self._desk.run_id(job.stage), status="running", started=time.time())
+        self._desk.screen.started(job)
+
+    def progress(self, job: Job, word: dict[str, Any]) -> None:
+        self._desk.screen.progress(job, word)
+
+    def say(self, text: str) -> None:
+        self._desk.screen.say(text)
+
+    def done(self, job: Job, result: Result | None, reason: str) -> None:
+        self._desk.record(job.stage, self._study, result if result is not None else {"failed": reason})
+        self._desk.screen.done(job, result, reason)

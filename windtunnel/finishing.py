@@ -1,0 +1,98 @@
+"""Tasks that need torch but no training, each in a process of its own: samples, task scores, held-out scores, export, chat.
+
+``python -m windtunnel.finishing VERB JOB`` with a JSON job prints its JSON answer as its last line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from windtunnel.base.errors import WindtunnelError
+from windtunnel.base.runtime import choose, prepare
+from windtunnel.corpus.chat import render
+from windtunnel.corpus.store import open_corpus
+from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.evaluate.choice import score_choices
+from windtunnel.export.card import CardFacts
+from windtunnel.export.huggingface import export_huggingface
+from windtunnel.model.sample import generate
+from windtunnel.serve.chat import chat
+from windtunnel.train.bits_per_byte import score_heldout
+from windtunnel.train.checkpoint import load_model
+from windtunnel.train.loop import scorer
+
+_SAMPLES, _SAMPLE_TOKENS, _TEMPERATURE, _TOP_P = 5, 96, 0.7, 0.95
+_QUESTIONS = ("What is Mathematics?", "How do I make pancakes?", "What is the Moon?")
+
+
+def finish(job: dict[str, Any]) -> dict[str, Any]:
+    """The first samples of a model, with seeds 0, 1, 2, …: not picked; answers if it has seen chats; task scores."""
+    model, _ = load_model(Path(job["checkpoint"]))
+    tokenizer = Tokenizer.load(Path(job["tokenizer"]))
+    stop = {tokenizer.eos_id, tokenizer.im_end_id}
+    options = {"max_new": _SAMPLE_TOKENS, "temperature": _TEMPERATURE, "top_p": _TOP_P, "stop": stop}
+    samples = [
+        tokenizer.decode(list(generate(model, [tokenizer.bos_id], seed=seed, **options))) for seed in range(_SAMPLES)
+    ]
+    answers = []
+    for question in _QUESTIONS if job["chats"] else ():
+        ids, _ = render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True)
+        answers.append({"question": question, "answer": tokenizer.decode(list(generate(model, list(ids), seed=0, **options)))})
+    tasks = {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}
+    return {
+        "samples": samples, "answers": answers, "tasks": tasks,
+        "sampling": {"temperature": _TEMPERATURE, "top_p": _TOP_P, "tokens": _SAMPLE_TOKENS, "seeds": list(range(_SAMPLES))},
+    }  # fmt: skip
+
+
+def evaluate(job: dict[str, Any]) -> dict[str, Any]:
+    """Held-out bits per byte on any corpora of the same tokenizer, and task scores."""
+    runtime = choose(job.get("devices"), compiled=False)
+    prepare(runtime)
+    model, manifest = load_model(Path(job["checkpoint"]), runtime.device)
+    trainer, row = scorer(model, runtime), manifest.config["stage"]["plan"]["row"]
+    scores = {}
+    for name, folder in job["corpora"].items():
+        found = score_heldout(trainer, open_corpus(Path(folder)).heldout, row, job.get("tokens"))
+        scores[name] = {"bits_per_byte": found.bits_per_byte, "tokens": found.tokens, "bytes": found.bytes}
+    tokenizer = Tokenizer.load(Path(job["tokenizer"]))
+    return {"scores": scores, "tasks": {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}}
+
+
+def export(job: dict[str, Any]) -> dict[str, Any]:
+    """A Hugging Face folder, reloaded and compared before it counts as exported."""
+    model, _ = load_model(Path(job["checkpoint"]))
+    facts = CardFacts(name=job["name"], tokens=job["tokens"], scores=job["scores"], corpora=job["corpora"])
+    return {"check": export_huggingface(model, Path(job["tokenizer"]) / "tokenizer.json", Path(job["out"]), facts)}
+
+
+def talk(job: dict[str, Any]) -> dict[str, Any]:
+    """A chat on this terminal; the answer to one prompt if the job has one."""
+    model, _ = load_model(Path(job["checkpoint"]))
+    tokenizer = Tokenizer.load(Path(job["tokenizer"]))
+    chat(model, tokenizer, **job["options"])
+    return {}
+
+
+VERBS = {"finish": finish, "evaluate": evaluate, "export": export, "chat": talk}
+
+
+def main() -> int:
+    torch.set_grad_enabled(True)
+    try:
+        answer = VERBS[sys.argv[1]](json.loads(sys.argv[2]))
+    except WindtunnelError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if sys.argv[1] != "chat":
+        print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The home folder: where everything that windtunnel makes lies. Needs no torch.
+
+    home/labbook.sqlite                     runs, metrics, scores, facts
+    home/downloads/                         fetched packages
+    home/text/  home/tokenizers/  home/corpora/     shared by all programs, named by content
+    home/programs/NAME/runs/STAGE-KEY/      one folder a run: stage.json, metrics.jsonl, checkpoints/, result.json
+    home/programs/NAME/                     prepared.json, studies/, forecasts/, exports/, report.html
+    home/compiled/                          the compiler's cache; may be deleted at any time
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths inside a home folder."""
+
+    root: Path
+
+    @property
+    def labbook(self) -> Path:
+        return self.root / "labbook.sqlite"
+
+    @property
+    def downloads(self) -> Path:
+        return self.root / "downloads"
+
+    @property
+    def text(self) -> Path:
+        return self.root / "text"
+
+    @property
+    def tokenizers(self) -> Path:
+        return self.root / "tokenizers"
+
+    @property
+    def corpora(self) -> Path:
+        return self.root / "corpora"
+
+    @property
+    def compiled(self) -> Path:
+        return self.root / "compiled"
+
+    def program(self, name: str) -> Path:
+        """The folder of a program."""
+        return self.root / "programs" / name
+
+    def runs(self, program: str) -> Path:
+        """The folder that holds a program's run folders."""
+        return self.program(program) / "runs"

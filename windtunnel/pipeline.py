@@ -1,0 +1,283 @@
+"""From a recipe to everything it describes, in order, skipping what is done. Needs no torch: workers train, this decides."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from windtunnel.base.artefact import read_json, write_json
+from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
+from windtunnel.base.units import duration
+from windtunnel.desk import Desk, Result
+from windtunnel.home import Home
+from windtunnel.laws.ledger import score
+from windtunnel.plan import known_pins, pin_key
+from windtunnel.preparation import check_supply, prepare
+from windtunnel.program import Program
+from windtunnel.recipe import Recipe, differences
+from windtunnel.report.page import write_report
+from windtunnel.sizing import size_for_budget
+from windtunnel.study import choose, mean_loss, seal_forecast
+from windtunnel.summary import Remaining, forecast_view, outcome_view, remaining_cost
+from windtunnel.train.folder import RESULT, checkpoint_path, steps_saved
+from windtunnel.train.stage import Stage
+from windtunnel.views import View
+
+FINISH = "finish.json"
+
+
+@dataclass
+class Job:
+    """A run of the pipeline in progress."""
+
+    desk: Desk
+    program: Program
+    until: str | None
+    sealed: dict[str, Any] | None = None
+    trunk_end: int | None = None
+
+
+def stage_names(recipe: Recipe) -> list[str]:
+    """The names that ``--until`` takes, in order."""
+    tunnel = ["search", "scaling", "forecast"] if recipe.tunnel else []
+    return ["corpora", *tunnel, "trunk", *recipe.branch, "export", "report"]
+
+
+def run(
+    recipe: Recipe, home: Path, *, until: str | None = None, devices: str | None = None, stop_after_forecast: bool = False,
+    quiet: bool = False,
+) -> View:  # fmt: skip
+    """Does what a recipe says: corpora, tunnel, forecast, trunk, branches, scores, export, report.
+
+    What is done is skipped, what was stopped continues, what changed is redone with all that depends on it.
+
+    Raises:
+        RecipeError: ``until`` names no stage, or the recipe has no tunnel to forecast with.
+        LimitReached: the forecast exceeds max_loss, max_hours or max_cost.
+        Stopped: a stop was asked for.
+    """
+    names = stage_names(recipe)
+    if until is not None and until not in names:
+        raise UserError("--until", f"expected one of {', '.join(names)}, got {until!r}")
+    if stop_after_forecast:
+        if recipe.tunnel is None:
+            raise UserError(recipe.where("tunnel"), "expected a [tunnel] to forecast with, found none", "windtunnel run trains anyway")
+        until = "forecast"
+    with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, track=recipe.track) as desk:
+        begun = time.time()
+        _note_change(desk, recipe)
+        job = Job(desk, Program(recipe), until)
+        for name, step in _steps(job):
+            step(job)
+            if name == until:
+                break
+        with desk.book as book:
+            book.put_fact(recipe.name, "session", f"{begun:.0f}", {"seconds": time.time() - begun})
+        if until in (None, "export", "report") or until in recipe.branch:
+            return outcome_view(desk, job.program, job.sealed)
+        if job.sealed is not None and until == "forecast":
+            remaining = remaining_cost(desk, job.program)
+            return forecast_view(job.program, job.sealed, remaining)
+        return View({"program": recipe.name, "until": until}, (f"'{recipe.name}' is done up to '{until}'",))
+
+
+def _steps(job: Job) -> list[tuple[str, Callable[[Job], None]]]:
+    recipe = job.program.recipe
+    tunnel = [("search", _choose), ("scaling", _seal), ("forecast", _limits)] if recipe.tunnel else []
+    branches = [(name, _branches) for name in recipe.branch]
+    return [("corpora", _prepare), *tunnel, ("trunk", _trunk), *branches[-1:], ("export", _export), ("report", _report)]
+
+
+def _prepare(job: Job) -> None:
+    desk, recipe = job.desk, job.program.recipe
+    prepared = prepare(desk, recipe)
+    program = Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash))
+    if recipe.budget is not None:
+        program = replace(program, target=size_for_budget(recipe, program.vocab).best.shape)
+    job.program = program
+    check_supply(program, desk.screen.say)
+    pins = {"batch": program.batch, "warmup": program.warmup, "model": pin_key(recipe, prepared.tokenizer_hash)}
+    write_json(desk.home.program(recipe.name) / "pinned.json", pins)
+
+
+def _choose(job: Job) -> None:
+    job.program = choose(job.desk, job.program)
+
+
+def _seal(job: Job) -> None:
+    job.sealed = seal_forecast(job.desk, job.program)
+
+
+def _limits(job: Job) -> None:
+    """Stops before the big run if the forecast exceeds a limit that the recipe sets."""
+    recipe, sealed = job.program.recipe, job.sealed
+    assert sealed is not None
+    remaining = remaining_cost(job.desk, job.program)
+    job.desk.screen.console.print(forecast_view(job.program, sealed, remaining))
+    problems = []
+    bits = sealed["forecast"]["expected"]["value"] / _LN2
+    if recipe.max_loss is not None and bits > recipe.max_loss:
+        problems.append(f"expected loss {bits:.4f} bits per byte > max_loss {recipe.max_loss:g}")
+    if recipe.max_hours is not None and remaining.seconds / 3600 > recipe.max_hours:
+        problems.append(f"expected time {duration(remaining.seconds)} > max_hours {recipe.max_hours:g}")
+    if recipe.max_cost is not None and remaining.money is not None and remaining.money > recipe.max_cost:
+        problems.append(f"expected cost {remaining.money:.2f} > max_cost {recipe.max_cost:g}")
+    if problems and remaining.seconds > 0:
+        raise LimitReached(f"stopped before the trunk: {'; '.join(problems)}; raise the limit to go on, nothing is lost")
+
+
+_LN2 = 0.6931471805599453
+
+
+def _trunk(job: Job) -> None:
+    """The stable run. A finish request ends it at its next step; shorter tokens branch from the nearest checkpoint."""
+    desk, program = job.desk, job.program
+    assert program.prepared is not None
+    request = desk.home.program(program.name) / FINISH
+    stage = program.trunk()
+    folder = desk.run_folder(stage)
+    job.trunk_end = finished_at(request, folder)
+    if job.trunk_end is not None:
+        stage = program.trunk(job.trunk_end)
+    results = desk.train("trunk: the stable run", "", [stage], program.prepared, large=True, finish=request)
+    desk.need_all([stage], results)
+    if request.is_file():
+        job.trunk_end = results[stage.key]["step"]
+        write_json(request, {"step": job.trunk_end, "trunk": stage.folder_name})
+
+
+def finished_at(request: Path, trunk: Path) -> int | None:
+    """The step at which a finish request ends this trunk: recorded, or its newest checkpoint; None without a request."""
+    if not request.is_file():
+        return None
+    recorded = read_json(request)
+    if recorded.get("trunk") not in (None, trunk.name):
+        return None
+    saved = steps_saved(trunk)
+    return recorded.get("step") or (saved[-1] if saved else None)
+
+
+def branch_stages(job: Job) -> list[Stage]:
+    """The branches, each from the checkpoint at its branch point, or from the nearest earlier one that exists."""
+    program, out = job.program, []
+    trunk = job.desk.run_folder(program.trunk(job.trunk_end))
+    saved = steps_saved(trunk)
+    for name in program.recipe.branch:
+        at = job.trunk_end or program.branch_point(name)
+        if at not in saved:
+            earlier = [step for step in saved if step <= at]
+            if not earlier:
+                raise WindtunnelError(f"{name}: the trunk has no checkpoint at or before step {at}; delete {trunk.name} to train it anew")
+            job.desk.screen.say(f"{name}: branches at step {earlier[-1]}, the nearest checkpoint before {at}")
+            at = earlier[-1]
+        out.append(program.branch(name, at))
+    return out
+
+
+def _branches(job: Job) -> None:
+    """All branches side by side, then their scores beside the forecast and their first samples."""
+    desk, program = job.desk, job.program
+    assert program.prepared is not None
+    stages = branch_stages(job)
+    results = desk.train("branches: " + ", ".join(stage.name for stage in stages), "", stages, program.prepared)
+    desk.need_all(stages, results)
+    for stage in stages:
+        _score_forecast(job, stage, results[stage.key])
+        _finish_model(job, stage)
+
+
+def _score_forecast(job: Job, stage: Stage, result: Result) -> None:
+    sealed, program, desk = job.sealed, job.program, job.desk
+    if sealed is None or sealed["facts"]["target"] != stage.key:
+        return
+    outcome = mean_loss(result["scores"], program.recipe.mixture)
+    with desk.book as book:
+        book.put_fact(program.name, "outcome", stage.folder_name, {**score(sealed["forecast"], outcome), "forecast": sealed["hash"]})
+
+
+def _finish_model(job: Job, stage: Stage) -> None:
+    """Samples and task scores of a finished model, once."""
+    desk, program, recipe = job.desk, job.program, job.program.recipe
+    assert program.prepared is not None
+    tasks = {name: str(recipe.base / path) for name, path in recipe.evaluate.tasks.items()}
+    known = desk.book.fact(program.name, "model", stage.folder_name)
+    if known is not None and set(tasks) <= set(known.get("tasks", {})):
+        return
+    chats = any(recipe.corpus[name].chats for name in dict(stage.plan.segments[-1].mixture))
+    with desk.screen.console.status(f"{stage.name}: samples and tasks"):
+        found = finishing(
+            "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),
+            tokenizer=str(desk.home.root / program.prepared.tokenizer), chats=chats, tasks=tasks,
+        )  # fmt: skip
+    with desk.book as book:
+        book.put_fact(program.name, "model", stage.folder_name, found)
+        for name, task in found["tasks"].items():
+            book.put_score(desk.run_id(stage), name, "accuracy", task["accuracy"], "share", task["count"], task["low"], task["high"])
+
+
+def finishing(verb: str, **job: Any) -> Any:
+    """Runs one task that needs torch in a process of its own and returns its JSON answer.
+
+    Raises:
+        WindtunnelError: the process failed; its one-line reason and its exit code are kept.
+    """
+    command = [sys.executable, "-m", "windtunnel.finishing", verb, json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    lines = done.stderr.strip().splitlines() or [f"{verb} failed"]
+    error = WindtunnelError(lines[-1])
+    error.exit_code = done.returncode if done.returncode in (1, 2) else 1
+    raise error
+
+
+def _export(job: Job) -> None:
+    desk, program = job.desk, job.program
+    name = program.recipe.exported
+    if name is None or program.prepared is None:
+        return
+    stage = next(stage for stage in branch_stages(job) if stage.name == name)
+    out = desk.home.program(program.name) / "exports" / stage.folder_name
+    if desk.book.fact(program.name, "export", stage.folder_name) is not None and (out / "config.json").is_file():
+        return
+    with desk.screen.console.status(f"{name}: exporting and checking the export"):
+        done = finishing("export", **export_job(desk.book, desk.home, program.name, desk.run_folder(stage), out))
+    with desk.book as book:
+        book.put_fact(program.name, "export", stage.folder_name, {**done, "folder": str(out.relative_to(desk.home.root))})
+
+
+def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dict[str, Any]:
+    """What the export of a run needs to know."""
+    result, stage = read_json(run / RESULT), read_json(run / "stage.json")
+    prepared = read_json(home.program(program) / "prepared.json")
+    corpora = book.facts(program, "corpus")
+    return {
+        "checkpoint": str(checkpoint_path(run, result["step"])), "tokenizer": str(home.root / prepared["tokenizer"]),
+        "out": str(out), "name": f"{program}-{stage['name']}",
+        "scores": {name: value["bits_per_byte"] for name, value in result["scores"].items()}, "tokens": result["tokens"],
+        "corpora": {name: {"licence": value.get("licence"), "tokens": value["tokens"]} for name, value in corpora.items()},
+    }  # fmt: skip
+
+
+def _report(job: Job) -> None:
+    write_report(job.desk.book, job.program.name, job.desk.home.program(job.program.name) / "report.html")
+
+
+def _note_change(desk: Desk, recipe: Recipe) -> None:
+    """Keeps the resolved recipe; a recipe that changed under a finished run says what differs."""
+    from_before = desk.book.fact(recipe.name, "recipe", "resolved")
+    now = recipe.resolved()
+    if from_before is not None and from_before != now:
+        for difference in differences(from_before, now)[:5]:
+            desk.screen.say(f"the recipe has changed since the last run: {difference}")
+    with desk.book as book:
+        book.put_fact(recipe.name, "recipe", "resolved", now)
+
+
+__all__ = ["Remaining", "branch_stages", "finishing", "run", "stage_names"]

@@ -1,0 +1,298 @@
+"""The dry run: everything derived from a recipe, shown before anything is done. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from windtunnel.base.artefact import read_json
+from windtunnel.base.errors import ArtefactError
+from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.home import Home
+from windtunnel.laws.budget import Choice
+from windtunnel.model.shape import Shape
+from windtunnel.preparation import known_preparation
+from windtunnel.program import Program
+from windtunnel.recipe import Recipe
+from windtunnel.sizing import size_for_budget
+from windtunnel.study import known_choices, search_stages
+from windtunnel.train.folder import read_result, steps_saved
+from windtunnel.train.stage import Stage
+from windtunnel.views import View, blocks, line, table
+
+_BYTES_IN_TRAINING = 16
+"""fp32 weights, gradients and two moments of AdamW."""
+_BYTES_IN_CHECKPOINT = 12
+
+
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s expected for a stage's shape, and where that number comes from. ``workers`` run small stages side by side."""
+
+    flops: float
+    source: str
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage of the plan."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    state: str
+    seconds: float | None
+
+
+def load_program(recipe: Recipe, home: Home) -> Program:
+    """The program as far as earlier runs in this home have determined it; without any, as far as the recipe tells."""
+    prepared = known_preparation(home, recipe)
+    program = Program(recipe, prepared, pinned=known_pins(home, recipe, prepared.tokenizer_hash if prepared else ""))
+    if recipe.budget is not None:
+        program = replace(program, target=size_for_budget(recipe, program.vocab).best.shape)
+    return replace(program, choices=known_choices(home, program))
+
+
+def known_pins(home: Home, recipe: Recipe, tokenizer: str) -> dict[str, int] | None:
+    """Batch and warmup that an earlier run derived for the same model and tokenizer."""
+    try:
+        raw = read_json(home.program(recipe.name) / "pinned.json")
+    except ArtefactError:
+        return None
+    same = raw["model"] == pin_key(recipe, tokenizer)
+    return {name: raw[name] for name in ("batch", "warmup")} if same else None
+
+
+def pin_key(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
+    """What the pinned values belong to."""
+    return {
+        "model": recipe.model.model_dump(mode="json"), "tokenizer": tokenizer, "warmup": str(recipe.trunk.warmup),
+        "budget": recipe.budget.model_dump(mode="json") if recipe.budget else None,
+    }  # fmt: skip
+
+
+def plan(recipe: Recipe, home: Path, *, measure: bool = True) -> View:
+    """What a run of this recipe would do here, stage by stage, with the source of each derived number."""
+    place = Home(home)
+    program = load_program(recipe, place)
+    speed = _speed(program, measure)
+    lines = plan_lines(program, place, speed)
+    parts: list[RenderableType] = [line(f"plan of '{recipe.name}': nothing is done", "bold"), *_shape_parts(program)]
+    if recipe.budget is not None:
+        parts.append(_budget_part(size_for_budget(recipe, program.vocab)))
+    parts.append(_stage_table(lines))
+    parts.extend(_schedule_parts(program))
+    parts.append(table(("derived", "value", "source"), [(d.name, d.value, d.source) for d in program.derived()]))
+    parts.extend(_cost_parts(program, lines, speed))
+    return View(_data(program, lines, speed), tuple(parts))
+
+
+def plan_lines(program: Program, home: Home, speed: Speed | None) -> list[Line]:
+    """All stages in order, each with its state and its expected seconds."""
+    recipe, out = program.recipe, []
+    prepared = program.prepared is not None
+    out.append(Line("corpora", (), "done" if prepared else "new", None))
+    if recipe.tunnel is not None:
+        if recipe.tunnel.trials and program.searched:
+            trials = tuple(search_stages(program, [(i, {}) for i in range(recipe.tunnel.trials)]))
+            out.append(Line("search", trials, "done" if program.choices else "new", _seconds(trials, speed)))
+        runs = program.scaling()
+        stages = tuple(stage for run in runs for stage in (run.trunk, *(branch for _, branch in run.branches)))
+        out.append(Line("scaling", stages, _group_state(program, home, stages), _seconds(stages, speed)))
+    for name in ("trunk", *recipe.branch):
+        stage = program.trunk() if name == "trunk" else program.branch(name)
+        alone = replace(speed, workers=1) if speed else None
+        out.append(Line(name, (stage,), state(program, home, stage), _seconds((stage,), alone)))
+    return out
+
+
+def state(program: Program, home: Home, stage: Stage) -> str:
+    """``done``, ``extends``, ``continues``, ``new`` or ``redoes (because …)``."""
+    if program.prepared is None:
+        return "new"
+    runs = home.runs(program.name)
+    folder = runs / stage.folder_name
+    if read_result(folder, stage) is not None:
+        return "done"
+    if saved := steps_saved(folder):
+        return f"extends (from step {saved[-1]})" if (folder / "result.json").is_file() else f"continues (from step {saved[-1]})"
+    older = sorted(runs.glob(f"{stage.name}-??????????"), key=lambda path: path.stat().st_mtime)
+    if older:
+        try:
+            before = read_json(older[-1] / "stage.json")
+        except ArtefactError:
+            return "new"
+        if changed := _changes(before, stage.to_dict()):
+            return f"redoes (because {', '.join(changed[:3])}{' …' if len(changed) > 3 else ''})"
+    return "new"
+
+
+_NOT_IDENTITY = {"key", "name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended"}
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names of the values that differ between two stages, as far as they decide the numbers."""
+    out: list[str] = []
+    for name in sorted({*before, *now} - (_NOT_IDENTITY if not prefix else set())):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            out += _changes(old, new, f"{prefix}{name}.")
+        elif json.dumps(old) != json.dumps(new):
+            brief = not isinstance(old, list | dict) and not isinstance(new, list | dict) and len(str(new)) < 20
+            out.append(f"{prefix}{name} {old} → {new}" if brief else f"{prefix}{name} changed")
+    return out
+
+
+def _group_state(program: Program, home: Home, stages: tuple[Stage, ...]) -> str:
+    if program.prepared is None or not stages:
+        return "new"
+    done = sum(read_result(home.runs(program.name) / stage.folder_name, stage) is not None for stage in stages)
+    return "done" if done == len(stages) else "new" if not done else f"continues ({done} of {len(stages)} done)"
+
+
+def _seconds(stages: tuple[Stage, ...], speed: Speed | None) -> float | None:
+    if speed is None or not speed.flops:
+        return None
+    longest = max((stage.flops for stage in stages), default=0.0)
+    return max(sum(stage.flops for stage in stages) / speed.workers, longest) / speed.flops
+
+
+def _speed(program: Program, measure: bool) -> Speed | None:
+    machine = program.recipe.machine
+    if machine is not None and machine.tflops is not None:
+        return Speed(machine.count * machine.tflops * 1e12, f"[machine]: {machine.count} × {machine.tflops:g} TFLOP/s")
+    if not measure:
+        return None
+    facts = measured(program.shape, program.recipe.model.row)
+    if facts is None:
+        return None
+    speed = facts["tokens_per_second"] * program.shape.flops_per_token(program.recipe.model.row).total
+    return Speed(speed, "matrix products of this shape measured on one thread here, times two", facts["cores"])
+
+
+def measured(shape: Shape, row: int) -> dict[str, Any] | None:
+    """A short measurement in a process of its own, so that this one stays without torch; None if it fails."""
+    command = [sys.executable, "-m", "windtunnel.train.measure", json.dumps(shape.to_dict()), str(row)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+
+
+def _shape_parts(program: Program) -> list[RenderableType]:
+    shape, row = program.shape, program.recipe.model.row
+    flops = shape.flops_per_token(row)
+    return [
+        line(
+            f"model    width {shape.width} · layers {shape.layers} · heads {shape.heads} (kv {shape.kv_heads}) × {shape.head_dim}"
+            f" · d_ff {shape.ff} · vocabulary {shape.vocab:,} · base width {shape.base_width}"
+        ),
+        line(f"size     N = {shape.body:,} body + {shape.embedding:,} embedding = {shape.total:,}"),
+        line(
+            f"tokens   {si(program.total_tokens)} in steps of {program.batch * row:,}"
+            f" ({program.batch} rows of {row}): {program.steps:,} steps"
+        ),
+        line(
+            f"FLOPs    {flops.total:.4g} a token: body {flops.body:.3g}, head {flops.head:.3g}, attention {flops.attention:.3g}"
+            f"; 6ND would say {6 * shape.body:.3g}"
+        ),
+    ]
+
+
+def _stage_table(lines: list[Line]) -> RenderableType:
+    rows = []
+    for item in lines:
+        if not item.stages:
+            rows.append((item.name, "", "", "", "", "", item.state))
+            continue
+        first, count = item.stages[0], len(item.stages)
+        own = sum(stage.own_steps * stage.step_tokens for stage in item.stages)
+        steps = f"{first.steps - first.own_steps:,} → {first.steps:,}" if count == 1 else f"{count} stages"
+        sizes = sorted({stage.shape.body for stage in item.stages})
+        shown = si(sizes[0]) if len(sizes) == 1 else f"{si(sizes[0])} – {si(sizes[-1])}"
+        seconds = duration(item.seconds) if item.seconds is not None else "?"
+        rows.append((item.name, shown, si(own), steps, f"{sum(s.flops for s in item.stages):.3g}", seconds, item.state))
+    return table(("stage", "N", "tokens", "steps", "FLOPs", "time", "state"), rows, right=(1, 2, 3, 4, 5))
+
+
+def _schedule_parts(program: Program) -> list[RenderableType]:
+    out: list[RenderableType] = []
+    for name in program.recipe.branch:
+        stage = program.branch(name)
+        points = [stage.schedule.factor(max(1, round(stage.steps * i / 59))) for i in range(60)]
+        rate = stage.optimizer.learning_rate
+        out.append(
+            line(f"LR {name:10s} {blocks(points)}  {rate:.4g} → {rate * stage.schedule.factor(stage.steps):.3g} at step {stage.steps:,}")
+        )
+    return out
+
+
+def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> list[RenderableType]:
+    shape, kept = program.shape, _checkpoints(program)
+    out: list[RenderableType] = [
+        line(
+            f"memory   {bytes_size(shape.total * _BYTES_IN_TRAINING)} for weights, gradients and moments"
+            f" · disk {bytes_size(kept * shape.total * _BYTES_IN_CHECKPOINT)}: {kept} checkpoints of the target stay"
+            f" (branch points, ends, the newest {program.recipe.trunk.keep})"
+        )
+    ]
+    total = sum(item.seconds or 0.0 for item in lines if item.state != "done")
+    if speed is None:
+        out.append(line("time     not measured"))
+    else:
+        out.append(line(f"time     {duration(total)} for what is not done (speed: {speed.source}); compiling comes on top"))
+    for text in cost_lines(program.recipe, total):
+        out.append(line(text))
+    return out
+
+
+def cost_lines(recipe: Recipe, seconds: float) -> list[str]:
+    """Device-hours, money and energy of a time on the recipe's [machine]; nothing without one."""
+    machine = recipe.machine
+    if machine is None:
+        return []
+    hours = machine.count * seconds / 3600
+    parts = [f"cost     {hours:,.1f} device-hours"]
+    if machine.price is not None:
+        parts.append(f"{hours * machine.price:,.2f} {machine.currency}")
+    if machine.watts is not None:
+        parts.append(f"{hours * machine.watts / 1000:,.1f} kWh")
+    return [" · ".join(parts)]
+
+
+def _checkpoints(program: Program) -> int:
+    points = {program.branch_point(name) for name in program.recipe.branch} | {program.trunk_steps}
+    return len(points) + len(program.recipe.branch) + program.recipe.trunk.keep
+
+
+def _budget_part(choice: Choice) -> RenderableType:
+    rows = [
+        (mark, si(option.shape.body), si(option.tokens), f"{option.tokens / option.shape.body:.3g}", f"{option.loss:.4f}")
+        for mark, option in choice.options()
+    ]
+    return table(("budget", "N", "tokens", "tokens/N", "loss"), rows, title=f"sizes for the budget by the law '{choice.law}'")
+
+
+def _data(program: Program, lines: list[Line], speed: Speed | None) -> dict[str, Any]:
+    shape = program.shape
+    return {
+        "program": program.name, "shape": shape.to_dict(), "body": shape.body, "embedding": shape.embedding,
+        "total": shape.total, "tokens": program.total_tokens, "batch_tokens": program.batch * program.recipe.model.row,
+        "steps": program.steps, "flops_per_token": shape.flops_per_token(program.recipe.model.row).total,
+        "stages": [
+            {"name": item.name, "state": item.state, "seconds": item.seconds, "count": len(item.stages),
+             "flops": sum(s.flops for s in item.stages),
+             "from_step": item.stages[0].steps - item.stages[0].own_steps if len(item.stages) == 1 else None,
+             "to_step": item.stages[0].steps if len(item.stages) == 1 else None}
+            for item in lines
+        ],
+        "derived": [d.__dict__ for d in program.derived()],
+        "speed": speed.__dict__ if speed else None,
+    }  # fmt: skip

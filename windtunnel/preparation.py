@@ -1,0 +1,101 @@
+"""From the recipe's corpora to a tokenizer and token stores, skipping what is built. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from windtunnel.base.artefact import content_hash, read_json, write_json
+from windtunnel.base.errors import ArtefactError
+from windtunnel.corpus.build import build_corpus, build_tokenizer, corpus_key, tokenizer_key
+from windtunnel.corpus.mixture import check_epochs
+from windtunnel.corpus.sources import source_fingerprint
+from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.desk import Desk
+from windtunnel.home import Home
+from windtunnel.program import Prepared, Program
+from windtunnel.recipe import Recipe
+
+_FILE = "prepared.json"
+
+
+def preparation_key(recipe: Recipe) -> str:
+    """What the preparation depends on, as far as the recipe tells."""
+    tables = {name: corpus.model_dump(mode="json") for name, corpus in sorted(recipe.corpus.items())}
+    return content_hash([tables, recipe.tokenizer.model_dump(mode="json"), sorted(recipe.tokenizer_corpora)])
+
+
+def known_preparation(home: Home, recipe: Recipe) -> Prepared | None:
+    """The preparation that an earlier run recorded for the same corpora and tokenizer, if its folders are still there."""
+    try:
+        raw = read_json(home.program(recipe.name) / _FILE)
+    except ArtefactError:
+        return None
+    if raw.get("key") != preparation_key(recipe):
+        return None
+    prepared = Prepared(**{k: raw[k] for k in ("tokenizer", "tokenizer_hash", "vocab", "corpora")})
+    there = all((home.root / corpus["folder"]).is_dir() for corpus in prepared.corpora.values())
+    return prepared if there and (home.root / prepared.tokenizer).is_dir() else None
+
+
+def prepare(desk: Desk, recipe: Recipe) -> Prepared:
+    """Fetches, cleans and tokenises all corpora of a recipe; what is unchanged is only looked at.
+
+    Raises:
+        DataError: see the corpus room.
+    """
+    home, say = desk.home, desk.screen.say
+    options = {"downloads": home.downloads, "base": recipe.base}
+    with desk.screen.console.status("reading the corpora") as status:
+        prints = {}
+        for name, config in recipe.corpus.items():
+            status.update(f"corpus '{name}': looking at its sources")
+            prints[name] = source_fingerprint(config, **options)
+        status.update("the tokenizer")
+        tokenizer, folder = _tokenizer(home, recipe, prints, say)
+        corpora: dict[str, dict[str, Any]] = {}
+        for name, config in recipe.corpus.items():
+            status.update(f"corpus '{name}': reading, cleaning, tokenising")
+            out = home.corpora / f"{name}-{corpus_key(config, tokenizer.hash, prints[name])[:12]}"
+            corpus = build_corpus(
+                config, tokenizer, out, name=name, cache=home.text, fingerprint=prints[name], say=say, **options
+            )
+            corpora[name] = {
+                "folder": str(out.relative_to(home.root)), "hash": corpus.hash, "tokens": corpus.tokens,
+                "heldout_tokens": len(corpus.heldout.tokens), "heldout_bytes": int(corpus.heldout.bytes.sum()),
+            }  # fmt: skip
+            with desk.book as book:
+                book.put_fact(recipe.name, "corpus", name, {**corpora[name], "stats": corpus.stats, "licence": config.licence})
+    prepared = Prepared(str(folder.relative_to(home.root)), tokenizer.hash, tokenizer.vocab_size, corpora)
+    write_json(home.program(recipe.name) / _FILE, {"key": preparation_key(recipe), **prepared.__dict__})
+    return prepared
+
+
+def _tokenizer(home: Home, recipe: Recipe, prints: dict[str, str], say: Any) -> tuple[Tokenizer, Any]:
+    if recipe.tokenizer.path:
+        source = Tokenizer.load(recipe.base / recipe.tokenizer.path)
+        folder = home.tokenizers / source.hash[:12]
+        source.save(folder)
+        return source, folder
+    configs = {name: recipe.corpus[name] for name in recipe.tokenizer_corpora}
+    key = tokenizer_key(configs, {name: prints[name] for name in configs}, recipe.tokenizer.vocab)
+    folder = home.tokenizers / key[:12]
+    if folder.is_dir():
+        return Tokenizer.load(folder), folder
+    tokenizer = build_tokenizer(
+        configs, recipe.tokenizer.vocab, downloads=home.downloads, base=recipe.base, cache=home.text, say=say
+    )
+    tokenizer.save(folder)
+    return tokenizer, folder
+
+
+def check_supply(program: Program, say: Any) -> None:
+    """Warns of corpora that would be read more than four times, and refuses those that cannot be read at all.
+
+    Raises:
+        DataError: a corpus is too small for the asked tokens.
+    """
+    assert program.prepared is not None
+    rows = program.prepared.rows(program.recipe.model.row)
+    for stage in [program.trunk(), *(program.branch(name) for name in program.recipe.branch)]:
+        for warning in check_epochs(stage.plan, rows, stage.steps * stage.batch):
+            say(f"{stage.name}: {warning}")

@@ -1,0 +1,249 @@
+"""A program: a recipe with everything that follows from it, each derived value with its source. Needs no torch.
+
+The functions here turn recipe values into settings and stages; nothing is read or written except the small files in which an
+earlier run recorded its corpora, its derived batch and its choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from windtunnel.base.artefact import content_hash
+from windtunnel.base.errors import RecipeError
+from windtunnel.base.units import Length, si
+from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.shape import Shape
+from windtunnel.pretrain.branch import decay_stage
+from windtunnel.pretrain.setting import Setting
+from windtunnel.pretrain.trunk import trunk_stage
+from windtunnel.recipe import Recipe
+from windtunnel.train.stage import AdamW, Stage
+from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
+from windtunnel.tunnel.space import apply
+
+_PAPER = "arXiv 2404.06395, appendix A.1"
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that the recipe did not state, and where it came from."""
+
+    name: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenizer and corpora as they were built: names, folders relative to the home, content hashes, rows and sizes."""
+
+    tokenizer: str
+    tokenizer_hash: str
+    vocab: int
+    corpora: dict[str, dict[str, Any]]
+
+    def hashes(self) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted((name, corpus["hash"]) for name, corpus in self.corpora.items()))
+
+    def rows(self, row: int) -> dict[str, int]:
+        """Rows of each corpus."""
+        return {name: max(0, (corpus["tokens"] - 1) // row) for name, corpus in self.corpora.items()}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A recipe, what has been prepared (None before that), the values pinned by an earlier run, and the tunnel's choices."""
+
+    recipe: Recipe
+    prepared: Prepared | None = None
+    pinned: dict[str, int] | None = None
+    choices: dict[str, float] | None = None
+    target: Shape | None = None
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def vocab(self) -> int:
+        return self.prepared.vocab if self.prepared else self.recipe.tokenizer.vocab
+
+    @property
+    def shape(self) -> Shape:
+        """The target's shape.
+
+        Raises:
+            RecipeError: the recipe gives a budget and no size has been chosen for it yet.
+        """
+        shape = self.target or self.recipe.target_shape(self.vocab)
+        if shape is None:
+            raise RecipeError("budget", "the size follows from the budget, and has not been chosen yet")
+        return shape if shape.vocab == self.vocab else replace(shape, vocab=self.vocab)
+
+    @property
+    def total_tokens(self) -> int:
+        """D of a finished model, its decay included."""
+        length = self.recipe.trunk.tokens or Length(20, "per_parameter")
+        return length.tokens(
+            parameters=self.shape.body, batch=self.recipe.trunk.batch, row=self.recipe.model.row,
+            flops_per_token=self.shape.flops_per_token(self.recipe.model.row).total,
+        )  # fmt: skip
+
+    @property
+    def batch(self) -> int:
+        """Sequences in a step."""
+        row, given = self.recipe.model.row, self.recipe.trunk.batch
+        if given:
+            return given // row
+        if self.pinned:
+            return self.pinned["batch"]
+        return step_law_batch(self.total_tokens, row)
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warmup; a share of the tokens is pinned by the first run, so that the trunk can be extended."""
+        length = self.recipe.trunk.warmup
+        if self.pinned and length.unit == "fraction":
+            return self.pinned["warmup"]
+        return max(1, round(self._tokens(length) / (self.batch * self.recipe.model.row)))
+
+    def _tokens(self, length: Length) -> int:
+        row = self.recipe.model.row
+        return length.tokens(
+            whole=self.total_tokens, parameters=self.shape.body, batch=self.batch * row, row=row,
+            flops_per_token=self.shape.flops_per_token(row).total,
+        )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Steps of a finished model, decay included."""
+        return max(2, round(self.total_tokens / (self.batch * self.recipe.model.row)))
+
+    def setting(self, *, chosen: bool = True) -> Setting:
+        """What all stages share; with the tunnel's choices, or before them."""
+        recipe, model = self.recipe, self.recipe.model
+        constants = {k: v for k in ("init_std", "scale_emb", "scale_depth") if (v := getattr(model, k)) is not None}
+        optimizer = AdamW(
+            recipe.optimizer.lr or 0.01, recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.eps,
+            recipe.optimizer.weight_decay, recipe.optimizer.clip,
+        )  # fmt: skip
+        corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
+        setting = Setting(
+            corpora=corpora, mixture=tuple(sorted(recipe.mixture.items())), row=model.row, batch=self.batch,
+            warmup=self.warmup, seed=recipe.seed, parametrization=Parametrization.named(model.parametrization, **constants),
+            optimizer=optimizer, score=recipe.evaluated, score_tokens=recipe.evaluate.tokens,
+        )  # fmt: skip
+        return apply(setting, self.choices) if chosen and self.choices else setting
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The hyper-parameters that the tunnel searches: those that the recipe leaves open."""
+        fixed = {"learning_rate": self.recipe.optimizer.lr, **{k: getattr(self.recipe.model, k) for k in
+                 ("init_std", "scale_emb", "scale_depth")}}  # fmt: skip
+        standard = self.recipe.model.parametrization == "standard"
+        open_ones = [name for name, value in fixed.items() if value is None]
+        return tuple(name for name in open_ones if not standard or name in ("learning_rate", "init_std"))
+
+    def decay_steps(self, branch: str) -> int:
+        return max(1, round(self._tokens(self.recipe.branch[branch].tokens) / (self.batch * self.recipe.model.row)))
+
+    def branch_point(self, branch: str) -> int:
+        """The step of the trunk at which a branch begins."""
+        at = self.recipe.branch[branch].at
+        if at is None:
+            return self.steps - self.decay_steps(branch)
+        return max(1, round(self._tokens(at) / (self.batch * self.recipe.model.row)))
+
+    @property
+    def trunk_steps(self) -> int:
+        return max([self.branch_point(name) for name in self.recipe.branch] or [self.steps])
+
+    def trunk(self, finished_at: int | None = None) -> Stage:
+        """The trunk's stage; ``finished_at`` shortens it to a step at which it was told to end."""
+        points = [finished_at] if finished_at else [self.branch_point(name) for name in self.recipe.branch]
+        setting = self.setting()
+        every = max(1, round(self._tokens(self.recipe.trunk.checkpoint_every) / setting.step_tokens))
+        steps = finished_at or self.trunk_steps
+        return replace(trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep)
+
+    def branch(self, name: str, finished_at: int | None = None) -> Stage:
+        """A branch's stage."""
+        config, setting = self.recipe.branch[name], self.setting()
+        mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
+        floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
+        half_life = self._tokens(config.half_life) / setting.step_tokens if config.half_life else None
+        return decay_stage(
+            self.trunk(finished_at), name, setting, at=finished_at or self.branch_point(name), steps=self.decay_steps(name),
+            form=config.form, floor=floor, half_life=half_life, mixture=mixture,
+        )  # fmt: skip
+
+    def decay(self) -> Decay:
+        """The decay rule of the branch that the forecast is about, as a share of all tokens: the proxies use the same."""
+        name = self.recipe.forecast_branch
+        if name is None:
+            return Decay()
+        config = self.recipe.branch[name]
+        half_life = self._tokens(config.half_life) / self.setting().step_tokens if config.half_life else None
+        floor = config.floor if config.floor is not None else (0.0 if half_life else 0.1)
+        return Decay(self.decay_steps(name) / self.steps, config.form, floor, half_life)
+
+    def scaling(self) -> list[ScalingRun]:
+        """The stages of the scaling study."""
+        tunnel = self.recipe.tunnel
+        if tunnel is None:
+            return []
+        sizes = [(size, self.recipe.shape_of(size, self.vocab)) for size in tunnel.proxies]
+        setting = self.setting()
+        runs = []
+        for name, shape in sizes:
+            tokens = [length.tokens(parameters=shape.body) for length in tunnel.tokens]
+            seeds = [setting.seed + 1000 * i for i in range(tunnel.seeds)]
+            runs += scaling_runs([(name, shape)], tokens, seeds, setting, self.decay())
+        return runs
+
+    @property
+    def search_key(self) -> str:
+        """Identifies the search: its data, sizes, trials and what it leaves fixed."""
+        assert self.recipe.tunnel is not None
+        setting = self.setting(chosen=False)
+        tunnel = self.recipe.tunnel.model_dump(mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"})
+        return content_hash(
+            [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
+             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family]
+        )  # fmt: skip
+
+    def derived(self) -> list[Derived]:
+        """The values that the recipe left open, with their sources."""
+        recipe, out = self.recipe, []
+        if recipe.model.size:
+            out.append(Derived("shape", f"the '{recipe.model.size}' of family '{recipe.model.family}'", recipe.family.rule))
+        if recipe.trunk.tokens is None:
+            out.append(Derived("tokens", si(self.total_tokens), "20 tokens for each parameter (arXiv 2203.15556)"))
+        if recipe.trunk.batch is None:
+            source = "kept from the first run, so that the trunk can be extended" if self.pinned else (
+                "0.58·D^0.571 (arXiv 2503.04715), to the next power of two rows")  # fmt: skip
+            out.append(Derived("batch", f"{si(self.batch * recipe.model.row)} tokens", source))
+        if recipe.trunk.warmup.unit == "fraction":
+            out.append(Derived("warmup", f"{self.warmup} steps", f"{recipe.trunk.warmup} of the tokens"))
+        setting = self.setting()
+        values = {
+            "learning_rate": setting.optimizer.learning_rate, "init_std": setting.parametrization.init_std,
+            "scale_emb": setting.parametrization.scale_emb, "scale_depth": setting.parametrization.scale_depth,
+        }  # fmt: skip
+        for name in self.searched:
+            if self.choices and name in self.choices:
+                source = f"the tunnel's search on {recipe.tunnel.search_size or recipe.tunnel.proxies[0]}" if recipe.tunnel else ""
+            else:
+                source = "the tunnel will choose; until then " + _PAPER if recipe.tunnel and recipe.tunnel.trials else _PAPER
+            out.append(Derived(name, f"{values[name]:.4g}", source))
+        return out
+
+
+def step_law_batch(tokens: int, row: int) -> int:
+    """Sequences in a step from the tokens of a run: 0.58·D^0.571 tokens (arXiv 2503.04715), to the nearest power of two rows."""
+    rows = 0.58 * tokens**0.571 / row
+    power = 1
+    while power * 1.4142 < rows:
+        power *= 2
+    return power

@@ -1,0 +1,227 @@
+"""The tunnel's work for a program: search, transfer check, scaling study, law and sealed forecast. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from windtunnel.base.artefact import content_hash, read_json, write_json
+from windtunnel.base.errors import ArtefactError
+from windtunnel.desk import Desk, Result
+from windtunnel.laws.forecast import Forecast, forecast, freeze, read_forecast
+from windtunnel.laws.points import Point
+from windtunnel.model.shape import Shape
+from windtunnel.pretrain.setting import Setting
+from windtunnel.pretrain.trunk import trial_stage
+from windtunnel.program import Program
+from windtunnel.train.stage import Stage
+from windtunnel.tunnel.search import SearchResult, Values, search
+from windtunnel.tunnel.space import DEFAULT_SPACE, apply
+
+_CHECK_FACTORS = (0.5, 1.0, 2.0)
+_TRIAL_DECAY = 0.2
+AVERAGE = "average"
+"""Name of the loss that the forecast is about: nats per byte on the trunk's held-out parts, weighted by its mixture."""
+
+
+def mean_loss(scores: Mapping[str, Any], mixture: Mapping[str, float]) -> float:
+    """Nats per byte over the corpora of a mixture, weighted by it."""
+    total = sum(mixture.values())
+    return sum(w / total * scores[name]["nats"] / scores[name]["bytes"] for name, w in mixture.items())
+
+
+def choose(desk: Desk, program: Program) -> Program:
+    """The program with its searched hyper-parameters, from the search or from the record of an earlier one."""
+    recipe = program.recipe
+    if recipe.tunnel is None or not recipe.tunnel.trials or not program.searched:
+        return program
+    record = desk.home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json"
+    try:
+        return replace(program, choices=read_json(record)["choices"])
+    except ArtefactError:
+        pass
+    found = _search(desk, program)
+    choices = dict(found.best.values)
+    check = _check(desk, replace(program, choices=choices))
+    fact = {
+        "key": program.search_key, "choices": choices, "best": found.best.number, "edges": list(found.edges),
+        "trials": [{"number": t.number, "loss": t.loss, **t.values} for t in found.trials], "check": check,
+        "size": recipe.tunnel.search_size or recipe.tunnel.proxies[0], "seed": recipe.seed,
+    }  # fmt: skip
+    with desk.book as book:
+        book.put_fact(program.name, "study", "search", fact)
+    write_json(record, fact)
+    if found.edges:
+        desk.screen.say(f"search: the best value lies on the edge of the space: {', '.join(found.edges)}; widen it to be sure")
+    return replace(program, choices=choices)
+
+
+def known_choices(home: Any, program: Program) -> dict[str, float] | None:
+    """The choices that an earlier search recorded, or None."""
+    if program.recipe.tunnel is None or not program.recipe.tunnel.trials:
+        return None
+    try:
+        path = home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json"
+        return read_json(path)["choices"]
+    except ArtefactError:
+        return None
+
+
+def trial_steps(tokens: int, setting: Setting) -> tuple[int, int, int]:
+    """(steps, decay steps, warmup steps) of a trial: a fifth decays, and at most a tenth warms up."""
+    steps = max(10, setting.steps(tokens))
+    return steps, max(2, round(_TRIAL_DECAY * steps)), max(1, min(setting.warmup, steps // 10))
+
+
+def make_trial(program: Program, name: str, shape: Shape, values: Values, tokens: int) -> Stage:
+    """The stage of one trial with the given hyper-parameters."""
+    setting = apply(program.setting(chosen=False), values)
+    steps, decay, warmup = trial_steps(tokens, setting)
+    names = tuple(corpus for corpus, _ in setting.mixture)
+    return trial_stage(name, shape, replace(setting, warmup=warmup, score=names), steps, decay)
+
+
+def search_stages(program: Program, points: Sequence[tuple[int, Values]]) -> list[Stage]:
+    """Trials of the search, on the recipe's search size."""
+    tunnel = program.recipe.tunnel
+    assert tunnel is not None
+    shape = program.recipe.shape_of(tunnel.search_size or tunnel.proxies[0], program.vocab)
+    tokens = tunnel.trial_tokens or 10 * shape.body
+    return [make_trial(program, f"trial-{number:03d}", shape, values, tokens) for number, values in points]
+
+
+def _search(desk: Desk, program: Program) -> SearchResult:
+    tunnel, prepared, mixture = program.recipe.tunnel, program.prepared, program.recipe.mixture
+    assert tunnel is not None and prepared is not None
+    space = tuple(axis for axis in DEFAULT_SPACE if axis.name in program.searched)
+
+    def evaluate(points: Sequence[tuple[int, Values]]) -> list[float | None]:
+        stages = search_stages(program, points)
+        title = f"search: trials {points[0][0] + 1}–{points[-1][0] + 1} of {tunnel.trials}"
+        results = desk.train(title, "search", stages, prepared)
+        return [_loss(results[stage.key], mixture) for stage in stages]
+
+    setting = program.setting(chosen=False)
+    paper = {
+        "learning_rate": setting.optimizer.learning_rate, "init_std": setting.parametrization.init_std,
+        "scale_emb": setting.parametrization.scale_emb, "scale_depth": setting.parametrization.scale_depth,
+    }  # fmt: skip
+    first = {name: paper[name] for name in program.searched}
+    return search(space, tunnel.trials, program.recipe.seed, evaluate, first=first)
+
+
+def _loss(result: Result, mixture: Mapping[str, float]) -> float | None:
+    if "failed" in result:
+        return None
+    loss = mean_loss(result["scores"], mixture)
+    return loss if math.isfinite(loss) else None
+
+
+def _check(desk: Desk, program: Program) -> dict[str, Any]:
+    """Whether the found learning rate is also best on a wider model: half, same and double, each to the end of its decay."""
+    recipe, prepared, choices = program.recipe, program.prepared, program.choices
+    assert recipe.tunnel is not None and prepared is not None and choices is not None
+    size = recipe.tunnel.check_size or recipe.tunnel.proxies[-1]
+    if "learning_rate" not in choices:
+        return {}
+    shape = recipe.shape_of(size, program.vocab)
+    searched = recipe.shape_of(recipe.tunnel.search_size or recipe.tunnel.proxies[0], program.vocab)
+    tokens = recipe.tunnel.trial_tokens or 10 * searched.body
+    rates = [float(f"{choices['learning_rate'] * factor:.4g}") for factor in _CHECK_FACTORS]
+    stages = [
+        make_trial(program, f"check-{size}-{i}", shape, {**choices, "learning_rate": rate}, tokens) for i, rate in enumerate(rates)
+    ]
+    results = desk.train(f"check: is the learning rate best at {size} too?", "check", stages, prepared)
+    losses = [_loss(results[stage.key], recipe.mixture) for stage in stages]
+    best = min((loss, i) for i, loss in enumerate(losses) if loss is not None)[1] if any(losses) else None
+    return {
+        "size": size, "width": shape.width, "rates": rates, "losses": losses, "drift": parabola_minimum(rates, losses),
+        "carries_over": best == 1,
+    }  # fmt: skip
+
+
+def parabola_minimum(rates: Sequence[float], losses: Sequence[float | None]) -> float | None:
+    """log2 of the minimum of the parabola through three points in log rate, relative to the middle one, clipped to ±1.
+
+    None where a run failed or the parabola opens downwards.
+    """
+    if len(losses) != 3 or any(loss is None for loss in losses):
+        return None
+    low, middle, high = (float(loss) for loss in losses if loss is not None)
+    curvature = low - 2 * middle + high
+    if curvature <= 0:
+        return None
+    return max(-1.0, min(1.0, 0.5 * (low - high) / curvature * math.log2(rates[1] / rates[0])))
+
+
+def measure_law(desk: Desk, program: Program) -> dict[str, list[Point]]:
+    """Trains the scaling study and returns its points: for the average and for each corpus of the trunk's mixture."""
+    assert program.prepared is not None
+    runs = program.scaling()
+    branches = [branch for run in runs for _, branch in run.branches]
+    stages = [run.trunk for run in runs] + branches
+    results = desk.train("scaling: trunks and branches of the proxies", "scaling", stages, program.prepared)
+    desk.need_all([run.trunk for run in runs], results)
+    mixture = program.recipe.mixture
+    points: dict[str, list[Point]] = {AVERAGE: [], **{name: [] for name in mixture}}
+    for run in runs:
+        for tokens, branch in run.branches:
+            result = results[branch.key]
+            if "failed" in result:
+                desk.screen.say(f"{branch.name}: {result['failed']}; the law is fitted without it")
+                continue
+            base = {"parameters": branch.shape.body, "tokens": tokens, "cluster": run.trunk.folder_name, "seed": branch.seed}
+            points[AVERAGE].append(Point(**base, loss=mean_loss(result["scores"], mixture)))
+            for name in mixture:
+                score = result["scores"][name]
+                points[name].append(Point(**base, loss=score["nats"] / score["bytes"]))
+    return points
+
+
+def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
+    """Fits the law, forecasts the target and freezes the forecast as a file, before the target trains.
+
+    Returns the file's content with its hash. A forecast of the same target from the same runs is made once.
+    """
+    points = measure_law(desk, program)
+    shape, recipe = program.shape, program.recipe
+    branch = program.branch(recipe.forecast_branch or "")
+    runs = sorted(run.trunk.key for run in program.scaling())
+    identity = content_hash([branch.key, runs, list(recipe.tunnel.forms) if recipe.tunnel else []])
+    path = desk.home.program(program.name) / "forecasts" / f"{branch.name}-{identity[:12]}.json"
+    if path.is_file():
+        content = read_forecast(path)
+    else:
+        forms = tuple(recipe.tunnel.forms) if recipe.tunnel else ()
+        made = {name: forecast(part, shape.body, branch.tokens, forms=forms) for name, part in points.items()}
+        freeze(made[AVERAGE], path, _facts(desk, program, branch, runs, made))
+        content = read_forecast(path)
+    with desk.book as book:
+        book.put_fact(program.name, "forecast", branch.folder_name, content)
+        book.put_fact(program.name, "points", AVERAGE, {name: [p.to_dict() for p in part] for name, part in points.items()})
+    return content
+
+
+def _facts(desk: Desk, program: Program, branch: Stage, runs: list[str], made: dict[str, Forecast]) -> dict[str, Any]:
+    """What the forecast file says beside the numbers."""
+    assert program.prepared is not None
+    trained = [
+        r for r in desk.book.runs(kind="trunk") if r["status"] in ("done", "running") and r["study"] == ""
+        and r["config"]["shape"]["width"] == program.shape.width and r["config"]["shape"]["layers"] == program.shape.layers
+        and r["config"]["corpora"] == dict(branch.corpora)
+    ]  # fmt: skip
+    return {
+        "program": program.name, "branch": branch.name, "target": branch.key, "kind": "rehearsal" if trained else "blind",
+        "what": f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps",
+        "corpora": dict(branch.corpora), "mixture": program.recipe.mixture, "heldout": {
+            name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": branch.score_tokens}
+            for name in program.recipe.mixture},
+        "unit": "nats per UTF-8 byte", "loss": "held-out loss of the trunk's corpora, weighted by its mixture",
+        "tokens_with_decay": branch.tokens, "batch_tokens": branch.step_tokens,
+        "base_learning_rate": branch.optimizer.learning_rate, "seed": branch.seed, "runs": runs,
+        "per_corpus": {name: part.to_dict() for name, part in made.items() if name != AVERAGE},
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip

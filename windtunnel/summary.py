@@ -1,0 +1,138 @@
+"""What a run has to say at its two ends: the forecast before the big run, and the outcome after it. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+
+from windtunnel.base.artefact import read_json
+from windtunnel.base.errors import ArtefactError
+from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.desk import Desk
+from windtunnel.plan import cost_lines
+from windtunnel.program import Program
+from windtunnel.train.folder import RESULT, read_result
+from windtunnel.views import View, line, table
+
+LN2 = math.log(2)
+_TWO_THREADS = 1.3
+"""Speed of two threads over one for a compiled step on a CPU (docs/lab-log.md)."""
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What the big run still costs: seconds, where that comes from, money if there is a price, bytes of checkpoints."""
+
+    seconds: float
+    source: str
+    money: float | None
+    disk: float
+
+
+def remaining_cost(desk: Desk, program: Program) -> Remaining:
+    """Time and money for the target's trunk and branches, from the measured speed of the largest proxy."""
+    stages = [program.trunk(), *(program.branch(name) for name in program.recipe.branch)]
+    left = [stage for stage in stages if read_result(desk.run_folder(stage), stage) is None]
+    speed, source = _proxy_speed(desk, program)
+    machine = program.recipe.machine
+    if machine is not None and machine.tflops is not None:
+        speed, source = machine.count * machine.tflops * 1e12, "[machine]"
+        seconds = sum(stage.flops for stage in left) / speed
+    else:
+        trunk = sum(stage.flops for stage in left if stage.kind == "trunk")
+        branches = [stage.flops for stage in left if stage.kind != "trunk"]
+        together = max([sum(branches) / desk.machine.workers, *branches]) if branches else 0.0
+        faster = _TWO_THREADS if desk.machine.threads > 1 else 1.0
+        seconds = (trunk / faster + together) / speed if speed else math.nan
+    money = machine.count * seconds / 3600 * machine.price if machine and machine.price is not None else None
+    return Remaining(seconds, source, money, 12.0 * program.shape.total * (len(stages) + program.recipe.trunk.keep))
+
+
+def _proxy_speed(desk: Desk, program: Program) -> tuple[float, str]:
+    """FLOP/s of one worker on the largest proxy's trunk."""
+    runs = program.scaling()
+    if not runs:
+        return 0.0, "unknown"
+    largest = max(runs, key=lambda run: run.trunk.shape.body).trunk
+    try:
+        result = read_json(desk.run_folder(largest) / RESULT)
+    except ArtefactError:
+        return 0.0, "unknown"
+    seconds = sum(result["seconds"].values())
+    per_token = largest.shape.flops_per_token(largest.plan.row).total
+    return result["timed_tokens"] * per_token / max(seconds, 1e-9), f"the speed of {largest.name} on this machine"
+
+
+def in_bits(interval: dict[str, float]) -> dict[str, float]:
+    """An interval in nats per byte, in bits per byte."""
+    return {name: value / LN2 for name, value in interval.items()}
+
+
+def forecast_view(program: Program, sealed: dict[str, Any], remaining: Remaining) -> View:
+    """The one screen of ``windtunnel forecast``."""
+    facts, expected = sealed["facts"], in_bits(sealed["forecast"]["expected"])
+    naive = {name: value["value"] / LN2 for name, value in sealed["forecast"]["naive"].items()}
+    forms = [(f["law"]["form"], f"{f['weight']:.0%}", f"{f['value'] / LN2:.4f}") for f in sealed["forecast"]["forms"]]
+    cost = f"{duration(remaining.seconds)}, {bytes_size(remaining.disk)} of checkpoints" if remaining.seconds else "nothing, it is done"
+    parts: list[RenderableType] = [
+        line(f"forecast for '{program.name}', branch '{facts['branch']}' ({facts['kind']}, sealed {sealed['hash'][:12]})", "bold"),
+        line(
+            f"  {si(sealed['forecast']['parameters'])} parameters after {si(sealed['forecast']['tokens'])} tokens, batch"
+            f" {facts['batch_tokens']:,} tokens, base learning rate {facts['base_learning_rate']:g}"
+        ),
+        line(f"  expected loss  {expected['value']:.4f} bits per byte", "bold"),
+        line(f"  50 % interval  {expected['low50']:.4f} – {expected['high50']:.4f}"),
+        line(
+            f"  90 % interval  {expected['low90']:.4f} – {expected['high90']:.4f}"
+            f"  (± {50 * (expected['high90'] - expected['low90']) / expected['value']:.1f} %)"
+        ),
+        line(f"  naive: largest proxy {naive['largest']:.4f}, line through the last two sizes {naive['line']:.4f}"),
+        table(("law", "weight", "says"), forms, right=(1, 2)),
+        line(f"the big run costs {cost}  (from {remaining.source})"),
+        *(line(text) for text in cost_lines(program.recipe, remaining.seconds)),
+        *(line(f"note: {text}") for text in sealed["forecast"]["warnings"]),
+        line(f"to go on: windtunnel run {program.name if not program.recipe.origin.shown.endswith('.toml') else _command(program)}"),
+    ]
+    data = {
+        "program": program.name, "hash": sealed["hash"], "kind": facts["kind"], "unit": "bits per UTF-8 byte", "expected": expected,
+        "naive": naive, "seconds": remaining.seconds, "disk": remaining.disk, "money": remaining.money,
+    }  # fmt: skip
+    return View(data, tuple(parts))
+
+
+def _command(program: Program) -> str:
+    shown = program.recipe.origin.shown
+    return shown.removesuffix(".toml") if "/" not in shown and not (program.recipe.base / shown).exists() else shown
+
+
+def outcome_view(desk: Desk, program: Program, sealed: dict[str, Any] | None) -> View:
+    """What ``windtunnel run`` prints at its end: forecast beside outcome, losses of the branches, where things lie."""
+    book, folder = desk.book, desk.home.program(program.name)
+    outcomes = list(book.facts(program.name, "outcome").values())
+    branches = [run for run in book.runs(program=program.name, kind="decay", study="") if run["status"] == "done"]
+    scores = {run["name"]: {s["corpus"]: s["value"] for s in book.scores(run["id"]) if s["name"] == "bits_per_byte"} for run in branches}
+    parts: list[RenderableType] = [line(f"'{program.name}' is done", "bold")]
+    outcome = next((o for o in reversed(outcomes) if sealed and o["forecast"] == sealed["hash"]), None)
+    if sealed is not None and outcome is not None:
+        expected = in_bits(sealed["forecast"]["expected"])
+        inside = "inside" if outcome["inside90"] else "OUTSIDE"
+        parts.append(
+            line(
+                f"forecast {expected['value']:.4f} [{expected['low90']:.4f}, {expected['high90']:.4f}], sealed before training"
+                f" · outcome {outcome['outcome'] / LN2:.4f} bits per byte · error {100 * outcome['relative_error']:+.2f} %,"
+                f" {inside} the 90 % interval",
+                "bold green" if outcome["inside90"] else "bold red",
+            )
+        )
+    corpora = sorted({corpus for values in scores.values() for corpus in values})
+    rows = [(name, *(f"{values[c]:.4f}" if c in values else "" for c in corpora)) for name, values in scores.items()]
+    parts.append(table(("branch", *corpora), rows, title="held-out bits per byte", right=tuple(range(1, len(corpora) + 1))))
+    parts.append(line(f"report: {folder / 'report.html'}"))
+    for name, fact in book.facts(program.name, "export").items():
+        parts.append(line(f"model:  {desk.home.root / fact['folder']} (Hugging Face folder; {fact['check']})"))
+        parts.append(line(f"talk:   windtunnel chat {program.name}/{name.rpartition('-')[0]}"))
+    data = {"program": program.name, "scores": scores, "outcome": outcome, "report": str(folder / "report.html")}
+    return View(data, tuple(parts))

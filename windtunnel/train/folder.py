@@ -1,0 +1,36 @@
+"""A run's folder, for those who only look: where checkpoints lie, which are saved, whether the result is there. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from windtunnel.base.artefact import read_json
+from windtunnel.train.stage import Stage
+
+RESULT = "result.json"
+STAGE = "stage.json"
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """The folder of a run's checkpoint at a step."""
+    return run / "checkpoints" / f"step-{step:09d}"
+
+
+def steps_saved(run: Path) -> list[int]:
+    """Steps of the checkpoints in a run folder, oldest first, without looking inside."""
+    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
+
+
+def read_result(run: Path, stage: Stage) -> dict[str, Any] | None:
+    """The result of a finished stage; None if it is missing, of another identity, too short, or lacks a score or checkpoint.
+
+    A trunk that went further than asked counts as finished if the checkpoints that are asked for exist.
+    """
+    if not (run / RESULT).is_file():
+        return None
+    result = read_json(run / RESULT)
+    far_enough = result["step"] == stage.steps or (stage.open_ended and result["step"] > stage.steps)
+    saved = set(steps_saved(run))
+    whole = result.get("key") == stage.key and far_enough and set(stage.keep) <= saved
+    return result if whole and set(stage.score) <= set(result["scores"]) else None
