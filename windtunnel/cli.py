@@ -175,7 +175,7 @@ def forecast(
     if every == (recipe is not None):
         raise UserError("forecast", "expected either a recipe or --list", "windtunnel forecast quickstart")
     if recipe is None:
-        from windtunnel.pipeline import forecasts
+        from windtunnel.comparison import forecasts
 
         _show(forecasts(home), as_json)
         return
@@ -188,7 +188,7 @@ def forecast(
 @app.command()
 def status(home: Home = HOME, as_json: AsJson = False) -> None:
     """Show programs and runs: done, running, and what is left."""
-    from windtunnel.pipeline import status as call
+    from windtunnel.manage import status as call
 
     _show(call(home), as_json)
 
@@ -203,7 +203,7 @@ def report(
     home: Home = HOME,
 ) -> None:
     """Write the report: one HTML file, forecast beside outcome."""
-    from windtunnel.pipeline import report as call
+    from windtunnel.manage import report as call
 
     _show(call(home, program, out=out, share=share))
 
@@ -218,7 +218,7 @@ def compare(
     """Compare runs: recipes, losses at equal tokens and seconds."""
     if len(runs) < 2:
         raise UserError("compare", "expected two runs or more, got one", "windtunnel status lists them")
-    from windtunnel.pipeline import compare as call
+    from windtunnel.comparison import compare as call
 
     _show(call(home, runs, out=out), as_json)
 
@@ -245,7 +245,7 @@ def evaluate(
             raise UserError("--task", f"expected NAME=FILE, got {task[:60]!r}")
         files[key] = Path(path)
     limit = None if tokens is None else parse_count(tokens, "--tokens")
-    from windtunnel.pipeline import evaluate as call
+    from windtunnel.manage import evaluate as call
 
     _show(call(home, name, tasks=files, tokens=limit), as_json)
 
@@ -259,7 +259,7 @@ def export(
     home: Home = HOME,
 ) -> None:
     """Write a Hugging Face folder, and check its logits."""
-    from windtunnel.pipeline import export as call
+    from windtunnel.manage import export as call
 
     _show(call(home, name, out=out))
 
@@ -279,7 +279,7 @@ def chat(
     home: Home = HOME,
 ) -> None:
     """Talk to a model in the terminal; an empty line or Ctrl-D ends."""
-    from windtunnel.pipeline import chat as call
+    from windtunnel.manage import chat as call
 
     _show(call(home, name, prompt=prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed))
 
@@ -300,7 +300,7 @@ def quickstart(
 @app.command()
 def finish(name: RunName, devices: Devices = None, home: Home = HOME) -> None:
     """Start a trunk's decay at its next step."""
-    from windtunnel.pipeline import finish as call
+    from windtunnel.manage import finish as call
 
     _show(call(home, name, devices=devices))
 
@@ -312,7 +312,7 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """List what can go; never a parent or an only copy."""
-    from windtunnel.pipeline import clean as call
+    from windtunnel.manage import clean as call
 
     _show(call(home, really=really), as_json)
 
@@ -330,7 +330,7 @@ def data_show(
     as_json: AsJson = False,
 ) -> None:
     """Languages, sizes, tokens, what cleaning drops; no training."""
-    from windtunnel.pipeline import inspect_data as call
+    from windtunnel.manage import inspect_data as call
 
     recipe = _load(paths[0], overrides) if len(paths) == 1 and paths[0].endswith(".toml") else None
     _show(call(home, paths, recipe=recipe), as_json)
@@ -345,7 +345,7 @@ def data_compression(
 ) -> None:
     """Bytes for each token, by corpus and vocabulary size."""
     loaded = _load(recipe, overrides)
-    from windtunnel.pipeline import compression as call
+    from windtunnel.manage import compression as call
 
     _show(call(loaded, home), as_json)
 

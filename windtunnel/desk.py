@@ -18,7 +18,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.program import Prepared
 from windtunnel.track import Mirror
-from windtunnel.train.control import Control, stop_on_signals
+from windtunnel.train.control import Control, StopOnSignals
 from windtunnel.train.folder import checkpoint_path, read_result
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.stage import Stage
@@ -64,7 +64,7 @@ class Desk:
         self.control = Control(say=self.screen.say)
         self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
         self._fleets: dict[str, Fleet] = {}
-        self._signals = stop_on_signals(self.control)
+        self._signals = StopOnSignals(self.control)
 
     def __enter__(self) -> Desk:
         self._signals.__enter__()
@@ -120,7 +120,9 @@ class Desk:
             return results
         with self.book as book:
             for job in jobs:
-                book.put_run(self.run_id(job.stage), **self._columns(job.stage, study), status="waiting", started=time.time())
+                book.put_run(
+                    self.run_id(job.stage), **self._columns(job.stage, study), status="waiting", started=time.time()
+                )
         with self.screen.task(title, jobs):
             outcome = self._fleet(large).run(jobs, _Recorder(self, study), stopping=lambda: self.control.stop)
         for job in jobs:
@@ -135,13 +137,23 @@ class Desk:
         run = self.run_id(stage)
         with self.book as book:
             if "failed" in result:
-                book.put_run(run, **self._columns(stage, study), status="failed", reason=result["failed"], ended=time.time())
+                book.put_run(
+                    run, **self._columns(stage, study), status="failed", reason=result["failed"], ended=time.time()
+                )
                 return
-            rows = [(step, name, value) for step, values in read_metrics(self.run_folder(stage)) for name, value in values.items()]
+            rows = [
+                (step, name, value)
+                for step, values in read_metrics(self.run_folder(stage))
+                for name, value in values.items()
+            ]
             book.put_metrics(run, rows)
             for corpus, score in result["scores"].items():
-                book.put_score(run, corpus, "bits_per_byte", score["bits_per_byte"], "bits per UTF-8 byte", score["tokens"])
-                book.put_score(run, corpus, "nats_per_byte", score["nats"] / score["bytes"], "nats per UTF-8 byte", score["tokens"])
+                book.put_score(
+                    run, corpus, "bits_per_byte", score["bits_per_byte"], "bits per UTF-8 byte", score["tokens"]
+                )
+                book.put_score(
+                    run, corpus, "nats_per_byte", score["nats"] / score["bytes"], "nats per UTF-8 byte", score["tokens"]
+                )
             book.put_run(
                 run, **self._columns(stage, study), status="done", reason="", ended=time.time(), steps=result["step"],
                 tokens=result["tokens"], flops=result["flops"], seconds=sum(result["seconds"].values()),

@@ -42,7 +42,9 @@ def finish(job: dict[str, Any]) -> dict[str, Any]:
     answers = []
     for question in _QUESTIONS if job["chats"] else ():
         ids, _ = render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True)
-        answers.append({"question": question, "answer": tokenizer.decode(list(generate(model, list(ids), seed=0, **options)))})
+        answers.append(
+            {"question": question, "answer": tokenizer.decode(list(generate(model, list(ids), seed=0, **options)))}
+        )
     tasks = {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}
     return {
         "samples": samples, "answers": answers, "tasks": tasks,
@@ -61,7 +63,10 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
         found = score_heldout(trainer, open_corpus(Path(folder)).heldout, row, job.get("tokens"))
         scores[name] = {"bits_per_byte": found.bits_per_byte, "tokens": found.tokens, "bytes": found.bytes}
     tokenizer = Tokenizer.load(Path(job["tokenizer"]))
-    return {"scores": scores, "tasks": {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}}
+    return {
+        "scores": scores,
+        "tasks": {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()},
+    }
 
 
 def export(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """The home folder: where everything that windtunnel makes lies. Needs no torch.
 
-    home/labbook.sqlite                     runs, metrics, scores, facts
-    home/downloads/                         fetched packages
-    home/text/  home/tokenizers/  home/corpora/     shared by all programs, named by content
-    home/programs/NAME/runs/STAGE-KEY/      one folder a run: stage.json, metrics.jsonl, checkpoints/, result.json
-    home/programs/NAME/                     prepared.json, studies/, forecasts/, exports/, report.html
-    home/compiled/                          the compiler's cache; may be deleted at any time
+home/labbook.sqlite                     runs, metrics, scores, facts
+home/downloads/                         fetched packages
+home/text/  home/tokenizers/  home/corpora/     shared by all programs, named by content
+home/programs/NAME/runs/STAGE-KEY/      one folder a run: stage.json, metrics.jsonl, checkpoints/, result.json
+home/programs/NAME/                     prepared.json, studies/, forecasts/, exports/, report.html
+home/compiled/                          the compiler's cache; may be deleted at any time
 """
 
 from __future__ import annotations

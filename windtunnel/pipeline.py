@@ -16,7 +16,7 @@ from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
 from windtunnel.base.units import duration
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
-from windtunnel.laws.ledger import score
+from windtunnel.laws.sealed import Forecast, score
 from windtunnel.plan import known_pins, pin_key
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
@@ -67,7 +67,11 @@ def run(
         raise UserError("--until", f"expected one of {', '.join(names)}, got {until!r}")
     if stop_after_forecast:
         if recipe.tunnel is None:
-            raise UserError(recipe.where("tunnel"), "expected a [tunnel] to forecast with, found none", "windtunnel run trains anyway")
+            raise UserError(
+                recipe.where("tunnel"),
+                "expected a [tunnel] to forecast with, found none",
+                "windtunnel run trains anyway",
+            )
         until = "forecast"
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, track=recipe.track) as desk:
         begun = time.time()
@@ -129,7 +133,9 @@ def _limits(job: Job) -> None:
     if recipe.max_cost is not None and remaining.money is not None and remaining.money > recipe.max_cost:
         problems.append(f"expected cost {remaining.money:.2f} > max_cost {recipe.max_cost:g}")
     if problems and remaining.seconds > 0:
-        raise LimitReached(f"stopped before the trunk: {'; '.join(problems)}; raise the limit to go on, nothing is lost")
+        raise LimitReached(
+            f"stopped before the trunk: {'; '.join(problems)}; raise the limit to go on, nothing is lost"
+        )
 
 
 _LN2 = 0.6931471805599453
@@ -173,7 +179,9 @@ def branch_stages(job: Job) -> list[Stage]:
         if at not in saved:
             earlier = [step for step in saved if step <= at]
             if not earlier:
-                raise WindtunnelError(f"{name}: the trunk has no checkpoint at or before step {at}; delete {trunk.name} to train it anew")
+                raise WindtunnelError(
+                    f"{name}: the trunk has no checkpoint at or before step {at}; delete {trunk.name} to train it anew"
+                )
             job.desk.screen.say(f"{name}: branches at step {earlier[-1]}, the nearest checkpoint before {at}")
             at = earlier[-1]
         out.append(program.branch(name, at))
@@ -196,9 +204,9 @@ def _score_forecast(job: Job, stage: Stage, result: Result) -> None:
     sealed, program, desk = job.sealed, job.program, job.desk
     if sealed is None or sealed["facts"]["target"] != stage.key:
         return
-    outcome = mean_loss(result["scores"], program.recipe.mixture)
+    scored = score(Forecast.from_dict(sealed["forecast"]), mean_loss(result["scores"], program.recipe.mixture))
     with desk.book as book:
-        book.put_fact(program.name, "outcome", stage.folder_name, {**score(sealed["forecast"], outcome), "forecast": sealed["hash"]})
+        book.put_fact(program.name, "outcome", stage.folder_name, {**scored, "forecast": sealed["hash"]})
 
 
 def _finish_model(job: Job, stage: Stage) -> None:
@@ -218,7 +226,16 @@ def _finish_model(job: Job, stage: Stage) -> None:
     with desk.book as book:
         book.put_fact(program.name, "model", stage.folder_name, found)
         for name, task in found["tasks"].items():
-            book.put_score(desk.run_id(stage), name, "accuracy", task["accuracy"], "share", task["count"], task["low"], task["high"])
+            book.put_score(
+                desk.run_id(stage),
+                name,
+                "accuracy",
+                task["accuracy"],
+                "share",
+                task["count"],
+                task["low"],
+                task["high"],
+            )
 
 
 def finishing(verb: str, **job: Any) -> Any:
@@ -228,7 +245,7 @@ def finishing(verb: str, **job: Any) -> Any:
         WindtunnelError: the process failed; its one-line reason and its exit code are kept.
     """
     command = [sys.executable, "-m", "windtunnel.finishing", verb, json.dumps(job)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     lines = done.stderr.strip().splitlines() or [f"{verb} failed"]
@@ -249,7 +266,9 @@ def _export(job: Job) -> None:
     with desk.screen.console.status(f"{name}: exporting and checking the export"):
         done = finishing("export", **export_job(desk.book, desk.home, program.name, desk.run_folder(stage), out))
     with desk.book as book:
-        book.put_fact(program.name, "export", stage.folder_name, {**done, "folder": str(out.relative_to(desk.home.root))})
+        book.put_fact(
+            program.name, "export", stage.folder_name, {**done, "folder": str(out.relative_to(desk.home.root))}
+        )
 
 
 def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dict[str, Any]:
@@ -278,6 +297,7 @@ def _note_change(desk: Desk, recipe: Recipe) -> None:
             desk.screen.say(f"the recipe has changed since the last run: {difference}")
     with desk.book as book:
         book.put_fact(recipe.name, "recipe", "resolved", now)
+        book.put_fact(recipe.name, "recipe", "base", str(recipe.base))
 
 
 __all__ = ["Remaining", "branch_stages", "finishing", "run", "stage_names"]

@@ -121,7 +121,11 @@ def state(program: Program, home: Home, stage: Stage) -> str:
     if read_result(folder, stage) is not None:
         return "done"
     if saved := steps_saved(folder):
-        return f"extends (from step {saved[-1]})" if (folder / "result.json").is_file() else f"continues (from step {saved[-1]})"
+        return (
+            f"extends (from step {saved[-1]})"
+            if (folder / "result.json").is_file()
+            else f"continues (from step {saved[-1]})"
+        )
     older = sorted(runs.glob(f"{stage.name}-??????????"), key=lambda path: path.stat().st_mtime)
     if older:
         try:
@@ -227,10 +231,8 @@ def _schedule_parts(program: Program) -> list[RenderableType]:
     for name in program.recipe.branch:
         stage = program.branch(name)
         points = [stage.schedule.factor(max(1, round(stage.steps * i / 59))) for i in range(60)]
-        rate = stage.optimizer.learning_rate
-        out.append(
-            line(f"LR {name:10s} {blocks(points)}  {rate:.4g} → {rate * stage.schedule.factor(stage.steps):.3g} at step {stage.steps:,}")
-        )
+        rate, end = stage.optimizer.learning_rate, stage.schedule.factor(stage.steps)
+        out.append(line(f"LR {name:10s} {blocks(points)}  {rate:.4g} → {rate * end:.3g} at step {stage.steps:,}"))
     return out
 
 
@@ -247,10 +249,10 @@ def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> lis
     if speed is None:
         out.append(line("time     not measured"))
     else:
-        out.append(line(f"time     {duration(total)} for what is not done (speed: {speed.source}); compiling comes on top"))
-    for text in cost_lines(program.recipe, total):
-        out.append(line(text))
-    return out
+        out.append(
+            line(f"time     {duration(total)} for what is not done (speed: {speed.source}); compiling comes on top")
+        )
+    return [*out, *(line(text) for text in cost_lines(program.recipe, total))]
 
 
 def cost_lines(recipe: Recipe, seconds: float) -> list[str]:
@@ -274,10 +276,18 @@ def _checkpoints(program: Program) -> int:
 
 def _budget_part(choice: Choice) -> RenderableType:
     rows = [
-        (mark, si(option.shape.body), si(option.tokens), f"{option.tokens / option.shape.body:.3g}", f"{option.loss:.4f}")
+        (
+            mark,
+            si(option.shape.body),
+            si(option.tokens),
+            f"{option.tokens / option.shape.body:.3g}",
+            f"{option.loss:.4f}",
+        )
         for mark, option in choice.options()
     ]
-    return table(("budget", "N", "tokens", "tokens/N", "loss"), rows, title=f"sizes for the budget by the law '{choice.law}'")
+    return table(
+        ("budget", "N", "tokens", "tokens/N", "loss"), rows, title=f"sizes for the budget by the law '{choice.law}'"
+    )
 
 
 def _data(program: Program, lines: list[Line], speed: Speed | None) -> dict[str, Any]:

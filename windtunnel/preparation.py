@@ -64,7 +64,9 @@ def prepare(desk: Desk, recipe: Recipe) -> Prepared:
                 "heldout_tokens": len(corpus.heldout.tokens), "heldout_bytes": int(corpus.heldout.bytes.sum()),
             }  # fmt: skip
             with desk.book as book:
-                book.put_fact(recipe.name, "corpus", name, {**corpora[name], "stats": corpus.stats, "licence": config.licence})
+                book.put_fact(
+                    recipe.name, "corpus", name, {**corpora[name], "stats": corpus.stats, "licence": config.licence}
+                )
     prepared = Prepared(str(folder.relative_to(home.root)), tokenizer.hash, tokenizer.vocab_size, corpora)
     write_json(home.program(recipe.name) / _FILE, {"key": preparation_key(recipe), **prepared.__dict__})
     return prepared

@@ -165,7 +165,9 @@ class Program:
         setting = self.setting()
         every = max(1, round(self._tokens(self.recipe.trunk.checkpoint_every) / setting.step_tokens))
         steps = finished_at or self.trunk_steps
-        return replace(trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep)
+        return replace(
+            trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep
+        )
 
     def branch(self, name: str, finished_at: int | None = None) -> Stage:
         """A branch's stage."""
@@ -207,7 +209,9 @@ class Program:
         """Identifies the search: its data, sizes, trials and what it leaves fixed."""
         assert self.recipe.tunnel is not None
         setting = self.setting(chosen=False)
-        tunnel = self.recipe.tunnel.model_dump(mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"})
+        tunnel = self.recipe.tunnel.model_dump(
+            mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"}
+        )
         return content_hash(
             [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
              setting.parametrization.to_dict(), self.vocab, self.recipe.model.family]
@@ -217,7 +221,9 @@ class Program:
         """The values that the recipe left open, with their sources."""
         recipe, out = self.recipe, []
         if recipe.model.size:
-            out.append(Derived("shape", f"the '{recipe.model.size}' of family '{recipe.model.family}'", recipe.family.rule))
+            out.append(
+                Derived("shape", f"the '{recipe.model.size}' of family '{recipe.model.family}'", recipe.family.rule)
+            )
         if recipe.trunk.tokens is None:
             out.append(Derived("tokens", si(self.total_tokens), "20 tokens for each parameter (arXiv 2203.15556)"))
         if recipe.trunk.batch is None:
@@ -233,9 +239,15 @@ class Program:
         }  # fmt: skip
         for name in self.searched:
             if self.choices and name in self.choices:
-                source = f"the tunnel's search on {recipe.tunnel.search_size or recipe.tunnel.proxies[0]}" if recipe.tunnel else ""
+                source = (
+                    f"the tunnel's search on {recipe.tunnel.search_size or recipe.tunnel.proxies[0]}"
+                    if recipe.tunnel
+                    else ""
+                )
             else:
-                source = "the tunnel will choose; until then " + _PAPER if recipe.tunnel and recipe.tunnel.trials else _PAPER
+                source = (
+                    "the tunnel will choose; until then " + _PAPER if recipe.tunnel and recipe.tunnel.trials else _PAPER
+                )
             out.append(Derived(name, f"{values[name]:.4g}", source))
         return out
 

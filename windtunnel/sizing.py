@@ -24,7 +24,9 @@ def budget_flops(recipe: Recipe) -> float:
         return budget.hours * 3600 * count * (rate or _LAPTOP_FLOPS)
     if budget.gpu_hours is not None:
         return budget.gpu_hours * 3600 * (rate or _GPU_FLOPS)
-    assert budget.money is not None and machine is not None and machine.price
+    assert budget.money is not None
+    assert machine is not None
+    assert machine.price
     return budget.money / machine.price * 3600 * (rate or _GPU_FLOPS)
 
 

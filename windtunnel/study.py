@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from windtunnel.base.artefact import content_hash, read_json, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.desk import Desk, Result
-from windtunnel.laws.forecast import Forecast, forecast, freeze, read_forecast
+from windtunnel.laws.forecast import forecast
 from windtunnel.laws.points import Point
+from windtunnel.laws.sealed import Forecast, freeze, read_forecast
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trial_stage
@@ -55,7 +55,9 @@ def choose(desk: Desk, program: Program) -> Program:
         book.put_fact(program.name, "study", "search", fact)
     write_json(record, fact)
     if found.edges:
-        desk.screen.say(f"search: the best value lies on the edge of the space: {', '.join(found.edges)}; widen it to be sure")
+        desk.screen.say(
+            f"search: the best value lies on the edge of the space: {', '.join(found.edges)}; widen it to be sure"
+        )
     return replace(program, choices=choices)
 
 
@@ -95,7 +97,8 @@ def search_stages(program: Program, points: Sequence[tuple[int, Values]]) -> lis
 
 def _search(desk: Desk, program: Program) -> SearchResult:
     tunnel, prepared, mixture = program.recipe.tunnel, program.prepared, program.recipe.mixture
-    assert tunnel is not None and prepared is not None
+    assert tunnel is not None
+    assert prepared is not None
     space = tuple(axis for axis in DEFAULT_SPACE if axis.name in program.searched)
 
     def evaluate(points: Sequence[tuple[int, Values]]) -> list[float | None]:
@@ -123,7 +126,9 @@ def _loss(result: Result, mixture: Mapping[str, float]) -> float | None:
 def _check(desk: Desk, program: Program) -> dict[str, Any]:
     """Whether the found learning rate is also best on a wider model: half, same and double, each to the end of its decay."""
     recipe, prepared, choices = program.recipe, program.prepared, program.choices
-    assert recipe.tunnel is not None and prepared is not None and choices is not None
+    assert recipe.tunnel is not None
+    assert prepared is not None
+    assert choices is not None
     size = recipe.tunnel.check_size or recipe.tunnel.proxies[-1]
     if "learning_rate" not in choices:
         return {}
@@ -132,7 +137,8 @@ def _check(desk: Desk, program: Program) -> dict[str, Any]:
     tokens = recipe.tunnel.trial_tokens or 10 * searched.body
     rates = [float(f"{choices['learning_rate'] * factor:.4g}") for factor in _CHECK_FACTORS]
     stages = [
-        make_trial(program, f"check-{size}-{i}", shape, {**choices, "learning_rate": rate}, tokens) for i, rate in enumerate(rates)
+        make_trial(program, f"check-{size}-{i}", shape, {**choices, "learning_rate": rate}, tokens)
+        for i, rate in enumerate(rates)
     ]
     results = desk.train(f"check: is the learning rate best at {size} too?", "check", stages, prepared)
     losses = [_loss(results[stage.key], recipe.mixture) for stage in stages]
@@ -173,7 +179,12 @@ def measure_law(desk: Desk, program: Program) -> dict[str, list[Point]]:
             if "failed" in result:
                 desk.screen.say(f"{branch.name}: {result['failed']}; the law is fitted without it")
                 continue
-            base = {"parameters": branch.shape.body, "tokens": tokens, "cluster": run.trunk.folder_name, "seed": branch.seed}
+            base = {
+                "parameters": branch.shape.body,
+                "tokens": tokens,
+                "cluster": run.trunk.folder_name,
+                "seed": branch.seed,
+            }
             points[AVERAGE].append(Point(**base, loss=mean_loss(result["scores"], mixture)))
             for name in mixture:
                 score = result["scores"][name]
@@ -192,16 +203,17 @@ def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
     runs = sorted(run.trunk.key for run in program.scaling())
     identity = content_hash([branch.key, runs, list(recipe.tunnel.forms) if recipe.tunnel else []])
     path = desk.home.program(program.name) / "forecasts" / f"{branch.name}-{identity[:12]}.json"
-    if path.is_file():
-        content = read_forecast(path)
-    else:
+    if not path.is_file():
         forms = tuple(recipe.tunnel.forms) if recipe.tunnel else ()
         made = {name: forecast(part, shape.body, branch.tokens, forms=forms) for name, part in points.items()}
         freeze(made[AVERAGE], path, _facts(desk, program, branch, runs, made))
-        content = read_forecast(path)
+    sealed = read_forecast(path)
+    content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
     with desk.book as book:
         book.put_fact(program.name, "forecast", branch.folder_name, content)
-        book.put_fact(program.name, "points", AVERAGE, {name: [p.to_dict() for p in part] for name, part in points.items()})
+        book.put_fact(
+            program.name, "points", AVERAGE, {name: [p.to_dict() for p in part] for name, part in points.items()}
+        )
     return content
 
 
@@ -215,13 +227,12 @@ def _facts(desk: Desk, program: Program, branch: Stage, runs: list[str], made: d
     ]  # fmt: skip
     return {
         "program": program.name, "branch": branch.name, "target": branch.key, "kind": "rehearsal" if trained else "blind",
-        "what": f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps",
-        "corpora": dict(branch.corpora), "mixture": program.recipe.mixture, "heldout": {
+        "branch_is": f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps",
+        "corpus": dict(branch.corpora), "mixture": program.recipe.mixture, "heldout": {
             name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": branch.score_tokens}
             for name in program.recipe.mixture},
         "unit": "nats per UTF-8 byte", "loss": "held-out loss of the trunk's corpora, weighted by its mixture",
-        "tokens_with_decay": branch.tokens, "batch_tokens": branch.step_tokens,
-        "base_learning_rate": branch.optimizer.learning_rate, "seed": branch.seed, "runs": runs,
+        "tokens_with_decay": branch.tokens, "batch": branch.step_tokens, "base_lr": branch.optimizer.learning_rate,
+        "seed": branch.seed, "runs": runs,
         "per_corpus": {name: part.to_dict() for name, part in made.items() if name != AVERAGE},
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

@@ -76,12 +76,19 @@ def forecast_view(program: Program, sealed: dict[str, Any], remaining: Remaining
     facts, expected = sealed["facts"], in_bits(sealed["forecast"]["expected"])
     naive = {name: value["value"] / LN2 for name, value in sealed["forecast"]["naive"].items()}
     forms = [(f["law"]["form"], f"{f['weight']:.0%}", f"{f['value'] / LN2:.4f}") for f in sealed["forecast"]["forms"]]
-    cost = f"{duration(remaining.seconds)}, {bytes_size(remaining.disk)} of checkpoints" if remaining.seconds else "nothing, it is done"
+    cost = (
+        f"{duration(remaining.seconds)}, {bytes_size(remaining.disk)} of checkpoints"
+        if remaining.seconds
+        else "nothing, it is done"
+    )
     parts: list[RenderableType] = [
-        line(f"forecast for '{program.name}', branch '{facts['branch']}' ({facts['kind']}, sealed {sealed['hash'][:12]})", "bold"),
+        line(
+            f"forecast for '{program.name}', branch '{facts['branch']}' ({facts['kind']}, sealed {sealed['hash'][:12]})",
+            "bold",
+        ),
         line(
             f"  {si(sealed['forecast']['parameters'])} parameters after {si(sealed['forecast']['tokens'])} tokens, batch"
-            f" {facts['batch_tokens']:,} tokens, base learning rate {facts['base_learning_rate']:g}"
+            f" {facts['batch']:,} tokens, base learning rate {facts['base_lr']:g}"
         ),
         line(f"  expected loss  {expected['value']:.4f} bits per byte", "bold"),
         line(f"  50 % interval  {expected['low50']:.4f} – {expected['high50']:.4f}"),
@@ -94,11 +101,13 @@ def forecast_view(program: Program, sealed: dict[str, Any], remaining: Remaining
         line(f"the big run costs {cost}  (from {remaining.source})"),
         *(line(text) for text in cost_lines(program.recipe, remaining.seconds)),
         *(line(f"note: {text}") for text in sealed["forecast"]["warnings"]),
-        line(f"to go on: windtunnel run {program.name if not program.recipe.origin.shown.endswith('.toml') else _command(program)}"),
+        line(
+            f"to go on: windtunnel run {program.name if not program.recipe.origin.shown.endswith('.toml') else _command(program)}"
+        ),
     ]
     data = {
-        "program": program.name, "hash": sealed["hash"], "kind": facts["kind"], "unit": "bits per UTF-8 byte", "expected": expected,
-        "naive": naive, "seconds": remaining.seconds, "disk": remaining.disk, "money": remaining.money,
+        "program": program.name, "hash": sealed["hash"], "kind": facts["kind"], "unit": "bits per UTF-8 byte",
+        "expected": expected, "naive": naive, "seconds": remaining.seconds, "disk": remaining.disk, "money": remaining.money,
     }  # fmt: skip
     return View(data, tuple(parts))
 
@@ -113,23 +122,28 @@ def outcome_view(desk: Desk, program: Program, sealed: dict[str, Any] | None) ->
     book, folder = desk.book, desk.home.program(program.name)
     outcomes = list(book.facts(program.name, "outcome").values())
     branches = [run for run in book.runs(program=program.name, kind="decay", study="") if run["status"] == "done"]
-    scores = {run["name"]: {s["corpus"]: s["value"] for s in book.scores(run["id"]) if s["name"] == "bits_per_byte"} for run in branches}
+    scores = {
+        run["name"]: {s["corpus"]: s["value"] for s in book.scores(run["id"]) if s["name"] == "bits_per_byte"}
+        for run in branches
+    }
     parts: list[RenderableType] = [line(f"'{program.name}' is done", "bold")]
     outcome = next((o for o in reversed(outcomes) if sealed and o["forecast"] == sealed["hash"]), None)
     if sealed is not None and outcome is not None:
         expected = in_bits(sealed["forecast"]["expected"])
-        inside = "inside" if outcome["inside90"] else "OUTSIDE"
+        inside = "inside" if outcome["inside_90"] else "OUTSIDE"
         parts.append(
             line(
                 f"forecast {expected['value']:.4f} [{expected['low90']:.4f}, {expected['high90']:.4f}], sealed before training"
                 f" · outcome {outcome['outcome'] / LN2:.4f} bits per byte · error {100 * outcome['relative_error']:+.2f} %,"
                 f" {inside} the 90 % interval",
-                "bold green" if outcome["inside90"] else "bold red",
+                "bold green" if outcome["inside_90"] else "bold red",
             )
         )
     corpora = sorted({corpus for values in scores.values() for corpus in values})
     rows = [(name, *(f"{values[c]:.4f}" if c in values else "" for c in corpora)) for name, values in scores.items()]
-    parts.append(table(("branch", *corpora), rows, title="held-out bits per byte", right=tuple(range(1, len(corpora) + 1))))
+    parts.append(
+        table(("branch", *corpora), rows, title="held-out bits per byte", right=tuple(range(1, len(corpora) + 1)))
+    )
     parts.append(line(f"report: {folder / 'report.html'}"))
     for name, fact in book.facts(program.name, "export").items():
         parts.append(line(f"model:  {desk.home.root / fact['folder']} (Hugging Face folder; {fact['check']})"))

@@ -1,4 +1,4 @@
-"""Mirrors metrics to TensorBoard, Weights & Biases or Trackio. The lab book stays the truth; a sink can neither slow nor stop a run.
+"""Mirrors metrics to TensorBoard, Weights & Biases or Trackio; the lab book stays the truth.
 
 Training happens in other processes, so nothing here is on a step's path. Each sink has a thread and a bounded queue: a sink
 that hangs loses rows, one that raises is dropped with one line.
@@ -6,6 +6,7 @@ that hangs loses rows, one that raises is dropped with one line.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import queue
 import threading
@@ -55,10 +56,8 @@ class _Sink:
         self._thread.start()
 
     def put(self, run: str, rows: list[Row]) -> None:
-        try:
+        with contextlib.suppress(queue.Full):  # a hanging sink loses rows, the lab book has them
             self._queue.put_nowait((run, rows))
-        except queue.Full:
-            pass  # a hanging sink loses rows, the lab book has them
 
     def _work(self, opener: Callable[[Path, str], Log], folder: Path, project: str) -> None:
         try:
@@ -66,7 +65,9 @@ class _Sink:
             while (item := self._queue.get()) is not None:
                 log(*item)
         except Exception as error:  # whatever a tracker does, the run goes on
-            self._say(f"track: {self._name} is given up ({type(error).__name__}: {str(error)[:120]}); the lab book has all metrics")
+            self._say(
+                f"track: {self._name} is given up ({type(error).__name__}: {str(error)[:120]}); the lab book has all metrics"
+            )
 
     def close(self) -> None:
         try:

@@ -31,7 +31,9 @@ def line(text: str, style: str = "") -> Text:
     return Text(text, style=style)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: Sequence[int] = ()) -> Table:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: Sequence[int] = ()
+) -> Table:
     """A plain table; columns whose index is in ``right`` are aligned right."""
     made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, title_style="bold")
     for index, column in enumerate(columns):

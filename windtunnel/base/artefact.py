@@ -111,7 +111,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise ArtefactError(str(path), "expected a JSON file, found none") from None
     except (ValueError, UnicodeDecodeError):
-        raise ArtefactError(str(path), "expected JSON, found a damaged file", "delete it and run the command again") from None
+        raise ArtefactError(
+            str(path), "expected JSON, found a damaged file", "delete it and run the command again"
+        ) from None
 
 
 @contextmanager
@@ -208,15 +210,21 @@ def read_manifest(path: Path, kind: str | None = None, *, verify: bool = True) -
         raise ArtefactError(str(path / MANIFEST), "expected a windtunnel manifest, found other JSON", again) from None
     if body["schema"] != SCHEMA:
         raise ArtefactError(
-            str(path), f"expected manifest schema {SCHEMA}, found {body['schema']}", "use the windtunnel version that wrote it"
+            str(path),
+            f"expected manifest schema {SCHEMA}, found {body['schema']}",
+            "use the windtunnel version that wrote it",
         )
     if content_hash(body) != recorded:
         raise ArtefactError(str(path / MANIFEST), "the manifest does not match its own hash", again)
     if kind is not None and body["kind"] != kind:
-        raise ArtefactError(str(path), f"expected an artefact of kind '{kind}', found '{body['kind']}'", "check the path")
+        raise ArtefactError(
+            str(path), f"expected an artefact of kind '{kind}', found '{body['kind']}'", "check the path"
+        )
     if verify:
         _verify(path, body["files"], again)
-    return Manifest(path, body["kind"], body["config"], tuple(body["parents"]), body["files"], recorded, raw.get("facts", {}))
+    return Manifest(
+        path, body["kind"], body["config"], tuple(body["parents"]), body["files"], recorded, raw.get("facts", {})
+    )
 
 
 def _verify(path: Path, files: dict[str, dict[str, Any]], again: str) -> None:

@@ -74,11 +74,17 @@ class LabBook:
             try:
                 self._open()
             except sqlite3.OperationalError as error:
-                fix = "choose another folder with --home" if "unable to open" in str(error) or "readonly" in str(error) else ""
+                fix = (
+                    "choose another folder with --home"
+                    if "unable to open" in str(error) or "readonly" in str(error)
+                    else ""
+                )
                 raise UserError(str(path), f"the lab book cannot be opened ({error})", fix) from None
             except sqlite3.DatabaseError:
                 raise ArtefactError(
-                    str(path), "expected a lab book, found a damaged or foreign file", "move it away: windtunnel rebuilds it"
+                    str(path),
+                    "expected a lab book, found a damaged or foreign file",
+                    "move it away: windtunnel rebuilds it",
                 ) from None
 
     def _open(self) -> None:
@@ -124,7 +130,8 @@ class LabBook:
     def put_metrics(self, run: str, rows: Iterable[tuple[int, str, float | None]]) -> None:
         """Records (step, name, value) rows; a step that is trained again replaces its earlier row."""
         self._db.executemany(
-            "INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?)", ((run, step, name, value) for step, name, value in rows)
+            "INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?)",
+            ((run, step, name, value) for step, name, value in rows),
         )
 
     def put_score(
@@ -133,7 +140,8 @@ class LabBook:
     ) -> None:  # fmt: skip
         """Records one evaluation result of a run on a corpus or task, with its unit, item count and interval."""
         self._db.execute(
-            "INSERT OR REPLACE INTO score VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (run, corpus, name, value, unit, count, low, high)
+            "INSERT OR REPLACE INTO score VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (run, corpus, name, value, unit, count, low, high),
         )
 
     def put_fact(self, program: str, kind: str, name: str, value: object) -> None:
@@ -153,16 +161,22 @@ class LabBook:
 
     def metrics(self, run: str, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric of a run, in step order."""
-        rows = self._db.execute("SELECT step, value FROM metric WHERE run = ? AND name = ? ORDER BY step", (run, name)).fetchall()
+        rows = self._db.execute(
+            "SELECT step, value FROM metric WHERE run = ? AND name = ? ORDER BY step", (run, name)
+        ).fetchall()
         return [row[0] for row in rows], [float("nan") if row[1] is None else row[1] for row in rows]
 
     def metric_names(self, run: str) -> list[str]:
         """Names of the metrics that a run has."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT name FROM metric WHERE run = ? ORDER BY name", (run,))]
+        return [
+            row[0] for row in self._db.execute("SELECT DISTINCT name FROM metric WHERE run = ? ORDER BY name", (run,))
+        ]
 
     def scores(self, run: str) -> list[dict[str, Any]]:
         """All evaluation results of a run."""
-        return [dict(row) for row in self._db.execute("SELECT * FROM score WHERE run = ? ORDER BY corpus, name", (run,))]
+        return [
+            dict(row) for row in self._db.execute("SELECT * FROM score WHERE run = ? ORDER BY corpus, name", (run,))
+        ]
 
     def fact(self, program: str, kind: str, name: str) -> Any:
         """One recorded fact, or None."""
@@ -173,7 +187,9 @@ class LabBook:
 
     def facts(self, program: str, kind: str) -> dict[str, Any]:
         """All facts of a kind, by name."""
-        rows = self._db.execute("SELECT name, value FROM fact WHERE program = ? AND kind = ? ORDER BY name", (program, kind))
+        rows = self._db.execute(
+            "SELECT name, value FROM fact WHERE program = ? AND kind = ? ORDER BY name", (program, kind)
+        )
         return {row[0]: json.loads(row[1]) for row in rows}
 
     def programs(self) -> list[str]:
@@ -183,7 +199,12 @@ class LabBook:
 
     def dump(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of every table, sorted: two books with equal dumps say the same."""
-        tables: Mapping[str, str] = {"run": "id", "metric": "run, step, name", "score": "run, corpus, name", "fact": "kind, name"}
+        tables: Mapping[str, str] = {
+            "run": "id",
+            "metric": "run, step, name",
+            "score": "run, corpus, name",
+            "fact": "kind, name",
+        }
         return {t: [tuple(r) for r in self._db.execute(f"SELECT * FROM {t} ORDER BY {o}")] for t, o in tables.items()}
 
 

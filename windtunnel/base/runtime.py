@@ -36,7 +36,9 @@ class Runtime:
     def numeric_class(self) -> dict[str, Any]:
         """What must be equal for two runs to agree bit for bit."""
         return {
-            "device": torch.cuda.get_device_name(self.torch_device) if self.device.startswith("cuda") else platform.machine(),
+            "device": torch.cuda.get_device_name(self.torch_device)
+            if self.device.startswith("cuda")
+            else platform.machine(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": self.threads,
             "dtype": self.dtype,
@@ -67,9 +69,13 @@ def choose(devices: str | None = None, threads: int | None = None, *, compiled: 
     if wanted[0].isdigit():
         wanted = f"cuda:{wanted.split(',')[0]}"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError("--devices", f"expected a device of this machine, got {devices!r}", "use 'cpu', no GPU is visible here")
+        raise RecipeError(
+            "--devices", f"expected a device of this machine, got {devices!r}", "use 'cpu', no GPU is visible here"
+        )
     if wanted not in ("cpu", "cuda") and not wanted.startswith("cuda:"):
-        raise RecipeError("--devices", f"expected 'cpu', 'cuda', 'cuda:N' or GPU numbers such as '0,1', got {devices!r}")
+        raise RecipeError(
+            "--devices", f"expected 'cpu', 'cuda', 'cuda:N' or GPU numbers such as '0,1', got {devices!r}"
+        )
     if wanted == "cuda":
         wanted = f"cuda:{local}"
     on_cpu = wanted == "cpu"

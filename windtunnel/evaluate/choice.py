@@ -33,11 +33,17 @@ def read_items(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             item = json.loads(text)
-            good = isinstance(item["query"], str) and len(item["choices"]) > 1 and 0 <= item["gold"] < len(item["choices"])
+            good = (
+                isinstance(item["query"], str) and len(item["choices"]) > 1 and 0 <= item["gold"] < len(item["choices"])
+            )
         except (ValueError, KeyError, TypeError):
             good, item = False, None
         if not good:
-            raise DataError(f"{path}:{number}", "expected {query, choices, gold} with two choices or more", "mend or delete the line")
+            raise DataError(
+                f"{path}:{number}",
+                "expected {query, choices, gold} with two choices or more",
+                "mend or delete the line",
+            )
         items.append(item)
     if not items:
         raise DataError(str(path), "expected items, found none", "check the file")

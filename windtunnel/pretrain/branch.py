@@ -19,7 +19,9 @@ def decay_stage(
     uninterrupted run of the same schedule. With one it changes the data from its first step (A-2) and still rereads nothing
     that the trunk has consumed.
     """
-    plan = trunk.plan if mixture is None or mixture == setting.mixture else trunk.plan.extended(at * trunk.batch, mixture)
+    plan = (
+        trunk.plan if mixture is None or mixture == setting.mixture else trunk.plan.extended(at * trunk.batch, mixture)
+    )
     names = {corpus for segment in plan.segments for corpus, _ in segment.mixture}
     return replace(
         trunk, name=name, kind="decay", open_ended=False, start=Start(trunk.key, at), steps=at + steps, keep=(),
@@ -34,5 +36,3 @@ def decay_stage(
 def whole_run(branch: Stage) -> Stage:
     """The same schedule and data as one uninterrupted run from the seed: the reference that a branch must equal."""
     return replace(branch, start=None)
-
-

@@ -13,7 +13,12 @@ from windtunnel.train.stage import Stage
 
 
 def trunk_stage(
-    name: str, shape: Shape, setting: Setting, steps: int, branch_points: Iterable[int] = (), save_every: int | None = None
+    name: str,
+    shape: Shape,
+    setting: Setting,
+    steps: int,
+    branch_points: Iterable[int] = (),
+    save_every: int | None = None,
 ) -> Stage:
     """Warmup and a stable learning rate, open-ended: asking for more steps later extends it and redoes nothing.
 
@@ -30,7 +35,13 @@ def trunk_stage(
 
 
 def trial_stage(
-    name: str, shape: Shape, setting: Setting, steps: int, decay_steps: int, form: Form = "exponential", floor: float = 0.1
+    name: str,
+    shape: Shape,
+    setting: Setting,
+    steps: int,
+    decay_steps: int,
+    form: Form = "exponential",
+    floor: float = 0.1,
 ) -> Stage:
     """A whole small run from warmup to the end of its decay, judged by its held-out loss there. Leaves no checkpoint."""
     trunk = trunk_stage(name, shape, setting, steps)

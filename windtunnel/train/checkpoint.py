@@ -103,7 +103,9 @@ def restore(path: Path, model: Transformer, optimizer: torch.optim.AdamW | None)
     return Position(**{name: state[name] for name in Position.__dataclass_fields__})
 
 
-def load_model(path: Path, device: str = "cpu", *, compute_dtype: torch.dtype | None = None) -> tuple[Transformer, Manifest]:
+def load_model(
+    path: Path, device: str = "cpu", *, compute_dtype: torch.dtype | None = None
+) -> tuple[Transformer, Manifest]:
     """A model with the weights of a checkpoint folder, for scoring, sampling or export.
 
     Raises:
@@ -163,7 +165,9 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
-    save_file({key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
+    save_file(
+        {key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors"
+    )
     table = {key: {"shape": list(t.shape), "rows": list(_rows(t))} for key, t in tensors.items()}
     write_json(folder / f"{name}-{runtime.rank}.json", table)
 
@@ -181,7 +185,9 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
                 for key, tensor in tensors.items():
                     missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
     except (SafetensorError, KeyError) as error:
-        raise ArtefactError(str(path), f"expected the tensors of this shape, {error}", "is it another model's?") from None
+        raise ArtefactError(
+            str(path), f"expected the tensors of this shape, {error}", "is it another model's?"
+        ) from None
     for key, rows in missing.items():
         if rows:
             raise ArtefactError(str(path), f"expected all rows of {key}, {rows} are missing", "delete this checkpoint")

@@ -49,7 +49,7 @@ class Control:
         return True
 
 
-class stop_on_signals:
+class StopOnSignals:
     """While active, the first SIGINT or SIGTERM asks for a clean stop; a second one interrupts as usual."""
 
     def __init__(self, control: Control) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder, for those who only look: where checkpoints lie, which are saved, whether the result is there. Needs no torch."""
+"""A run's folder for those who only look: its checkpoints, its result. Needs no torch."""
 
 from __future__ import annotations
 

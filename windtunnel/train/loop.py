@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ def scorer(model: Transformer, runtime: Runtime, row: int = 256) -> Trainer:
     """A trainer that only scores: an eager objective around a loaded model."""
     objective = OBJECTIVES["lm"]
     micro = max(1, _MICRO_TOKENS[runtime.torch_device.type] // row)
-    return Trainer(model, build_optimizer(model, AdamW()), objective, make_compute(objective, compiled=False), runtime, micro, 1.0)
+    return Trainer(
+        model, build_optimizer(model, AdamW()), objective, make_compute(objective, compiled=False), runtime, micro, 1.0
+    )
 
 
 def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, control: Control) -> Position:
@@ -82,7 +84,9 @@ def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, contro
         return restore(own[1], trainer.model, trainer.optimizer)
     if stage.start is not None:
         if parent is None:
-            raise ArtefactError(str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first")
+            raise ArtefactError(
+                str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first"
+            )
         return restore(parent, trainer.model, trainer.optimizer)
     return Position()
 
@@ -126,7 +130,13 @@ def run_stage(
 
 
 def _train(
-    stage: Stage, run: Path, corpora: Mapping[str, Corpus], trainer: Trainer, at: Position, metrics: Metrics | None, control: Control
+    stage: Stage,
+    run: Path,
+    corpora: Mapping[str, Corpus],
+    trainer: Trainer,
+    at: Position,
+    metrics: Metrics | None,
+    control: Control,
 ) -> tuple[Position, Clock]:
     """From a position to the last step: load, step, record, and save where one is due."""
     loader, runtime, clock, bad = Loader(stage.plan, corpora), trainer.runtime, Clock(), 0
@@ -141,8 +151,12 @@ def _train(
         clock.stepped(stage.step_tokens, report.terms["loss"])
         bad = 0 if report.applied else bad + 1
         if bad >= _SKIPS_IN_A_ROW:
-            raise Diverged(f"{stage.name}: {bad} updates in a row were not finite at step {step}; lower the learning rate")
-        at = Position(step, at.optimizer_step + report.applied, at.sequences + stage.batch, at.skipped + (not report.applied))
+            raise Diverged(
+                f"{stage.name}: {bad} updates in a row were not finite at step {step}; lower the learning rate"
+            )
+        at = Position(
+            step, at.optimizer_step + report.applied, at.sequences + stage.batch, at.skipped + (not report.applied)
+        )
         if metrics:
             metrics.add(step, {**report.terms, "gradient_norm": report.gradient_norm, "learning_rate": rate})
         stopping = any_rank(control.stop, runtime) if runtime.world > 1 else control.stop
@@ -161,7 +175,9 @@ def _train(
             control.tell(clock.progress(stage, at))
         if stopping and not last:
             kept = f"a checkpoint of step {saved} is saved" if saved else "nothing was saved yet"
-            raise Stopped(f"{stage.name}: stopped after step {step} of {stage.steps}; {kept}; the same command continues")
+            raise Stopped(
+                f"{stage.name}: stopped after step {step} of {stage.steps}; {kept}; the same command continues"
+            )
         if finishing:
             break
         clock.done()
@@ -178,7 +194,9 @@ def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control) ->
                 raise
             trainer.optimizer.zero_grad(set_to_none=True)
             trainer.micro //= 2
-            control.say(f"out of memory: the micro-batch is now {trainer.micro} rows; the batch and the numbers' meaning stay")
+            control.say(
+                f"out of memory: the micro-batch is now {trainer.micro} rows; the batch and the numbers' meaning stay"
+            )
 
 
 class Clock:

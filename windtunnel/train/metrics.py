@@ -26,7 +26,9 @@ class Metrics:
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Records the metrics of a step; non-finite values are written as null."""
-        clean = {name: value if value == value and abs(value) != float("inf") else None for name, value in values.items()}
+        clean = {
+            name: value if value == value and abs(value) != float("inf") else None for name, value in values.items()
+        }
         self._stream.write(json.dumps([step, clean]) + "\n")
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()

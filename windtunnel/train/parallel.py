@@ -29,7 +29,9 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         return
     low = runtime.dtype != "float32"
     policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32 if low else None, cast_forward_inputs=False
+        param_dtype=torch.bfloat16 if low else None,
+        reduce_dtype=torch.float32 if low else None,
+        cast_forward_inputs=False,
     )
     for layer in model.layers:
         fully_shard(layer, mp_policy=policy)

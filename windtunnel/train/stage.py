@@ -117,7 +117,7 @@ class Stage:
                                              "save_every", "save_final", "keep_last", "score_tokens")},
             "keep": list(self.keep),
             "score": list(self.score),
-            "corpora": {name: value for name, value in self.corpora},
+            "corpora": dict(self.corpora),
             "shape": self.shape.to_dict(),
             "parametrization": self.parametrization.to_dict(),
             "optimizer": asdict(self.optimizer),

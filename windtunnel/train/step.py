@@ -63,7 +63,9 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
     device, objective = trainer.runtime.torch_device, trainer.objective
     counts = sum_over_ranks(objective.counts(rows), trainer.runtime)
     weights = np.asarray(objective.weights) / np.maximum(counts, 1)
-    scale = torch.tensor(weights * trainer.runtime.world, dtype=torch.float32, device=device)  # gradients are averaged over ranks
+    scale = torch.tensor(
+        weights * trainer.runtime.world, dtype=torch.float32, device=device
+    )  # gradients are averaged over ranks
     sums = torch.zeros(len(objective.names), dtype=torch.float64, device=device)
     for begin in range(0, len(rows.inputs), trainer.micro):
         loss, part = trainer.compute(trainer.model, *to_device(rows, begin, trainer), scale)

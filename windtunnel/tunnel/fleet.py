@@ -74,6 +74,47 @@ class _Seat:
             pass
 
 
+@dataclass
+class _Work:
+    """The jobs of one call: those that wait, what came of the others, and how often each was tried."""
+
+    waiting: list[Job]
+    watcher: Watcher
+    results: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    tries: dict[str, int] = field(default_factory=dict[str, int])
+    stopped: bool = False
+
+    def finish(self, job: Job, result: dict[str, Any]) -> None:
+        """Notes the outcome of a job and tells it."""
+        self.results[str(job.run)] = result
+        failed = result.get("failed", "")
+        self.watcher.done(job, None if failed else result, failed)
+
+    def meet(self, job: Job, reason: str, code: int) -> None:
+        """What a worker's error means: a result (diverged), another try, or the end of the whole call."""
+        if code == Stopped.exit_code:
+            return
+        if code == Diverged.exit_code:
+            self.finish(job, {"failed": reason, "diverged": True})
+        elif code == WindtunnelError.exit_code:
+            self.again_or_fail(job, reason)
+        else:
+            failure = WindtunnelError(reason)
+            failure.exit_code = code
+            raise failure
+
+    def again_or_fail(self, job: Job, reason: str) -> None:
+        """Puts a job in front of the queue once more, or gives it up with the reason."""
+        if self.stopped:
+            return
+        self.tries[str(job.run)] = self.tries.get(str(job.run), 1) + 1
+        if self.tries[str(job.run)] > _TRIES:
+            self.finish(job, {"failed": reason})
+        else:
+            self.watcher.say(f"{job.stage.name}: {reason}; trying it again once")
+            self.waiting.insert(0, job)
+
+
 class Fleet:
     """Workers that stay alive, warm, over several calls of ``run``.
 
@@ -86,9 +127,18 @@ class Fleet:
     """
 
     def __init__(
-        self, workers: int, log: Path, *, threads: int = 1, devices: str | None = None, eager: bool = False, world: int = 1
+        self,
+        workers: int,
+        log: Path,
+        *,
+        threads: int = 1,
+        devices: str | None = None,
+        eager: bool = False,
+        world: int = 1,
     ) -> None:
-        self._options = ["--threads", str(threads)] + (["--devices", devices] if devices else []) + (["--eager"] if eager else [])
+        self._options = (
+            ["--threads", str(threads)] + (["--devices", devices] if devices else []) + (["--eager"] if eager else [])
+        )
         self._count, self._log, self._world, self._threads = workers, log, world, threads
         self._events: queue.Queue[tuple[_Seat, dict[str, Any] | None]] = queue.Queue()
         self._seats: list[_Seat] = []
@@ -121,30 +171,24 @@ class Fleet:
             Stopped: ``stopping`` said so; every running stage has stopped at a step boundary.
             WindtunnelError: a worker met a problem that no other try can mend (full disk, damaged input).
         """
-        waiting = sorted(jobs, key=lambda job: -(job.weight or job.stage.flops))
-        results: dict[str, dict[str, Any]] = {}
-        tries: dict[str, int] = {}
-        told = False
-        while waiting or any(seat.job for seat in self._seats):
-            if stopping() and not told:
-                told, waiting = True, []
+        work = _Work(sorted(jobs, key=lambda job: -(job.weight or job.stage.flops)), watcher)
+        while work.waiting or any(seat.job for seat in self._seats):
+            if stopping() and not work.stopped:
+                work.stopped, work.waiting = True, []
                 for seat in self._seats:
                     if seat.job:
                         self._stop(seat)
-            if not told:
-                self._hand_out(waiting, watcher)
-                if waiting and not any(seat.job for seat in self._seats):
-                    missing = ", ".join(job.stage.name for job in waiting)
-                    raise WindtunnelError(f"these stages wait for a checkpoint that no running stage will write: {missing}")
+            if not work.stopped:
+                self._hand_out(work)
             try:
                 seat, message = self._events.get(timeout=0.2)
             except queue.Empty:
-                self._replace_silent(waiting, tries, results, watcher)
+                self._replace_silent(work)
                 continue
-            self._hear(seat, message, waiting, tries, results, watcher, told)
-        if told:
+            self._hear(seat, message, work)
+        if work.stopped:
             raise Stopped("stopped at a step boundary; the same command continues")
-        return results
+        return work.results
 
     def _stop(self, seat: _Seat) -> None:
         if self._world > 1:
@@ -152,19 +196,22 @@ class Fleet:
         else:
             seat.send({"stop": True})
 
-    def _hand_out(self, waiting: list[Job], watcher: Watcher) -> None:
-        for job in list(waiting):
+    def _hand_out(self, work: _Work) -> None:
+        for job in list(work.waiting):
             if job.parent is not None and not (job.parent / MANIFEST).is_file():
                 continue
             seat = self._free_seat(job)
             if seat is None:
                 return
-            waiting.remove(job)
+            work.waiting.remove(job)
             seat.job, seat.heard = job, time.monotonic()
             seat.warm.add(_signature(job.stage))
-            watcher.started(job)
+            work.watcher.started(job)
             if self._world == 1:
                 seat.send(job.message())
+        if work.waiting and not any(seat.job for seat in self._seats):
+            missing = ", ".join(job.stage.name for job in work.waiting)
+            raise WindtunnelError(f"these stages wait for a checkpoint that no running stage will write: {missing}")
 
     def _free_seat(self, job: Job) -> _Seat | None:
         """A free worker, one that is warm for this shape if there is a choice; a new one if there is room."""
@@ -206,71 +253,33 @@ class Fleet:
                 continue
         self._events.put((seat, None))
 
-    def _hear(
-        self, seat: _Seat, message: dict[str, Any] | None, waiting: list[Job], tries: dict[str, int],
-        results: dict[str, dict[str, Any]], watcher: Watcher, told: bool,
-    ) -> None:  # fmt: skip
+    def _hear(self, seat: _Seat, message: dict[str, Any] | None, work: _Work) -> None:
         seat.heard, job = time.monotonic(), seat.job
         if message is None:
             if seat in self._seats:
                 self._seats.remove(seat)
             if job is not None:
                 seat.job = None
-                reason = f"the worker ended with code {seat.process.wait()}"
-                self._again_or_fail(job, reason, waiting, tries, results, watcher, told)
+                work.again_or_fail(job, f"the worker ended with code {seat.process.wait()} (see {self._log.name})")
         elif job is None:
             return
         elif "progress" in message:
-            watcher.progress(job, message["progress"])
+            work.watcher.progress(job, message["progress"])
         elif "say" in message:
-            watcher.say(f"{job.stage.name}: {message['say']}")
+            work.watcher.say(f"{job.stage.name}: {message['say']}")
         elif "result" in message:
             seat.job = None
-            results[str(job.run)] = {**message["result"], "wall": message["wall"]}
-            watcher.done(job, results[str(job.run)], "")
+            work.finish(job, {**message["result"], "wall": message["wall"]})
         elif "error" in message:
             seat.job = None
-            self._error(job, message, waiting, tries, results, watcher, told)
+            work.meet(job, message["error"], message["code"])
 
-    def _error(
-        self, job: Job, message: dict[str, Any], waiting: list[Job], tries: dict[str, int],
-        results: dict[str, dict[str, Any]], watcher: Watcher, told: bool,
-    ) -> None:  # fmt: skip
-        code, reason = message["code"], message["error"]
-        if code == Stopped.exit_code:
-            return
-        if code == Diverged.exit_code:
-            results[str(job.run)] = {"failed": reason, "diverged": True}
-            watcher.done(job, None, reason)
-        elif code == 1:
-            self._again_or_fail(job, reason, waiting, tries, results, watcher, told)
-        else:
-            failure = WindtunnelError(reason)
-            failure.exit_code = code
-            raise failure
-
-    def _again_or_fail(
-        self, job: Job, reason: str, waiting: list[Job], tries: dict[str, int],
-        results: dict[str, dict[str, Any]], watcher: Watcher, told: bool,
-    ) -> None:  # fmt: skip
-        tries[str(job.run)] = tries.get(str(job.run), 1) + 1
-        if told:
-            return
-        if tries[str(job.run)] > _TRIES:
-            results[str(job.run)] = {"failed": reason}
-            watcher.done(job, None, reason)
-        else:
-            watcher.say(f"{job.stage.name}: {reason}; trying it again once (the log is {self._log.name})")
-            waiting.insert(0, job)
-
-    def _replace_silent(
-        self, waiting: list[Job], tries: dict[str, int], results: dict[str, dict[str, Any]], watcher: Watcher
-    ) -> None:
+    def _replace_silent(self, work: _Work) -> None:
         for seat in list(self._seats):
             if seat.job and time.monotonic() - seat.heard > _SILENCE:
                 job, seat.job = seat.job, None
                 seat.process.kill()
-                self._again_or_fail(job, f"no word for {_SILENCE:.0f} s", waiting, tries, results, watcher, False)
+                work.again_or_fail(job, f"no word for {_SILENCE:.0f} s")
 
 
 def _signature(stage: Stage) -> str:

@@ -53,7 +53,9 @@ def propose(space: Space, earlier: Sequence[Trial], number: int, seed: int) -> l
         else:
             sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         study = optuna.create_study(sampler=sampler)
-        distributions = {axis.name: optuna.distributions.FloatDistribution(axis.low, axis.high, log=True) for axis in space}
+        distributions = {
+            axis.name: optuna.distributions.FloatDistribution(axis.low, axis.high, log=True) for axis in space
+        }
         worst = max((t.loss for t in earlier if t.loss is not None), default=0.0)
         for trial in earlier:
             loss = worst if trial.loss is None else trial.loss  # a diverged trial tells where not to look
@@ -90,7 +92,9 @@ def search(
         done += [Trial(i, values, loss) for (i, values), loss in zip(numbered, losses, strict=True)]
     finite = [t for t in done if t.loss is not None and math.isfinite(t.loss)]
     if not finite:
-        raise WindtunnelError(f"all {trials} trials of the search failed or diverged; lower the learning rates in tunnel.space")
+        raise WindtunnelError(
+            f"all {trials} trials of the search failed or diverged; lower the learning rates in tunnel.space"
+        )
     best = min(finite, key=lambda t: (t.loss, t.number))
     edges = tuple(f"{axis.name} ({side})" for axis in space if (side := axis.near_edge(best.values[axis.name])))
     return SearchResult(tuple(done), best, edges)

@@ -1,4 +1,4 @@
-"""What a person sees while the fleet works: one bar for the task, one line for each running stage; plain lines without a terminal."""
+"""What a person sees while the fleet works: a bar for the task, a line for each running stage; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -60,14 +60,18 @@ class Screen:
         self._done[str(job.run)] = share * job.stage.flops
         per_token = job.stage.shape.flops_per_token(job.stage.plan.row).total
         used = f" · {100 * word['tokens_per_second'] * per_token / self._peak:.0f} % of peak" if self._peak else ""
-        note = f"loss {word['loss']:.3f} · {si(word['tokens_per_second'])} tokens/s{used} · {duration(word['eta'])} left"
+        note = (
+            f"loss {word['loss']:.3f} · {si(word['tokens_per_second'])} tokens/s{used} · {duration(word['eta'])} left"
+        )
         if self._progress is not None:
             self._progress.update(self._lines[str(job.run)], completed=self._done[str(job.run)], note=note)
             self._progress.update(self._whole, completed=sum(self._done.values()), note=self._left())
         elif time.monotonic() - self._printed > _PLAIN_SECONDS:
             self._printed = time.monotonic()
             share = sum(self._done.values()) / self._total
-            self.console.print(f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name}: {note}", markup=False)
+            self.console.print(
+                f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name}: {note}", markup=False
+            )
 
     def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None:
         self._done[str(job.run)] = job.stage.flops

@@ -23,7 +23,7 @@ from typing import Any
 from windtunnel.base.errors import WindtunnelError
 from windtunnel.base.runtime import Runtime, choose, prepare
 from windtunnel.corpus.store import Corpus, open_corpus
-from windtunnel.train.control import Control, stop_on_signals
+from windtunnel.train.control import Control, StopOnSignals
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.parallel import start_ranks
 from windtunnel.train.stage import Stage
@@ -104,7 +104,7 @@ def main() -> None:
     worker = Worker(runtime)
     if options.job is not None:
         start_ranks(runtime)
-        with stop_on_signals(worker.control):
+        with StopOnSignals(worker.control):
             worker.train(json.loads(options.job.read_text(encoding="utf-8")))
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver passes it on as a stop
