@@ -74,7 +74,7 @@ def test_building_twice_elsewhere_gives_the_same_hash_and_the_source_may_move(tm
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
         write_jsonl(tmp_path / place / "a.jsonl", [{"text": prose(s)} for s in range(50)])
-        config = SourceConfig(source=("a.jsonl",), heldout=0.2)
+        config = SourceConfig(source=("a.jsonl",), heldout=0.2, licence=place)
         base = tmp_path / place
         built.append(build_corpus(config, tokenizer, base / "out", name="a", downloads=base, base=base))
     assert built[0].hash == built[1].hash

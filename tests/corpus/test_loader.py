@@ -41,7 +41,8 @@ def test_rows_are_slices_of_the_corpus_with_targets_one_ahead(corpora, tokenizer
 
 
 def test_document_numbers_rise_at_each_begin_of_document(corpora, tokenizer):
-    rows = Loader(PLAN, corpora).rows(0, 60)
+    rows = Loader(PLAN, corpora).rows(0, 600)
+    assert (rows.inputs[:, 0] == tokenizer.bos_id).any()
     assert (rows.documents[:, 0] == 0).all()
     steps = np.diff(rows.documents, axis=1)
     assert (steps == (rows.inputs[:, 1:] == tokenizer.bos_id)).all()

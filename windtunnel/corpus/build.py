@@ -22,6 +22,8 @@ from windtunnel.corpus.tokenizer import Tokenizer
 
 SAMPLE_PER_ENTRY, SMALLEST_SAMPLE = 2_000, 8_000_000
 """Text for training a vocabulary, in bytes: this much for each entry, and this much at least."""
+_PLACE = {"source", "sha256", "decontaminate", "licence", "language"}
+"""Fields that change nothing in the content; an artefact that recorded them would not be a function of its key."""
 Say = Callable[[str], None]
 
 
@@ -150,7 +152,7 @@ def build_corpus(
     masked = config.chats and config.loss == "assistant"
     body: dict[str, Any] = {
         "name": name, "key": key, "tokenizer": tokenizer.hash, "vocab": tokenizer.vocab_size, "dtype": tokenizer.dtype.name,
-        "masked": masked, "corpus": config.model_dump(mode="json", exclude={"source", "decontaminate"}), "highest_id": 0,
+        "masked": masked, "corpus": config.model_dump(mode="json", exclude=_PLACE), "highest_id": 0,
     }  # fmt: skip
     with (
         _prepared(

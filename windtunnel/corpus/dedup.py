@@ -19,6 +19,7 @@ BANDS, ROWS = 14, 8
 SIMILAR = 0.8
 GRAM = 13
 _LOTS = 1 << 16
+_REMEMBERED = 1 << 20
 
 
 def band_keys(texts: Sequence[bytes]) -> np.ndarray:
@@ -118,6 +119,8 @@ def _compare(
         if jaccard(mine, _shingle_set(read(other))) >= SIMILAR:
             groups.join(first, other)
         else:
+            if len(differing) >= _REMEMBERED:
+                differing.clear()  # only saves comparing a pair again that shares another band
             differing.add((first, other))
 
 

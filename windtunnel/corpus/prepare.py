@@ -65,8 +65,9 @@ class Prepared:
         with (self.folder / "documents.bin").open("rb") as spool:
             batch: list[bytes] = []
             total = 0
-            for offset, length in zip(self.offsets[indices].tolist(), self.lengths[indices].tolist(), strict=True):
-                spool.seek(offset)
+            for index in indices:  # no lists of all offsets: ten million documents would fill memory
+                length = int(self.lengths[index])
+                spool.seek(int(self.offsets[index]))
                 batch.append(spool.read(length))
                 total += length
                 if total >= size:
