@@ -1,0 +1,213 @@
+"""A Hugging Face folder that loads as a plain Llama, reloaded and compared before it counts as exported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from windtunnel.base.artefact import read_manifest, write_artefact
+from windtunnel.base.errors import ArtefactError
+from windtunnel.corpus.chat import CHATML_JINJA, render
+from windtunnel.corpus.tokenizer import SPECIAL_TOKENS, Tokenizer
+from windtunnel.export.card import CardFacts, render_card
+from windtunnel.export.folding import fold
+from windtunnel.export.llama import llama_logits
+from windtunnel.model.shape import Shape
+from windtunnel.model.transformer import Transformer
+
+KIND = "huggingface"
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of a logit after reloading, relative to the largest logit where that exceeds 1, by type of the weights."""
+_TEXTS = ("Hello, world!", " Two  spaces\n\n and 12345 digits", "naïve café 世界 🙂")
+
+
+def export_huggingface(
+    model: Transformer, tokenizer_json: Path, out: Path, card: CardFacts, *, dtype: torch.dtype = torch.float32
+) -> str:
+    """Writes the folder and returns one line that says which check it passed.
+
+    With transformers installed, a fresh offline process loads the folder with ``AutoModelForCausalLM`` and ``AutoTokenizer``
+    and compares logits and token ids; without, a plain Llama written from the files alone compares the logits. A folder
+    that fails is not left behind.
+
+    Args:
+        model: unfolded, as trained.
+        tokenizer_json: the trained tokenizer's file.
+        out: the folder; an earlier export there is replaced, anything else is refused.
+        card: what the model card says.
+        dtype: of the stored weights.
+
+    Raises:
+        ArtefactError: the tokenizer is not the model's, ``out`` holds something else, or the comparison failed.
+    """
+    tokenizer = _tokenizer(tokenizer_json, model.shape)
+    _refuse_to_overwrite(out)
+    config = {
+        "shape": model.shape.to_dict(),
+        "parametrization": model.parametrization.to_dict(),
+        "dtype": str(dtype)[6:],
+    }
+    with write_artefact(out, KIND, config) as folder:
+        save_file(fold(model, dtype), folder / "model.safetensors", metadata={"format": "pt"})
+        for name, text in _files(model.shape, tokenizer, card, dtype).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return check_export(folder, model, tokenizer, dtype)
+
+
+def _tokenizer(path: Path, shape: Shape) -> Tokenizer:
+    if not path.is_file():
+        raise ArtefactError(
+            str(path), "expected the tokenizer's file, found none", "give the tokenizer that the model was trained with"
+        )
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    if tokenizer.vocab_size != shape.vocab:
+        problem = f"expected a vocabulary of {shape.vocab} entries as in the model, found {tokenizer.vocab_size}"
+        raise ArtefactError(str(path), problem, "give the tokenizer that the model was trained with")
+    return tokenizer
+
+
+def _refuse_to_overwrite(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        read_manifest(out, KIND, verify=False)
+    except ArtefactError:
+        raise ArtefactError(
+            str(out), "expected a new folder or an earlier export, found something else", "choose another"
+        ) from None
+
+
+def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dtype) -> dict[str, str]:
+    pad, bos, eos = SPECIAL_TOKENS[:3]
+    special = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    tokenizer_config = {
+        **special, "additional_special_tokens": list(SPECIAL_TOKENS[3:]), "clean_up_tokenization_spaces": False,
+        "model_max_length": shape.max_positions, "tokenizer_class": "PreTrainedTokenizerFast",
+    }  # fmt: skip
+    generation = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": [tokenizer.eos_id, tokenizer.im_end_id],
+        "pad_token_id": tokenizer.pad_id,
+    }
+    texts: dict[str, Any] = {
+        "config.json": llama_config(shape, dtype, tokenizer),
+        "generation_config.json": generation,
+        "tokenizer_config.json": tokenizer_config,
+        "special_tokens_map.json": {**special, "additional_special_tokens": list(SPECIAL_TOKENS[3:])},
+    }
+    return {
+        **{name: json.dumps(value, indent=2) + "\n" for name, value in texts.items()},
+        "tokenizer.json": tokenizer.to_json(add_bos=True),
+        "chat_template.jinja": CHATML_JINJA,
+        "README.md": render_card(card, shape, chats=True),
+    }
+
+
+def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json. Theta and dtype stand there twice: old and new readers look in different places, and a default would be
+    silently wrong."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ff,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.max_positions,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "tie_word_embeddings": shape.tied,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "dtype": str(dtype)[6:],
+        "torch_dtype": str(dtype)[6:],
+    }
+
+
+def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype) -> str:
+    """Compares a written folder with the model that it came from; returns what was checked.
+
+    Raises:
+        ArtefactError: logits or token ids differ.
+    """
+    length = min(64, model.shape.max_positions)
+    tokens_BT = torch.randint(0, model.shape.vocab, (2, length), generator=torch.Generator().manual_seed(0))
+    logits = _own_logits(model, tokens_BT)
+    if importlib.util.find_spec("transformers") is None:
+        difference, who = (
+            float((llama_logits(folder, tokens_BT) - logits).abs().max()),
+            "a plain Llama from the files alone",
+        )
+    else:
+        difference, who = _reloaded(folder, tokens_BT, logits, tokenizer)
+    limit = TOLERANCE[dtype] * max(1.0, float(logits.abs().max()))
+    if not difference <= limit:
+        problem = f"logits differ by {difference:.2g} after reloading, {limit:.2g} is allowed ({who})"
+        raise ArtefactError("export", problem, "please report this: the folder was not written")
+    return f"logits agree to {difference:.1e}: {who}"
+
+
+@torch.no_grad()
+def _own_logits(model: Transformer, tokens_BT: Tensor) -> Tensor:
+    """Logits of the real vocabulary with activations in the weights' own type, on the CPU."""
+    before, model.compute_dtype = model.compute_dtype, None
+    try:
+        return model(tokens_BT.to(model.embedding.weight.device))[..., : model.shape.vocab].cpu().contiguous()
+    finally:
+        model.compute_dtype = before
+
+
+def _reloaded(folder: Path, tokens_BT: Tensor, logits: Tensor, tokenizer: Tokenizer) -> tuple[float, str]:
+    """The largest difference of logits in a fresh process without network; token ids must be equal."""
+    with tempfile.TemporaryDirectory() as temporary:
+        question, texts = Path(temporary, "question.safetensors"), Path(temporary, "texts.json")
+        save_file({"tokens": tokens_BT, "logits": logits}, question)
+        texts.write_text(json.dumps(_TEXTS), encoding="utf-8")
+        command = [
+            sys.executable,
+            "-P",
+            str(Path(__file__).with_name("reload.py")),
+            str(folder),
+            str(question),
+            str(texts),
+        ]
+        offline = {
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline}, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ArtefactError("export", f"transformers cannot load the folder: {last}", "the folder was not written")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    wanted = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in _TEXTS]
+    chat, _ = render([{"role": "user", "content": "Hello"}], tokenizer, add_generation_prompt=True)
+    if answer["ids"] != wanted or answer["chat"] != chat:
+        raise ArtefactError(
+            "export", "the reloaded tokenizer gives other ids", "please report this: the folder was not written"
+        )
+    return answer["difference"], f"transformers {answer['version']} in a fresh offline process"
