@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from windtunnel.base.compiler import NO_COMPILER, has_compiler
 from windtunnel.base.errors import ArtefactError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
@@ -64,6 +65,9 @@ class Desk:
         self.control = Control(say=self.screen.say)
         self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
         self._fleets: dict[str, Fleet] = {}
+        self._eager = self.machine.device in ("", "cpu") and not has_compiler()
+        if self._eager:
+            self.screen.say(NO_COMPILER)
         self._signals = StopOnSignals(self.control)
 
     def __enter__(self) -> Desk:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, differences
 from windtunnel.report.page import write_report
-from windtunnel.sizing import size_for_budget
+from windtunnel.sizing import with_budget
 from windtunnel.study import choose, mean_loss, seal_forecast
 from windtunnel.summary import Remaining, forecast_view, outcome_view, remaining_cost
 from windtunnel.train.folder import RESULT, checkpoint_path, steps_saved
@@ -101,10 +101,8 @@ def _steps(job: Job) -> list[tuple[str, Callable[[Job], None]]]:
 def _prepare(job: Job) -> None:
     desk, recipe = job.desk, job.program.recipe
     prepared = prepare(desk, recipe)
-    program = Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash))
-    if recipe.budget is not None:
-        program = replace(program, target=size_for_budget(recipe, program.vocab).best.shape)
-    job.program = program
+    pinned = known_pins(desk.home, recipe, prepared.tokenizer_hash)
+    job.program = program = with_budget(Program(recipe, prepared, pinned=pinned))
     check_supply(program, desk.screen.say)
     pins = {"batch": program.batch, "warmup": program.warmup, "model": pin_key(recipe, prepared.tokenizer_hash)}
     write_json(desk.home.program(recipe.name) / "pinned.json", pins)

@@ -20,7 +20,7 @@ from windtunnel.model.shape import Shape
 from windtunnel.preparation import known_preparation
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
-from windtunnel.sizing import size_for_budget
+from windtunnel.sizing import size_for_budget, with_budget
 from windtunnel.study import known_choices, search_stages
 from windtunnel.train.folder import read_result, steps_saved
 from windtunnel.train.stage import Stage
@@ -54,8 +54,7 @@ def load_program(recipe: Recipe, home: Home) -> Program:
     """The program as far as earlier runs in this home have determined it; without any, as far as the recipe tells."""
     prepared = known_preparation(home, recipe)
     program = Program(recipe, prepared, pinned=known_pins(home, recipe, prepared.tokenizer_hash if prepared else ""))
-    if recipe.budget is not None:
-        program = replace(program, target=size_for_budget(recipe, program.vocab).best.shape)
+    program = with_budget(program)
     return replace(program, choices=known_choices(home, program))
 
 
@@ -276,17 +275,14 @@ def _checkpoints(program: Program) -> int:
 
 def _budget_part(choice: Choice) -> RenderableType:
     rows = [
-        (
-            mark,
-            si(option.shape.body),
-            si(option.tokens),
-            f"{option.tokens / option.shape.body:.3g}",
-            f"{option.loss:.4f}",
-        )
-        for mark, option in choice.options()
+        (mark, o.name, si(o.parameters), si(o.tokens), f"{o.tokens_per_parameter:.3g}", f"{o.loss:.4f}")
+        for mark, o in (("smaller", choice.smaller), ("chosen", choice.best), ("larger", choice.larger))
+        if o is not None
     ]
     return table(
-        ("budget", "N", "tokens", "tokens/N", "loss"), rows, title=f"sizes for the budget by the law '{choice.law}'"
+        ("budget", "size", "N", "tokens", "tokens/N", "nats per byte"),
+        rows,
+        title=f"sizes for the budget by the law '{choice.law}'",
     )
 
 

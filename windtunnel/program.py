@@ -60,6 +60,7 @@ class Program:
     pinned: dict[str, int] | None = None
     choices: dict[str, float] | None = None
     target: Shape | None = None
+    budget_tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -84,6 +85,8 @@ class Program:
     @property
     def total_tokens(self) -> int:
         """D of a finished model, its decay included."""
+        if self.recipe.trunk.tokens is None and self.budget_tokens is not None:
+            return self.budget_tokens
         length = self.recipe.trunk.tokens or Length(20, "per_parameter")
         return length.tokens(
             parameters=self.shape.body, batch=self.recipe.trunk.batch, row=self.recipe.model.row,
@@ -131,7 +134,7 @@ class Program:
         corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
         setting = Setting(
             corpora=corpora, mixture=tuple(sorted(recipe.mixture.items())), row=model.row, batch=self.batch,
-            warmup=self.warmup, seed=recipe.seed, parametrization=Parametrization.named(model.parametrization, **constants),
+            warmup=self.warmup, seed=recipe.seed, parametrization=replace(Parametrization.named(model.parametrization), **constants),
             optimizer=optimizer, score=recipe.evaluated, score_tokens=recipe.evaluate.tokens,
         )  # fmt: skip
         return apply(setting, self.choices) if chosen and self.choices else setting
@@ -224,8 +227,12 @@ class Program:
             out.append(
                 Derived("shape", f"the '{recipe.model.size}' of family '{recipe.model.family}'", recipe.family.rule)
             )
+        if recipe.budget is not None:
+            out.append(Derived("shape", f"N = {si(self.shape.body)}", f"the budget, by the law '{recipe.budget.law}'"))
         if recipe.trunk.tokens is None:
-            out.append(Derived("tokens", si(self.total_tokens), "20 tokens for each parameter (arXiv 2203.15556)"))
+            source = "20 tokens for each parameter (arXiv 2203.15556)"
+            source = f"the budget, by the law '{recipe.budget.law}'" if recipe.budget is not None else source
+            out.append(Derived("tokens", si(self.total_tokens), source))
         if recipe.trunk.batch is None:
             source = "kept from the first run, so that the trunk can be extended" if self.pinned else (
                 "0.58·D^0.571 (arXiv 2503.04715), to the next power of two rows")  # fmt: skip

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from windtunnel.laws.budget import Choice, choose
 from windtunnel.laws.loss import named_law
+from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 
 _LAPTOP_FLOPS = 6e10
@@ -30,8 +33,17 @@ def budget_flops(recipe: Recipe) -> float:
     return budget.money / machine.price * 3600 * (rate or _GPU_FLOPS)
 
 
+def with_budget(program: Program) -> Program:
+    """The program with size and tokens from its recipe's budget; as it is if the recipe has none."""
+    recipe = program.recipe
+    if recipe.budget is None:
+        return program
+    best = size_for_budget(recipe, program.vocab).best
+    return replace(program, target=recipe.shape_of(best.name, program.vocab), budget_tokens=best.tokens)
+
+
 def size_for_budget(recipe: Recipe, vocab: int) -> Choice:
     """The size and tokens that the named law prefers for the budget, with the next smaller and larger size beside it."""
     assert recipe.budget is not None
     law = named_law(recipe.budget.law)
-    return choose(law, recipe.family, budget_flops(recipe), vocab=vocab, row=recipe.model.row)
+    return choose(law, budget_flops(recipe), recipe.family, vocab, recipe.model.row, tied=recipe.model.tied)

@@ -6,13 +6,13 @@ import ctypes
 import importlib
 import os
 import platform
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from windtunnel.base.compiler import has_compiler
 from windtunnel.base.errors import RecipeError
 
 _MALLOC_MMAP_THRESHOLD, _MALLOC_TRIM_THRESHOLD, _MALLOC_TOP_PAD = -3, -1, -2
@@ -49,12 +49,6 @@ class Runtime:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def has_compiler() -> bool:
-    """Whether a C++ compiler is found, without which torch.compile cannot build CPU kernels."""
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ([named] if named else []) + ["g++", "clang++", "cl", "c++"])
 
 
 def choose(devices: str | None = None, threads: int | None = None, *, compiled: bool | None = None) -> Runtime:
