@@ -168,7 +168,8 @@ def write_artefact(
                 name = file.relative_to(temporary).as_posix()
                 files[name] = {"bytes": file.stat().st_size, "blake3": hash_file(file)}
             body = {"schema": SCHEMA, "kind": kind, "parents": list(parents), "config": config, "files": files}
-            write_json(temporary / MANIFEST, {**body, "hash": content_hash(body), "facts": facts})
+            whole = {**body, "hash": content_hash(body), "facts": facts}
+            write_json(temporary / MANIFEST, {**whole, "check": content_hash(whole)})
             sync(temporary)
             _put_in_place(temporary, path)
     finally:
@@ -177,15 +178,32 @@ def write_artefact(
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """Renames the finished folder; one of that name steps aside first and is deleted last."""
+    """Renames the finished folder; one of that name steps aside first, comes back if that fails, and is deleted last."""
     aside = None
     if path.exists():
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
         os.rename(path, aside)
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if aside is not None:
+            os.rename(aside, path)
+        raise
     sync(path.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what killed writes left in a folder: temporary and outdated neighbours of artefacts and files.
+
+    Only for whoever alone writes there.
+    """
+    for left in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path, kind: str | None = None, *, verify: bool = True) -> Manifest:
@@ -214,7 +232,10 @@ def read_manifest(path: Path, kind: str | None = None, *, verify: bool = True) -
             f"expected manifest schema {SCHEMA}, found {body['schema']}",
             "use the windtunnel version that wrote it",
         )
-    if content_hash(body) != recorded:
+    # ``hash`` identifies the content; ``check`` guards the facts as well, which are no part of the identity.
+    known = {key: value for key, value in raw.items() if key != "check"}
+    torn = set(known) - {*body, "hash", "facts"} or raw.get("check", content_hash(known)) != content_hash(known)
+    if content_hash(body) != recorded or torn:
         raise ArtefactError(str(path / MANIFEST), "the manifest does not match its own hash", again)
     if kind is not None and body["kind"] != kind:
         raise ArtefactError(

@@ -104,11 +104,29 @@ class LabBook:
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
 
     def __enter__(self) -> LabBook:
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise self._refused(error) from None
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+    def __exit__(self, kind: object, error: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        except sqlite3.OperationalError as failure:
+            error = failure
+        if self._db.in_transaction:  # a full disk may have ended it already
+            self._db.execute("ROLLBACK")
+        if isinstance(error, sqlite3.OperationalError):
+            raise self._refused(error) from None
+
+    def _refused(self, error: sqlite3.OperationalError) -> UserError:
+        """What SQLite says about a disk or a lock, as one line."""
+        fix = "wait for the other command" if "locked" in str(error) else "make room"
+        return UserError(
+            str(self.path), f"the lab book cannot be written ({error})", f"{fix} and run the same command again"
+        )
 
     def close(self) -> None:
         """Closes the file; further calls are errors."""

@@ -31,10 +31,15 @@ def parse_count(value: object, where: str = "value") -> int:
         match = _NUMBER.match(value) if isinstance(value, str) else None
         if match is None or match[3].lower() not in _SUFFIX:
             raise RecipeError(where, f"expected a count such as 6400000 or '6.4M', got {value!r}")
-        number = float(match[1].replace("_", "")) * 10.0 ** int(match[2] or 0) * _SUFFIX[match[3].lower()]
+        number = _mantissa(match) * _SUFFIX[match[3].lower()]
     if not math.isfinite(number) or number <= 0 or abs(number - round(number)) > 1e-6 * number:
         raise RecipeError(where, f"expected a positive whole number, got {value!r}")
     return round(number)
+
+
+def _mantissa(match: re.Match[str]) -> float:
+    """The number before the suffix; one beyond floating point is infinite."""
+    return float(f"{match[1].replace('_', '')}e{match[2] or 0}")
 
 
 def parse_seconds(value: object, where: str = "value") -> float:
@@ -43,12 +48,12 @@ def parse_seconds(value: object, where: str = "value") -> float:
     Raises:
         RecipeError: the value is no positive time.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-        return float(value)
-    match = _NUMBER.match(value) if isinstance(value, str) else None
-    if match is None or match[3].lower() not in _SECONDS or float(match[1]) <= 0:
+    match = _NUMBER.match(str(value)) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    unit = (match[3].lower() or "s") if match else ""
+    seconds = _mantissa(match) * _SECONDS[unit] if match and unit in _SECONDS else 0.0
+    if not 0 < seconds < math.inf:
         raise RecipeError(where, f"expected a time such as '30m' or '1.5h', got {value!r}")
-    return float(match[1]) * _SECONDS[match[3].lower()]
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ def si(value: float, digits: int = 3) -> str:
 
 def duration(seconds: float) -> str:
     """A time for people: ``8.2 s``, ``6 min 40 s``, ``2 h 05 min``, ``11 days``."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:

@@ -1,0 +1,90 @@
+"""A tiny corpus and tiny stages that the tests of several rooms train."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windtunnel.base.runtime import Runtime
+from windtunnel.corpus.build import build_corpus
+from windtunnel.corpus.config import SourceConfig
+from windtunnel.corpus.store import Corpus
+from windtunnel.corpus.tokenizer import train as train_tokenizer
+from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.shape import Shape
+from windtunnel.pretrain.setting import Setting
+from windtunnel.pretrain.trunk import trial_stage, trunk_stage
+from windtunnel.train.stage import AdamW, Stage
+
+NOUNS = ("river", "stone", "garden", "bread", "window", "letter", "forest", "harbour", "candle", "mountain", "teacher",
+         "engine", "village", "paper", "field", "bridge", "cloud", "market", "lamp", "road")  # fmt: skip
+VERBS = ("sees", "finds", "carries", "leaves", "builds", "paints", "follows", "hears")
+SHAPE = Shape(width=32, layers=2, heads=2, kv_heads=2, head_dim=16, ff=80, vocab=320, base_width=32)
+
+
+def made_up(seed: int, sentences: int) -> str:
+    """Sentences with a little grammar, different for each seed."""
+    draw = random.Random(seed)
+    return " ".join(
+        f"The {draw.choice(NOUNS)} {draw.choice(VERBS)} the {draw.choice(NOUNS)} {draw.randint(1, 99)} times."
+        for _ in range(sentences)
+    )
+
+
+def write_text(path: Path, documents: int, seed: int = 0) -> Path:
+    """A JSONL file of made-up documents."""
+    lines = [json.dumps({"text": made_up(1000 * seed + i, 3 + i % 13)}) for i in range(documents)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_made_up() -> Callable[..., Path]:
+    return write_text
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """A corpus of made-up sentences with a vocabulary of 320 tokens."""
+    folder = tmp_path_factory.mktemp("tiny-corpus")
+    text = write_text(folder / "text.jsonl", 400)
+    tokenizer = train_tokenizer([made_up(i, 10) for i in range(200)], SHAPE.vocab)
+    config = SourceConfig(source=(str(text),), heldout=0.1)
+    return build_corpus(config, tokenizer, folder / "corpus", name="tiny", downloads=folder, base=folder)
+
+
+@pytest.fixture
+def tiny_setting(tiny_corpus: Corpus) -> Setting:
+    """What tiny stages share: 4 rows of 32 tokens in a step, two steps of warmup."""
+    return Setting(
+        corpora=(("tiny", tiny_corpus.hash),), mixture=(("tiny", 1.0),), row=32, batch=4, warmup=2, seed=5,
+        parametrization=Parametrization(), optimizer=AdamW(), score=("tiny",), score_tokens=600,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_trunk(tiny_setting: Setting) -> Callable[..., Stage]:
+    def make(steps: int, points: tuple[int, ...] = (), *, save_every: int | None = None, **changes: Any) -> Stage:
+        return replace(trunk_stage("trunk", SHAPE, tiny_setting, steps, points, save_every), **changes)
+
+    return make
+
+
+@pytest.fixture
+def make_trial(tiny_setting: Setting) -> Callable[..., Stage]:
+    def make(steps: int, **changes: Any) -> Stage:
+        return replace(trial_stage("trial", SHAPE, tiny_setting, steps, max(1, steps // 4)), **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def eager() -> Runtime:
+    """One thread, nothing compiled."""
+    return Runtime(compiled=False)
