@@ -45,8 +45,11 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """Identifies vocabulary, merges and rules."""
-        return content_hash(json.loads(self._inner.to_str()))
+        """Identifies vocabulary, merges and pattern, however a version of the library writes them down."""
+        written = json.loads(self._inner.to_str())
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in written["model"]["merges"]]
+        patterns = [step.get("pattern") for step in written["pre_tokenizer"]["pretokenizers"]]
+        return content_hash([written["model"]["vocab"], merges, patterns, list(SPECIAL_TOKENS)])
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without begin or end; never a control id."""
