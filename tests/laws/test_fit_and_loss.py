@@ -62,8 +62,11 @@ def test_a_noiseless_planted_law_is_recovered(form: str) -> None:
 
 def test_the_fit_does_not_follow_an_outlier() -> None:
     truth, points = planted("additive", noise=0.001)
-    points[7] = replace(points[7], loss=points[7].loss * 1.09)
-    assert fit_loss_law(points, "additive").predict(1e7, 1e8) == pytest.approx(truth.predict(1e7, 1e8), rel=0.004)
+    points[-1] = replace(points[-1], loss=points[-1].loss * 1.2)
+    expected = truth.predict(1e7, 1e9)
+    robust, squares = (fit_loss_law(points, "additive", delta=delta).predict(1e7, 1e9) for delta in (1e-3, 10.0))
+    assert robust == pytest.approx(expected, rel=0.006)
+    assert abs(squares / expected - 1) > 0.05
 
 
 def test_the_same_points_give_the_same_law_in_any_order() -> None:

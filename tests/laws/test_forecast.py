@@ -84,6 +84,14 @@ def test_the_interval_grows_with_the_distance_in_size() -> None:
     widths = [forecast(points, n, 6.4e6).expected.half_width for n in (0.15e6, 0.319e6, 0.94e6)]
     assert widths == sorted(widths)
     assert widths[2] > 1.5 * widths[0]
+    # A form that misses the largest size without noise stays honest beyond it, in proportion to the distance.
+    clean = proxies(ADDITIVE, 1e-5, 3, np.random.default_rng(1))
+    near, far = (forecast(clean, n, 6.4e6, forms=("coupled",)) for n in (0.15e6, 0.94e6))
+    missed = abs(list(near.forms[0].held_out.values())[-1])
+    assert missed > 0.005
+    assert near.expected.half_width > 0.5 * missed
+    assert far.expected.half_width > 2 * missed
+    assert far.expected.half_width > 2.5 * near.expected.half_width
 
 
 def test_intervals_are_nested_and_noisier_proxies_give_wider_ones() -> None:

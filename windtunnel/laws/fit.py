@@ -126,7 +126,8 @@ def fit_many(
 ) -> list[Fitted]:
     """As ``fit_robust`` for several weightings of the same points at once ([fits, points]), one prior for each."""
     fits, count = len(weights), len(starts)
-    flat = Prior(np.zeros(starts.shape[1]), np.zeros(starts.shape[1]))
+    none: Array = np.zeros_like(starts[0])
+    flat = Prior(none, none)
     priors = [flat] * fits if priors is None else priors
     means, precisions = np.stack([p.mean for p in priors]), np.stack([p.precision for p in priors])
     begin, w = np.tile(starts, (fits, 1)), np.repeat(weights, count, axis=0)
@@ -156,53 +157,80 @@ def _objective(residuals: Array, theta: Array, w: Array, delta: float, prior: Pr
     return data + 0.5 * (prior.precision * (theta - prior.mean) ** 2).sum(-1)
 
 
+@dataclass
+class _Descent:
+    """Starts on their way down; every array has one row for each."""
+
+    index: NDArray[np.intp]
+    theta: Array
+    residuals: Array
+    jacobian: Array
+    objective: Array
+    damping: Array
+    weights: Array
+    prior: Prior
+
+    def keep(self, rows: NDArray[np.bool_]) -> _Descent:
+        prior = Prior(self.prior.mean[rows], self.prior.precision[rows])
+        return _Descent(
+            self.index[rows], self.theta[rows], self.residuals[rows], self.jacobian[rows], self.objective[rows],
+            self.damping[rows], self.weights[rows], prior,
+        )  # fmt: skip
+
+
 def _descend(
-    model: Model, target: Array, starts: Array, w: Array, delta: float, prior: Prior, iterations: int
+    model: Model, target: Array, starts: Array, weights: Array, delta: float, prior: Prior, iterations: int
 ) -> tuple[Array, Array]:
     """Levenberg-Marquardt on reweighted least squares, all starts at once; weights and prior have a row for each."""
-    final, objectives = starts.astype(np.float64, copy=True), np.full(len(starts), np.inf)
-    values, jacobian = model(final)
-    alive = np.flatnonzero(np.isfinite(_objective(values - target, final, w, delta, prior)))
-    theta, w, mean, precision = final[alive], w[alive], prior.mean[alive], prior.precision[alive]
-    residuals, jacobian = values[alive] - target, jacobian[alive]
-    objective = _objective(residuals, theta, w, delta, Prior(mean, precision))
-    diagonal = list(range(theta.shape[1]))
-    damping = np.full(len(theta), 1e-2)
-    for _ in range(iterations if len(alive) else 0):
-        robust = w * np.minimum(1.0, delta / np.maximum(np.abs(residuals), 1e-300))
-        weighted = jacobian * robust[..., None]
-        matrix = np.swapaxes(weighted, 1, 2) @ jacobian
-        gradient = (residuals[:, None, :] @ weighted)[:, 0] + precision * (theta - mean)
-        size = matrix[:, diagonal, diagonal] + precision
-        floor = 1e-9 * size.max(axis=1, keepdims=True) + 1e-300
-        matrix[:, diagonal, diagonal] = size + damping[:, None] * np.maximum(size, floor) + floor
-        step = cast("Array", np.linalg.solve(matrix, -gradient[..., None])[..., 0])
-        # Geodesic acceleration (arXiv 1207.4999): follow the curvature of the valley, seen in one short step ahead.
-        ahead = model(theta + 0.1 * step)[0] - target - residuals
-        bend = 20 * (10 * ahead - (jacobian @ step[..., None])[..., 0])
-        turn = cast("Array", np.linalg.solve(matrix, -0.5 * (bend[:, None, :] @ weighted)[:, 0][..., None])[..., 0])
-        near = np.linalg.norm(turn, axis=1) <= 0.75 * np.linalg.norm(step, axis=1)
-        step = step + np.where(near[:, None], turn, 0.0)
-        step *= np.minimum(1.0, 2.0 / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-300))
-        trial = theta + step
-        new_values, new_jacobian = model(trial)
-        new_residuals = new_values - target
-        value = np.nan_to_num(_objective(new_residuals, trial, w, delta, Prior(mean, precision)), nan=np.inf)
-        better = value < objective
-        settled = np.where(better, objective - value <= _SETTLED * np.abs(objective), damping > 1e8)
-        theta = np.where(better[:, None], trial, theta)
-        objective = np.where(better, value, objective)
-        final[alive], objectives[alive] = theta, objective
-        residuals = np.where(better[:, None], new_residuals, residuals)
-        jacobian = np.where(better[:, None, None], new_jacobian, jacobian)
-        damping = np.where(better, np.maximum(damping / 5, 1e-12), damping * 6)
+    theta: Array = starts.astype(np.float64, copy=True)
+    objectives: Array = np.full(len(starts), np.inf)
+    values, jacobian = model(theta)
+    objective = _objective(values - target, theta, weights, delta, prior)
+    rows = np.arange(len(starts), dtype=np.intp)
+    damping: Array = np.full(len(starts), 1e-2)
+    now = _Descent(rows, theta, values - target, jacobian, objective, damping, weights, prior)
+    now = now.keep(np.isfinite(objective))
+    for _ in range(iterations):
+        if not len(now.index):
+            break
+        trial: Array = now.theta + _step(model, target, now, delta)
+        values, jacobian = model(trial)
+        value: Array = _objective(values - target, trial, now.weights, delta, now.prior)
+        better: NDArray[np.bool_] = value < now.objective
+        small: NDArray[np.bool_] = now.objective - value <= _SETTLED * np.abs(now.objective)
+        settled: NDArray[np.bool_] = np.where(better, small, now.damping > 1e8)
+        now.theta = np.where(better[:, None], trial, now.theta)
+        now.objective = np.where(better, value, now.objective)
+        now.residuals = np.where(better[:, None], values - target, now.residuals)
+        now.jacobian = np.where(better[:, None, None], jacobian, now.jacobian)
+        now.damping = np.where(better, np.maximum(now.damping / 5, 1e-12), now.damping * 6)
+        theta[now.index], objectives[now.index] = now.theta, now.objective
         if settled.any():
-            go = ~settled
-            if not go.any():
-                break
-            alive, theta, objective, damping = alive[go], theta[go], objective[go], damping[go]
-            residuals, jacobian, w, mean, precision = residuals[go], jacobian[go], w[go], mean[go], precision[go]
-    return final, objectives
+            now = now.keep(~settled)
+    return theta, objectives
+
+
+def _step(model: Model, target: Array, now: _Descent, delta: float) -> Array:
+    """A damped Gauss-Newton step with geodesic acceleration, no component longer than 2."""
+    robust: Array = now.weights * np.minimum(1.0, delta / np.maximum(np.abs(now.residuals), 1e-300))
+    weighted: Array = now.jacobian * robust[..., None]
+    matrix: Array = np.swapaxes(weighted, 1, 2) @ now.jacobian
+    pull: Array = now.prior.precision * (now.theta - now.prior.mean)
+    gradient: Array = (now.residuals[:, None, :] @ weighted)[:, 0] + pull
+    diagonal = list(range(matrix.shape[1]))
+    size: Array = matrix[:, diagonal, diagonal] + now.prior.precision
+    floor: Array = 1e-9 * size.max(axis=1, keepdims=True) + 1e-300
+    matrix[:, diagonal, diagonal] = size + now.damping[:, None] * np.maximum(size, floor) + floor
+    step: Array = np.asarray(np.linalg.solve(matrix, -gradient[..., None])[..., 0], dtype=np.float64)
+    # Geodesic acceleration (arXiv 1207.4999): follow the curvature of the valley, seen in one short step ahead.
+    ahead: Array = model(now.theta + 0.1 * step)[0] - target - now.residuals
+    bend: Array = 20 * (10 * ahead - (now.jacobian @ step[..., None])[..., 0])
+    push: Array = (bend[:, None, :] @ weighted)[:, 0]
+    turn: Array = np.asarray(np.linalg.solve(matrix, -0.5 * push[..., None])[..., 0], dtype=np.float64)
+    gentle = (turn**2).sum(1) <= 0.75**2 * (step**2).sum(1)
+    whole: Array = step + np.where(gentle[:, None], turn, 0.0)
+    longest: Array = np.abs(whole).max(axis=1, keepdims=True)
+    return whole * np.minimum(1.0, 2.0 / np.maximum(longest, 1e-300))
 
 
 def _polish(model: Model, target: Array, theta: Array, w: Array, delta: float, prior: Prior) -> tuple[Array, float]:
@@ -211,8 +239,9 @@ def _polish(model: Model, target: Array, theta: Array, w: Array, delta: float, p
     robust = w * np.minimum(1.0, delta / np.maximum(np.abs(values[0] - target), 1e-300))
     matrix = (jacobian[0] * robust[:, None]).T @ jacobian[0] + np.diag(prior.precision)
     eigenvalues, vectors = np.linalg.eigh(matrix)
-    scale = vectors / np.sqrt(np.maximum(eigenvalues, 1e-8 * eigenvalues[-1] + 1e-300))
     unit = max(float(_objective(values - target, theta[None], w, delta, prior)[0]), 1e-300)
+    # Coordinates are of the order of sqrt(objective); with this scale the first BFGS step is a Gauss-Newton step.
+    scale: Array = vectors * np.sqrt(unit / np.maximum(eigenvalues, 1e-8 * eigenvalues[-1] + 1e-300))
 
     def evaluate(z: Array) -> tuple[float, Array]:
         point = theta + scale @ z
@@ -224,8 +253,6 @@ def _polish(model: Model, target: Array, theta: Array, w: Array, delta: float, p
             return 1e30, np.zeros_like(z)
         return value / unit, scale.T @ gradient / unit
 
-    # Coordinates are of the order of sqrt(objective); this makes the first BFGS step a Gauss-Newton step.
-    scale = scale * np.sqrt(unit)
     options = {"gtol": 1e-9, "maxiter": 400}
     result = _scipy_minimize(evaluate, np.zeros_like(theta), jac=True, method="BFGS", options=options)
     return theta + scale @ np.asarray(result.x, dtype=np.float64), float(result.fun) * unit

@@ -9,7 +9,7 @@ on proxies that it was not fitted on (``heldout``). The variance of the forecast
 - the weighted spread of the forms,
 - the square of half the error on the largest size when it was left out, times the ratio of the two log-distances: a
   form that misses the last step by 1 % may miss one twice as long by 2 %, half of it mended by having seen that size,
-- a floor of .2 % squared.
+- a floor of .1 % squared.
 
 Intervals use Student's t with the degrees of freedom behind the noise plus four for the residuals. The constants were
 set so that the 90 % interval covers 85 to 95 % in each planted world of ``bench/forecast_coverage.py``.
@@ -32,7 +32,7 @@ from windtunnel.laws.sealed import Forecast, FormForecast, Interval, Sealed, fre
 
 __all__ = ["Forecast", "FormForecast", "Interval", "Sealed", "forecast", "freeze", "read_forecast", "score"]
 
-_CONSTANTS_SHARE, _HELD_OUT_SHARE, _FLOOR, _RESIDUAL_FREEDOM = 0.6, 0.5, 0.002, 4.0
+_CONSTANTS_SHARE, _HELD_OUT_SHARE, _FLOOR, _RESIDUAL_FREEDOM = 0.6, 0.5, 0.001, 4.0
 _SEPARATE = "the forecast covers this batch size, base learning rate and decay; another one needs its own points"
 
 
