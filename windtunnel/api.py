@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from windtunnel import pipeline
+from windtunnel import comparison, manage, pipeline
 from windtunnel import plan as dry_run
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
-from windtunnel.home import Home
 from windtunnel.laws.forecast import Forecast
 from windtunnel.laws.loss import LossLaw
 from windtunnel.model.transformer import Transformer
@@ -61,17 +60,17 @@ def forecast(recipe: AnyRecipe, *overrides: str, home: str | Path | None = None,
 
 def status(home: str | Path | None = None) -> Any:
     """Programs, stages and runs of a home."""
-    return pipeline.status(home_folder(home))
+    return manage.status(home_folder(home))
 
 
 def compare(*runs: str, home: str | Path | None = None) -> Any:
     """Differences of recipes and losses between runs."""
-    return pipeline.compare(home_folder(home), list(runs))
+    return comparison.compare(home_folder(home), list(runs))
 
 
 def clean(*, really: bool = False, home: str | Path | None = None) -> Any:
     """Lists what can go, and removes it if ``really``."""
-    return pipeline.clean(home_folder(home), really=really)
+    return manage.clean(home_folder(home), really=really)
 
 
 def open(run: str | Path, home: str | Path | None = None) -> Run:
@@ -81,29 +80,8 @@ def open(run: str | Path, home: str | Path | None = None) -> Run:
         UserError: there is no such run, or several.
     """
     folder = home_folder(home)
-    book = LabBook(Home(folder).labbook, readonly=True)
-    return Run(folder, book, find_run(book, str(run)))
-
-
-def find_run(book: LabBook, name: str) -> dict[str, Any]:
-    """The lab book's row of a run; of several with one name in a program, the one recorded last.
-
-    Raises:
-        UserError: there is no such run, or it is in several programs.
-    """
-    rows = book.runs()
-    wanted = os.path.realpath(name)
-    exact = [row for row in rows if row["id"] == name or os.path.realpath(row["folder"]) == wanted]
-    program, slash, short = name.partition("/")
-    named = [row for row in rows if (row["program"], row["name"]) == (program, short)] if slash else []
-    found = exact or named or [row for row in rows if row["name"] == name]
-    programs = sorted({row["program"] for row in found})
-    if not found:
-        raise UserError("run", f"expected a run of this home, got {name[:80]!r}", "windtunnel status lists them")
-    if len(programs) > 1:
-        fix = "write " + " or ".join(f"{program}/{name}" for program in programs)
-        raise UserError("run", f"expected one run, got {len(programs)} of the name {name[:80]!r}", fix)
-    return found[-1]
+    book = comparison.open_book(folder)
+    return Run(folder, book, comparison.find_run(book, str(run)))
 
 
 class Run:
@@ -171,20 +149,20 @@ class Run:
 
     def evaluate(self, *, tasks: dict[str, Path] | None = None, tokens: int | None = None) -> Any:
         """Scores it on every held-out corpus, and on tasks."""
-        return pipeline.evaluate(self.home, self.name, tasks=tasks or {}, tokens=tokens)
+        return manage.evaluate(self.home, self.name, tasks=tasks or {}, tokens=tokens)
 
     def report(self, out: Path | None = None, *, share: bool = False) -> Any:
         """Writes the report of its program."""
-        return pipeline.report(self.home, self._row["program"], out=out, share=share)
+        return manage.report(self.home, self._row["program"], out=out, share=share)
 
     def export(self, out: Path | None = None) -> Any:
         """Writes a Hugging Face folder and checks it."""
-        return pipeline.export(self.home, self.name, out=out)
+        return manage.export(self.home, self.name, out=out)
 
     def chat(self, prompt: str, **sampling: Any) -> Any:
         """Answers one prompt."""
-        return pipeline.chat(self.home, self.name, prompt=prompt, **sampling)
+        return manage.chat(self.home, self.name, prompt=prompt, **sampling)
 
     def finish(self, *, devices: str | None = None) -> Any:
         """Starts the decay of a trunk at its next step."""
-        return pipeline.finish(self.home, self.name, devices=devices)
+        return manage.finish(self.home, self.name, devices=devices)

@@ -18,7 +18,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import typer
 from typer.core import TyperGroup
@@ -31,6 +31,8 @@ _EPILOG = (
 )
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 _INTERRUPTED = 130
+_USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
+"""The base class of all usage errors, which typer does not export."""
 _SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(
@@ -446,7 +448,7 @@ def _run(arguments: list[str]) -> int:
         if error.errno not in _REFUSED:
             raise
         return _say(f"{error.filename or 'windtunnel'}: {error.strerror}", UserError.exit_code)
-    except typer.BadParameter.__mro__[2] as error:  # the base class of usage errors, which typer does not export
+    except _USAGE_ERROR as error:
         return _say(_usage(error), 2)
 
 

@@ -30,6 +30,7 @@ from windtunnel.base.errors import (
     WindtunnelError,
 )
 from windtunnel.base.labbook import LabBook
+from windtunnel.comparison import find_run, open_book
 from windtunnel.home import Home
 from windtunnel.laws.forecast import forecast
 from windtunnel.laws.loss import NAMED
@@ -178,21 +179,27 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
 
     for name in VERBS:
         setattr(fake, name, verb(name))
-    modules = {"windtunnel.pipeline": fake, "windtunnel.plan": fake}
-    before = {name: sys.modules.get(name) for name in [*modules, "windtunnel.api"]}
-    sys.modules.update(modules)
-    sys.modules.pop("windtunnel.api", None)
-    monkeypatch.setattr(wt, "pipeline", fake, raising=False)
-    monkeypatch.setattr(wt, "plan", fake, raising=False)
+    fake.open_book, fake.find_run = open_book, find_run
+    names = ("pipeline", "plan", "manage", "comparison")
+    # Importing a module also sets it on the package: both places are put back as they were.
+    keys = [f"windtunnel.{name}" for name in (*names, "api")]
+    kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
+    for name in names:
+        sys.modules[f"windtunnel.{name}"] = fake
+        setattr(wt, name, fake)
     import_module("windtunnel.api")
-    monkeypatch.delattr(wt, "plan", raising=False)
+    del wt.plan  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setenv("WINDTUNNEL_HOME", "some-home")
     yield seen
-    for name, module in before.items():
-        if module is None:
-            sys.modules.pop(name, None)
+    sys.modules.update({key: module for key, module in kept.items() if module is not None})
+    for key in keys:
+        if kept[key] is None:
+            sys.modules.pop(key, None)
+        name = key.partition(".")[2]
+        if name in attributes:
+            setattr(wt, name, attributes[name])
         else:
-            sys.modules[name] = module
+            vars(wt).pop(name, None)
 
 
 HOME = Path("some-home")
@@ -285,7 +292,7 @@ def test_errors_become_one_line_and_their_exit_code(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["windtunnel.pipeline"], "status", fail)
+    monkeypatch.setattr(sys.modules["windtunnel.manage"], "status", fail)
     assert cli._run(["status"]) == code
     assert capsys.readouterr().err == line + "\n"
 
@@ -294,7 +301,7 @@ def test_a_bug_keeps_its_traceback(calls: list[Any], monkeypatch: pytest.MonkeyP
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(sys.modules["windtunnel.pipeline"], "status", fail)
+    monkeypatch.setattr(sys.modules["windtunnel.manage"], "status", fail)
     with pytest.raises(ZeroDivisionError):
         cli._run(["status"])
 
@@ -434,7 +441,7 @@ def test_an_opened_run_gives_arrays_scores_law_and_forecast(tmp_path: Path, call
     assert run.forecast is not None
     assert run.forecast.value == made.value
     assert wt.open("trunk", tmp_path).name == "a/trunk"
-    with pytest.raises(UserError, match="expected one run, got 2 of the name 'same'; write a/same or b/same"):
+    with pytest.raises(UserError, match="2 programs have a run 'same'; write a/same or b/same"):
         wt.open("same", tmp_path)
     with pytest.raises(UserError, match="expected a run of this home, got 'x'"):
         wt.open("x", tmp_path)

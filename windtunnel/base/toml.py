@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from windtunnel.base.errors import RecipeError
 
@@ -156,7 +156,7 @@ def put(tables: dict[str, Any], path: KeyPath, value: Any) -> None:
             raise RecipeError(
                 f"--set {'.'.join(path)}", f"expected a table at '{'.'.join(path[: depth + 1])}', got a value"
             )
-        tables = inner
+        tables = cast(dict[str, Any], inner)
     if value is None:
         tables.pop(path[-1], None)
     else:
