@@ -6,7 +6,9 @@ global shapes and row offsets; any number of processes can read either. Nothing 
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from windtunnel.base.artefact import Manifest, explained, read_json, read_manifest, write_artefact, write_json
+from windtunnel.base.artefact import Manifest, explained, read_json, read_manifest, sweep, write_artefact, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.runtime import Runtime
 from windtunnel.model.transformer import Transformer
@@ -54,7 +56,7 @@ def save(
     if runtime.world == 1:
         with write_artefact(path, KIND, state, facts=facts) as folder:
             for name, part in tensors.items():
-                save_file(part, folder / f"{name}.safetensors")
+                _write(part, folder / f"{name}.safetensors")
         return path
     staging = run / "checkpoints" / f".slices-{position.step}"
     with explained(staging):
@@ -71,9 +73,18 @@ def save(
     return path
 
 
-def newest_whole(run: Path, warn: Any = None) -> tuple[int, Path] | None:
-    """The newest checkpoint of a run whose content matches its manifest; damaged ones are passed over and reported."""
-    for step in reversed(steps_saved(run)):
+def sweep_checkpoints(run: Path) -> None:
+    """Deletes what killed saves and deletions left. Slices of an earlier world size must not reach a later checkpoint."""
+    folder = run / "checkpoints"
+    sweep(folder)
+    for slices in folder.glob(".slices-*"):
+        shutil.rmtree(slices, ignore_errors=True)
+
+
+def newest_whole(run: Path, warn: Any = None, limit: int | None = None) -> tuple[int, Path] | None:
+    """The newest checkpoint of a run, up to step ``limit``, whose content matches its manifest; damaged ones are passed over
+    and reported."""
+    for step in reversed([s for s in steps_saved(run) if limit is None or s <= limit]):
         path = checkpoint_path(run, step)
         try:
             read_manifest(path, KIND)
@@ -164,10 +175,17 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    """Writes tensors; what the system refuses is an OSError as everywhere else."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(file)) from None
+
+
 def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
-    save_file(
-        {key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors"
-    )
+    _write({key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
     table = {key: {"shape": list(t.shape), "rows": list(_rows(t))} for key, t in tensors.items()}
     write_json(folder / f"{name}-{runtime.rank}.json", table)
 

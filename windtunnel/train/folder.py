@@ -33,4 +33,7 @@ def read_result(run: Path, stage: Stage) -> dict[str, Any] | None:
     far_enough = result["step"] == stage.steps or (stage.open_ended and result["step"] > stage.steps)
     saved = set(steps_saved(run))
     whole = result.get("key") == stage.key and far_enough and set(stage.keep) <= saved
-    return result if whole and set(stage.score) <= set(result["scores"]) else None
+    scored = set(stage.score) <= set(result["scores"]) and (
+        not stage.score or result.get("score_tokens", stage.score_tokens) == stage.score_tokens
+    )
+    return result if whole and scored else None

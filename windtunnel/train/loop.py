@@ -18,10 +18,10 @@ from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.bits_per_byte import score_heldout
-from windtunnel.train.checkpoint import Position, newest_whole, restore, rotate, save
+from windtunnel.train.checkpoint import Position, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
-from windtunnel.train.folder import RESULT
-from windtunnel.train.metrics import Metrics
+from windtunnel.train.folder import RESULT, STAGE, steps_saved
+from windtunnel.train.metrics import Metrics, last_loss
 from windtunnel.train.objectives import OBJECTIVES
 from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.parallel import any_rank, barrier, shard, share
@@ -54,6 +54,7 @@ class Workshop:
             self._models[signature] = (model, make_compute(objective, compiled=self.runtime.compiled))
         model, compute = self._models[signature]
         model.set_parametrization(stage.parametrization)
+        model.zero_grad(set_to_none=True)  # a step that failed half-way may have left some
         model.init_weights(stage.seed)
         shard(model, self.runtime)
         optimizer = build_optimizer(model, stage.optimizer)
@@ -75,12 +76,14 @@ def scorer(model: Transformer, runtime: Runtime, row: int = 256) -> Trainer:
 def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, control: Control) -> Position:
     """Where a stage begins. The order, stated here and nowhere else:
 
-    1. the newest whole checkpoint of its own;
+    1. the newest whole checkpoint of its own that lies before every step it has still to keep;
     2. the parent's checkpoint that the stage names, weights, moments, step count and all;
     3. fresh weights from its seed.
     """
-    own = newest_whole(run, control.say)
-    if own is not None and own[0] <= stage.steps:
+    first = stage.start.step if stage.start else 0
+    missing = {step for step in stage.keep if first < step <= stage.steps} - set(steps_saved(run))
+    own = newest_whole(run, control.say, min(missing, default=stage.steps))
+    if own is not None:
         return restore(own[1], trainer.model, trainer.optimizer)
     if stage.start is not None:
         if parent is None:
@@ -104,11 +107,13 @@ def run_stage(
         Diverged: ten updates in a row were not finite; the last checkpoint is from before them.
     """
     control, runtime = control or Control(), workshop.runtime
-    write_json(run / "stage.json", {"key": stage.key, **stage.to_dict()})
+    if runtime.rank == 0:
+        write_json(run / STAGE, {"key": stage.key, **stage.to_dict()})
+        sweep_checkpoints(run)
     trainer = workshop.trainer(stage)
     at = begin(stage, run, parent, trainer, control)
     barrier(runtime)
-    metrics = Metrics(run, at.step) if runtime.rank == 0 else None
+    metrics = Metrics(run, at.step, stage.steps) if runtime.rank == 0 else None
     try:
         at, clock = _train(stage, run, corpora, trainer, at, metrics, control)
     finally:
@@ -120,7 +125,8 @@ def run_stage(
         scores[name] = {**asdict(scored), "bits_per_byte": scored.bits_per_byte, "corpus": corpora[name].hash}
     result = {
         "key": stage.key, "step": at.step, "tokens": at.sequences * stage.plan.row, "skipped": at.skipped, "scores": scores,
-        "loss": clock.mean_loss(), "numeric_class": runtime.numeric_class(), "peak_memory": peak_memory(),
+        "score_tokens": stage.score_tokens,
+        "loss": last_loss(run, at.step), "numeric_class": runtime.numeric_class(), "peak_memory": peak_memory(),
         **_time_spent(run, clock, stage),
     }  # fmt: skip
     if runtime.rank == 0:
@@ -160,7 +166,7 @@ def _train(
         if metrics:
             metrics.add(step, {**report.terms, "gradient_norm": report.gradient_norm, "learning_rate": rate})
         stopping = any_rank(control.stop, runtime) if runtime.world > 1 else control.stop
-        finishing = stage.open_ended and control.finish()
+        finishing = stage.open_ended and any_rank(control.finish(), runtime)
         last = step == stage.steps or finishing
         due = any_rank(clock.save_due(), runtime) or bool(stage.save_every and step % stage.save_every == 0)
         if step in keep or (last and stage.save_final) or (stage.save_final and (due or stopping)):
@@ -190,7 +196,8 @@ def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control) ->
         try:
             return train_step(trainer, rows, rate)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if "memory" not in str(error).lower() or trainer.micro == 1:
+            # Ranks must make the same number of micro-batches, so one of several cannot halve its own.
+            if "memory" not in str(error).lower() or trainer.micro == 1 or trainer.runtime.world > 1:
                 raise
             trainer.optimizer.zero_grad(set_to_none=True)
             trainer.micro //= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ _FLUSH_SECONDS = 2.0
 
 
 class Metrics:
-    """Appends one line for each step. Steps after ``step`` are dropped first: they will be trained again, bit for bit."""
+    """Appends one line for each step. Steps after ``step`` and up to ``last`` are dropped first: they will be trained again,
+    bit for bit."""
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, last: int) -> None:
         self._path = run / FILE
-        lines = [json.dumps([at, values]) + "\n" for at, values in read_metrics(run) if at <= step]
+        lines = [json.dumps([at, values]) + "\n" for at, values in read_metrics(run) if not step < at <= last]
         write_bytes(self._path, "".join(lines).encode())
         with explained(self._path):
             self._stream = self._path.open("a", encoding="utf-8")
@@ -29,7 +31,8 @@ class Metrics:
         clean = {
             name: value if value == value and abs(value) != float("inf") else None for name, value in values.items()
         }
-        self._stream.write(json.dumps([step, clean]) + "\n")
+        with explained(self._path):
+            self._stream.write(json.dumps([step, clean]) + "\n")
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
@@ -40,8 +43,11 @@ class Metrics:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        self.flush()
-        self._stream.close()
+        try:
+            self.flush()
+        finally:
+            with contextlib.suppress(OSError):  # flush has said it
+                self._stream.close()
 
 
 def read_metrics(run: Path) -> Iterator[tuple[int, dict[str, float | None]]]:
@@ -56,3 +62,10 @@ def read_metrics(run: Path) -> Iterator[tuple[int, dict[str, float | None]]]:
         except ValueError:
             continue
         yield step, values
+
+
+def last_loss(run: Path, step: int, count: int = 100) -> float:
+    """Mean training loss of the last (at most 100) steps up to ``step``, however often the run was interrupted; 0 without any."""
+    losses = {at: values.get("loss") for at, values in read_metrics(run) if step - count < at <= step}
+    finite = [value for value in losses.values() if value is not None]
+    return sum(finite) / max(1, len(finite))

@@ -60,14 +60,12 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
     The sums of all micro-batches and ranks are divided by counts over all of them. A non-finite loss or gradient norm,
     which all ranks see alike, skips the update: neither weights nor moments change.
     """
-    device, objective = trainer.runtime.torch_device, trainer.objective
-    counts = sum_over_ranks(objective.counts(rows), trainer.runtime)
+    device, objective, world = trainer.runtime.torch_device, trainer.objective, trainer.runtime.world
+    *counts, batch = sum_over_ranks(np.append(objective.counts(rows), len(rows)), trainer.runtime).tolist()
     weights = np.asarray(objective.weights) / np.maximum(counts, 1)
-    scale = torch.tensor(
-        weights * trainer.runtime.world, dtype=torch.float32, device=device
-    )  # gradients are averaged over ranks
+    scale = torch.tensor(weights * world, dtype=torch.float32, device=device)  # gradients are averaged over ranks
     sums = torch.zeros(len(objective.names), dtype=torch.float64, device=device)
-    for begin in range(0, len(rows.inputs), trainer.micro):
+    for begin in range(0, math.ceil(batch / world), trainer.micro):  # as often on every rank: sharded weights need all
         loss, part = trainer.compute(trainer.model, *to_device(rows, begin, trainer), scale)
         loss.backward()
         sums += part
