@@ -81,7 +81,7 @@ def test_bootstrap_intervals_cover_the_planted_exponents() -> None:
     truth = LossLaw("additive", TRUTH["additive"], (2e4, 3e6), (1e6, 1e8))
     rng = np.random.default_rng(3)
     inside = tries = 0
-    for _ in range(25):
+    for _ in range(14):
         points = []
         for n in np.geomspace(2e4, 3e6, 12):
             shared = 0.003 * rng.normal()
@@ -89,7 +89,7 @@ def test_bootstrap_intervals_cover_the_planted_exponents() -> None:
                 Point(float(n), float(d), truth.predict(n, d) * math.exp(shared + 0.001 * rng.normal()), f"N{n:.0f}")
                 for d in np.geomspace(1e6, 1e8, 4)
             ]
-        law = fit_loss_law(points, "additive", delta=0.01, draws=80)
+        law = fit_loss_law(points, "additive", delta=0.01, draws=60)
         for key in ("alpha", "beta", "L0"):
             low, high = law.intervals[key]
             inside += low <= truth.constants[key] <= high

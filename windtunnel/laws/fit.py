@@ -253,7 +253,7 @@ def _polish(model: Model, target: Array, theta: Array, w: Array, delta: float, p
             return 1e30, np.zeros_like(z)
         return value / unit, scale.T @ gradient / unit
 
-    options = {"gtol": 1e-9, "maxiter": 400}
+    options = {"gtol": 1e-9, "maxiter": 200}
     result = _scipy_minimize(evaluate, np.zeros_like(theta), jac=True, method="BFGS", options=options)
     return theta + scale @ np.asarray(result.x, dtype=np.float64), float(result.fun) * unit
 
