@@ -1,0 +1,307 @@
+"""The report: one HTML file that needs no network and no script, made from the lab book alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from windtunnel import __version__
+from windtunnel.base.artefact import write_bytes
+from windtunnel.base.errors import UserError
+from windtunnel.base.labbook import LabBook
+from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.report import curves, figures, programme, story
+from windtunnel.report.svg import FIGURE_CSS
+from windtunnel.report.words import Words
+
+WIDE, SLIM = 720, 340
+_THIN = "\u202f"
+_FORMULAS = {
+    "additive": Markup("L = C<sub>N</sub> N<sup>−α</sup> + C<sub>D</sub> D<sup>−β</sup> + L<sub>0</sub>"),
+    "coupled": Markup(
+        "L = ((N<sub>c</sub>/N)<sup>α<sub>N</sub>/α<sub>D</sub></sup> + D<sub>c</sub>/D)<sup>α<sub>D</sub></sup>"
+    ),
+    "skaling": Markup("L = (A N<sup>−a</sup> + B D<sup>−b</sup>)<sup>k</sup> + E"),
+}
+_SETTINGS = {
+    "learning_rate": "learning rate", "init_std": "initial spread of weights", "scale_emb": "embedding multiplier",
+    "scale_depth": "depth multiplier",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One figure for a page and for a phone."""
+
+    wide: Markup
+    slim: Markup
+
+    @classmethod
+    def of(cls, draw: Callable[[int], str], wide: int = WIDE) -> Pair:
+        return cls(Markup(draw(wide)), Markup(draw(SLIM)))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page with the words that it is the first to use."""
+
+    id: str
+    short: str
+    title: str
+    html: Markup
+    words: list[tuple[str, str]]
+
+
+def write_report(book: LabBook, program: str, out: Path, *, share: bool = False) -> Path:
+    """Writes the report of a program as one HTML file and returns its path.
+
+    Args:
+        book: the lab book; every number of the page comes from it.
+        program: its name.
+        out: the file; an earlier one is replaced.
+        share: leave out samples, answers and all other text that was trained on or written by a model.
+
+    Raises:
+        UserError: the book knows no such program, or the file cannot be written.
+    """
+    if program not in book.programs():
+        known = ", ".join(book.programs()) or "none"
+        raise UserError("report", f"expected a program of this lab book ({known}), got {program!r}")
+    write_bytes(out, render(book, program, share=share).encode())
+    return out
+
+
+def render(book: LabBook, program: str, *, share: bool = False) -> str:
+    """The report as HTML text."""
+    forecasts, runs = story.read_forecasts(book, program), programme.target_runs(book, program)
+    bodies = {
+        "forecast": _forecast(book, program, forecasts),
+        "question": _question(book, program, runs),
+        "tunnel": _tunnel(book, program),
+        "law": _law(forecasts),
+        "training": _training(book, runs),
+        "decay": _decay(book, runs),
+        "samples": _samples(book, program, share),
+        "cost": _cost(book, program),
+        "provenance": _provenance(book, program, forecasts, share),
+    }
+    words, sections = Words(), []
+    lede = _lede(forecasts, runs)
+    for key, html in bodies.items():
+        if html is not None:
+            short, title = _TITLES[key]
+            seen = f"{lede if not sections else ''} {title} {_visible(html)}"
+            sections.append(Section(key, short, title, html, words.first_in(seen)))
+    style = FIGURE_CSS + _loader_text("page.css")
+    return _environment().get_template("page.html.j2").render(
+        program=program, share=share, lede=lede, sections=sections, missing=_missing(bodies, forecasts, runs),
+        style=Markup(style), style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        version=__version__,
+    )  # fmt: skip
+
+
+_TITLES = {
+    "forecast": ("Forecast and outcome", "The sealed forecast beside the outcome"),
+    "question": ("Question", "What was asked"),
+    "tunnel": ("Tunnel", "What the tunnel found"),
+    "law": ("Law", "The law and its points"),
+    "training": ("Trunk and branches", "The trunk and its branches"),
+    "decay": ("Decay data", "What the decay data did"),
+    "samples": ("Samples", "The first samples"),
+    "cost": ("Cost", "What it cost"),
+    "provenance": ("Provenance", "Provenance"),
+}
+
+
+def _missing(bodies: Mapping[str, Any], forecasts: list[story.Sealed], runs: list[dict[str, Any]]) -> list[str]:
+    """One sentence for each part of a whole report that the book does not hold yet."""
+    notes = []
+    if bodies["question"] is None:
+        notes.append("the corpora are not built")
+    if bodies["tunnel"] is None:
+        notes.append("no search has finished in the tunnel")
+    if not forecasts:
+        notes.append("no forecast has been sealed, so there is no law to show")
+    if not runs:
+        notes.append("the trunk has not begun")
+    elif runs[0]["status"] != "done":
+        notes.append(f"the trunk is {runs[0]['status']}")
+    elif not any(run["status"] == "done" for run in runs[1:]):
+        notes.append("no branch has finished")
+    if forecasts and forecasts[0].outcome is None:
+        notes.append("the forecast has no outcome yet")
+    if bodies["samples"] is None:
+        notes.append("no finished model has written samples")
+    return notes
+
+
+def _lede(forecasts: list[story.Sealed], runs: list[dict[str, Any]]) -> str:
+    if not forecasts:
+        return ""
+    one = forecasts[0]
+    ending = "then trained and scored" if one.outcome is not None else "not yet trained"
+    if not one.sizes:
+        return f"A language model of {si(one.parameters)} parameters, {ending}."
+    near, far = (_times(one.parameters / size) for size in (one.sizes[-1], one.sizes[0]))
+    return (
+        f"A language model of {si(one.parameters)} parameters: its loss forecast from models {near} to {far} times smaller,"
+        f" {ending}."
+    )
+
+
+def _forecast(book: LabBook, program: str, forecasts: list[story.Sealed]) -> Markup | None:
+    if not forecasts:
+        return None
+    one, *others = forecasts
+    naive = {story.NAIVE.get(key, key): value for key, value in one.naive.items()}
+    hero = Pair.of(lambda width: figures.hero_figure(one.expected, one.outcome, naive, width), 672)
+    return _macro("forecast", one, hero, story.by_corpus(book, program, one), others)
+
+
+def _question(book: LabBook, program: str, runs: list[dict[str, Any]]) -> Markup | None:
+    asked = story.read_question(book, program)
+    return _macro("question", asked, programme.shape_rows(runs[0]["config"]) if runs else []) if asked else None
+
+
+def _tunnel(book: LabBook, program: str) -> Markup | None:
+    found = story.read_tunnel(book, program)
+    if found is None:
+        return None
+    clouds = dict(found.clouds)
+    rate = clouds.pop("learning_rate", None)
+    valley = None
+    if rate:
+        at = found.choices["learning_rate"]
+        valley = Pair.of(lambda width: figures.valley_figure(rate, at, "learning rate", width))
+    small = [(name, Pair.of(_small(cloud, found.choices[name], _human(name)), 226)) for name, cloud in clouds.items()]
+    return _macro("tunnel", found, valley, small, [_human(name) for name in found.choices])
+
+
+def _small(clouds: list[figures.Cloud], chosen: float, name: str) -> Callable[[int], str]:
+    return lambda width: figures.valley_figure(clouds, chosen, name, width, height=190, title=False)
+
+
+def _law(forecasts: list[story.Sealed]) -> Markup | None:
+    if not forecasts or not forecasts[0].body.get("points"):
+        return None
+    one = forecasts[0]
+    view = story.read_law(one)
+    figure = Pair.of(lambda w: figures.law_figure(view.curves, view.target, one.expected, one.tokens, one.outcome, w))
+    return _macro("law", one, view, figure, _FORMULAS)
+
+
+def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
+    if not runs:
+        return None
+    limbs = programme.read_limbs(book, runs)
+    return _macro("training", programme.read_tree(runs), Pair.of(lambda width: curves.tree_figure(limbs, width)))
+
+
+def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
+    found = programme.read_decay(book, runs)
+    if found is None:
+        return None
+    rows = []
+    for corpus in found.corpora:
+        shares = " → ".join(found.share(name, corpus) for name in (found.reference or "", *found.others))
+        rows.append((corpus, f"share {shares}", [found.change(name, corpus) for name in found.others]))
+    return _macro("decay", found, Pair.of(lambda width: figures.change_figure(rows, found.others, width)))
+
+
+def _samples(book: LabBook, program: str, share: bool) -> Markup | None:
+    facts = book.facts(program, "model")
+    order = [run["id"].partition("/")[2] for run in book.runs(program=program) if run["id"].partition("/")[2] in facts]
+    names = [*order, *(name for name in facts if name not in order)]
+    models = [{"name": name.rpartition("-")[0] or name, **facts[name]} for name in names]
+    if not models:
+        return None
+    tasks = [
+        {"name": task, "branch": model["name"], **values}
+        for model in models for task, values in (model.get("tasks") or {}).items()
+    ]  # fmt: skip
+    shown = [] if share else [{"answers": [], "sampling": None, **model} for model in models]
+    return _macro("samples", shown, tasks, share)
+
+
+def _cost(book: LabBook, program: str) -> Markup | None:
+    found = programme.read_cost(book, program)
+    if found is None:
+        return None
+    rows = [(part.name, part.seconds, duration(part.seconds)) for part in found.parts]
+    return _macro("cost", found, Pair.of(lambda width: figures.share_figure(rows, width)))
+
+
+def _provenance(book: LabBook, program: str, forecasts: list[story.Sealed], share: bool) -> Markup:
+    runs = book.runs(program=program)
+    hashes = [("forecast", f"for branch “{one.branch}”", one.hash) for one in forecasts]
+    hashes += [("corpus", name, fact["hash"]) for name, fact in book.facts(program, "corpus").items()]
+    exports = [
+        {"branch": name.rpartition("-")[0] or name, "check": story.without_paths(str(fact.get("check", "")))}
+        for name, fact in book.facts(program, "export").items()
+    ]
+    rows = [{
+        "folder": run["id"].partition("/")[2] or run["id"], "part": run["study"] or run["kind"], "status": run["status"],
+        "steps": run["steps"], "tokens": run["tokens"], "seed": run["config"].get("seed", "–"),
+    } for run in runs]  # fmt: skip
+    recipe = story.without_paths(book.fact(program, "recipe", "resolved"))
+    text = json.dumps(recipe, indent=1, ensure_ascii=False) if recipe else ""
+    return _macro("provenance", {"hashes": hashes, "exports": exports, "runs": rows, "recipe": text})
+
+
+def _visible(html: str) -> str:
+    """The words that a reader sees, without model output, the recipe's text and the hidden titles of figures."""
+    return re.sub(r"<pre.*?</pre>|<title>.*?</title>|<[^>]*>", " ", html, flags=re.DOTALL)
+
+
+def _macro(name: str, *values: Any) -> Markup:
+    module = _environment().get_template("sections.html.j2").module
+    return Markup(getattr(module, name)(*values))
+
+
+def _loader_text(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    env = Environment(
+        loader=PackageLoader("windtunnel.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    env.filters |= {
+        "si": lambda value: si(float(value)), "bits": lambda value: f"{value:.4f}", "fixed": lambda v, d: f"{v:.{d}f}",
+        "percent": lambda v, d: f"{100 * v:+.{d}f}{_THIN}%".replace("-", "−"), "times": _times, "size": bytes_size,
+        "abs_percent": lambda v, d: f"{abs(100 * v):.{d}f}{_THIN}%", "duration": _duration, "human": _human, "moment": _moment,
+    }  # fmt: skip
+    return env
+
+
+def _times(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    return duration(seconds).replace(" ", _THIN)
+
+
+def _human(text: str) -> str:
+    for name, words in _SETTINGS.items():
+        text = text.replace(name, words)
+    return text
+
+
+def _moment(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d, %H:%M UTC")
+    except ValueError:
+        return text or "at an unknown time"

@@ -1,0 +1,240 @@
+"""What a lab book tells about the trained models of a program: the tree, the branches' losses, samples, cost, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from windtunnel.base.labbook import LabBook
+from windtunnel.base.units import si
+from windtunnel.model.shape import Shape
+from windtunnel.report.curves import Limb
+from windtunnel.report.story import losses, without_paths
+
+Row = dict[str, Any]
+
+
+def target_runs(book: LabBook, program: str) -> list[Row]:
+    """The newest trunk of the target and everything grown from it, parents before children."""
+    runs = [run for run in book.runs(program=program, study="") if run["kind"] != "trial"]
+    trunks = [run for run in runs if run["kind"] == "trunk"]
+    if not trunks:
+        return []
+    tree = [trunks[-1]]
+    for limb in tree:  # the list grows while it is walked
+        tree.extend(run for run in runs if run["parent"] == limb["id"])
+    return tree
+
+
+def _step_tokens(run: Row) -> int:
+    return int(run["config"]["batch"]) * int(run["config"]["plan"]["row"])
+
+
+def read_limbs(book: LabBook, runs: list[Row]) -> list[Limb]:
+    """Curves of the tree over the tokens that a model has read in all."""
+    numbers = {run["id"]: i for i, run in enumerate(runs)}
+    limbs = []
+    for run in runs:
+        size = _step_tokens(run)
+        start = (run["config"].get("start") or {}).get("step", 0) * size
+        curves = {}
+        for name in ("loss", "learning_rate"):
+            steps, values = book.metrics(run["id"], name)
+            curves[name] = tuple((s * size, v) for s, v in zip(steps, values, strict=True) if v == v)
+        end = run["tokens"] or max([start, *(d for d, _ in curves["loss"])])
+        note = f"{si(end)} tokens" + ("" if run["status"] == "done" else f", {run['status']}")
+        parent = numbers.get(run["parent"])
+        limbs.append(Limb(str(run["name"]), note, start, float(end), curves["loss"], curves["learning_rate"], parent))
+    return limbs
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run of the tree in words."""
+
+    name: str
+    parent: str
+    depth: int
+    status: str
+    steps: str
+    tokens: str
+    schedule: str
+    seconds: float | None
+    reason: str
+
+
+def read_tree(runs: list[Row]) -> list[Finished]:
+    """The tree as rows for a nested list."""
+    depth: dict[str, int] = {}
+    out = []
+    for run in runs:
+        depth[run["id"]] = depth.get(run["parent"], -1) + 1
+        config = run["config"]
+        start = (config.get("start") or {}).get("step")
+        steps = f"steps {start + 1:,} – {config['steps']:,}" if start is not None else f"steps 1 – {config['steps']:,}"
+        tokens = f"{si(run['tokens'])} tokens read in all" if run["tokens"] else "tokens not yet counted"
+        out.append(Finished(
+            str(run["name"]), str(run["parent"]), depth[run["id"]], str(run["status"]), steps, tokens, _schedule(config),
+            run["seconds"], without_paths(str(run["reason"] or "")),
+        ))  # fmt: skip
+    return out
+
+
+def _schedule(config: Row) -> str:
+    rate, schedule = config["optimizer"]["learning_rate"], config["schedule"]
+    if not schedule.get("decay_steps"):
+        return f"constant learning rate {rate:g} after {schedule.get('warmup', 0)} warmup steps"
+    return f"{schedule['form']} decay of the learning rate from {rate:g} to {rate * schedule['floor']:.3g}"
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Held-out losses of the branches and their change against the branch on the trunk's own data."""
+
+    branches: tuple[str, ...]
+    reference: str | None
+    corpora: tuple[str, ...]
+    loss: dict[str, dict[str, float]]
+    shares: dict[str, dict[str, float]]
+    others: tuple[str, ...]
+
+    def share(self, branch: str, corpus: str) -> str:
+        """The share of a corpus in what a branch read during its decay."""
+        value = self.shares.get(branch, {}).get(corpus, 0.0)
+        return f"{100 * value:.0f} %"
+
+    def change(self, branch: str, corpus: str) -> float | None:
+        """Relative change of loss in percent, or None."""
+        new = self.loss.get(branch, {}).get(corpus)
+        old = self.loss.get(self.reference or "", {}).get(corpus)
+        return 100 * (new / old - 1) if new is not None and old else None
+
+
+def read_decay(book: LabBook, runs: list[Row]) -> Decay | None:
+    """The finished branches side by side, or None without any score."""
+    trunk = runs[0] if runs else None
+    done = [run for run in runs if run["kind"] != "trunk" and run["status"] == "done"]
+    loss = {str(run["name"]): losses(book, run["id"]) for run in done}
+    loss = {name: found for name, found in loss.items() if found}
+    if not loss or trunk is None:
+        return None
+    shares = {str(run["name"]): _last_mixture(run) for run in done}
+    same = [str(r["name"]) for r in done if r["config"]["plan"]["segments"] == trunk["config"]["plan"]["segments"]]
+    reference = next((name for name in same if name in loss), None)
+    corpora = sorted({corpus for found in loss.values() for corpus in found})
+    fair = {name for name in loss if reference and _comparable(done, name, reference)}
+    others = tuple(name for name in loss if name != reference and name in fair)
+    return Decay(tuple(loss), reference, tuple(corpora), loss, shares, others)
+
+
+def _comparable(done: list[Row], name: str, reference: str) -> bool:
+    """Whether two branches differ in their data only."""
+    one, two = (next(r["config"] for r in done if r["name"] == n) for n in (name, reference))
+    return all(one.get(key) == two.get(key) for key in ("start", "steps", "schedule", "optimizer", "batch", "seed"))
+
+
+def _last_mixture(run: Row) -> dict[str, float]:
+    mixture = dict(run["config"]["plan"]["segments"][-1]["mixture"])
+    return {name: weight / sum(mixture.values()) for name, weight in mixture.items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the program with what it cost."""
+
+    name: str
+    runs: int
+    failed: int
+    tokens: int
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What everything cost: by part, in all, and on the clock."""
+
+    parts: tuple[Part, ...]
+    sessions: int
+    wall: float | None
+    machine: str
+
+    @property
+    def flops(self) -> float:
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def tunnel_share(self) -> float | None:
+        """FLOPs of the tunnel over those of everything."""
+        tunnel = sum(p.flops for p in self.parts if p.name in _TUNNEL.values())
+        return tunnel / self.flops if 0 < tunnel < self.flops else None
+
+
+_TUNNEL = {
+    "search": "Search on the smallest model",
+    "check": "Check on a wider model",
+    "scaling": "Proxies for the law",
+}
+_NAMES = {**_TUNNEL, "trunk": "Trunk", "": "Branches"}
+
+
+def read_cost(book: LabBook, program: str) -> Cost | None:
+    """Seconds of training processes, FLOPs and tokens by part of the program; repeated and abandoned runs are included."""
+    groups: dict[str, list[Row]] = {}
+    for run in book.runs(program=program):
+        part = "trunk" if run["study"] == "" and run["kind"] == "trunk" else run["study"]
+        groups.setdefault(part, []).append(run)
+    if not groups:
+        return None
+    parts = []
+    for key in [*_NAMES, *(k for k in groups if k not in _NAMES)]:
+        if key in groups:
+            runs = groups[key]
+            own = [r for r in runs if r["flops"] is not None]
+            parts.append(Part(
+                _NAMES.get(key, key), len(runs), sum(r["status"] == "failed" for r in runs), sum(map(_own_tokens, own)),
+                sum(r["flops"] for r in own), sum(r["seconds"] or 0.0 for r in runs),
+            ))  # fmt: skip
+    sessions = [float(one["seconds"]) for one in book.facts(program, "session").values()]
+    wall = sum(sessions) if sessions else None
+    return Cost(tuple(parts), len(sessions), wall, _price(book.fact(program, "recipe", "resolved") or {}, wall))
+
+
+def _own_tokens(run: Row) -> int:
+    """Tokens that a run itself read, without those of its parent."""
+    return int(run["tokens"] or 0) - (run["config"].get("start") or {}).get("step", 0) * _step_tokens(run)
+
+
+def _price(recipe: Mapping[str, Any], wall: float | None) -> str:
+    """Money and energy where the recipe states price or power and the sessions are known; otherwise nothing."""
+    machine = recipe.get("machine") or {}
+    if wall is None or not machine:
+        return ""
+    hours = wall / 3600 * machine.get("count", 1)
+    said = [f"{hours:.3g} device-hours"]
+    if machine.get("price") is not None:
+        said.append(f"{hours * machine['price']:.2f} {machine.get('currency', '')}".strip())
+    if machine.get("watts") is not None:
+        said.append(f"{hours * machine['watts'] / 1000:.3g} kWh")
+    return ", ".join(said)
+
+
+def shape_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The target's shape as (what, value) pairs."""
+    shape = Shape(**config["shape"])
+    step = int(config["batch"]) * int(config["plan"]["row"])
+    heads = f"{shape.heads}" if shape.heads == shape.kv_heads else f"{shape.heads} query, {shape.kv_heads} key-value"
+    return [
+        ("parameters", f"{si(shape.body)} body + {si(shape.embedding)} table of tokens = {si(shape.total)}"),
+        ("layers × width", f"{shape.layers} × {shape.width}"),
+        ("attention heads", f"{heads}, {shape.head_dim} wide"),
+        ("inner width", f"{shape.ff}"),
+        ("vocabulary", f"{shape.vocab:,} tokens"),
+        ("batch", f"{step:,} tokens a step, rows of {config['plan']['row']}"),
+        ("seed", f"{config['seed']}"),
+    ]
