@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from windtunnel import comparison, manage, pipeline
-from windtunnel import plan as dry_run
+from windtunnel import planning as dry_run
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.laws.forecast import Forecast

@@ -140,7 +140,7 @@ def plan(
 ) -> None:
     """Show all that would be done, with sources; does nothing."""
     loaded = _load(recipe, overrides)
-    from windtunnel.plan import plan as call
+    from windtunnel.planning import plan as call
 
     _show(call(loaded, home, measure=measure), as_json)
 

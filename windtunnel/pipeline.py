@@ -17,7 +17,7 @@ from windtunnel.base.units import duration
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
-from windtunnel.plan import known_pins, pin_key
+from windtunnel.planning import known_pins, pin_key
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, differences

@@ -12,7 +12,7 @@ from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
 from windtunnel.desk import Desk
-from windtunnel.plan import cost_lines
+from windtunnel.planning import cost_lines
 from windtunnel.program import Program
 from windtunnel.train.folder import RESULT, read_result
 from windtunnel.views import View, line, table

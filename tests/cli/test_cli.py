@@ -180,7 +180,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "plan", "manage", "comparison")
+    names = ("pipeline", "planning", "manage", "comparison")
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -188,7 +188,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
         sys.modules[f"windtunnel.{name}"] = fake
         setattr(wt, name, fake)
     import_module("windtunnel.api")
-    del wt.plan  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setenv("WINDTUNNEL_HOME", "some-home")
     yield seen
     sys.modules.update({key: module for key, module in kept.items() if module is not None})
