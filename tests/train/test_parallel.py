@@ -1,0 +1,130 @@
+"""Two processes with sharded weights train what one process trains, and read each other's checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from windtunnel.base.artefact import read_json, read_manifest
+from windtunnel.train.checkpoint import load_model
+from windtunnel.train.folder import RESULT, checkpoint_path, steps_saved
+from windtunnel.train.loop import Workshop, run_stage
+from windtunnel.train.metrics import read_metrics
+from windtunnel.train.stage import Stage
+
+STEPS = 50
+
+
+def start(folder: Path, stage: Stage, corpus, finish: Path | None = None) -> subprocess.Popen:
+    message = {"stage": stage.to_dict(), "run": str(folder), "corpora": {"tiny": str(corpus.path)}}
+    file = folder.with_suffix(".json")
+    file.write_text(json.dumps({**message, "finish": str(finish) if finish else None}), encoding="utf-8")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *launch, "-m", "windtunnel.tunnel.worker", "--eager", "--devices", "cpu", "--threads", "1"]
+    return subprocess.Popen(
+        [*command, "--job", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def said(process: subprocess.Popen) -> list[dict]:
+    """What the ranks said, after the process has ended well."""
+    out, err = process.communicate(timeout=300)
+    words = [json.loads(text) for text in out.splitlines() if text.startswith("{")]
+    assert words, err[-2000:]
+    return words
+
+
+def train(folder: Path, stage: Stage, corpus) -> dict:
+    words = said(start(folder, stage, corpus))
+    assert sum("result" in word for word in words) == 1, words  # one rank speaks
+    return words[-1]["result"]
+
+
+def series(run: Path) -> np.ndarray:
+    return np.array([values["loss"] for _, values in read_metrics(run)])
+
+
+def close(run: Path, other: Path, step: int) -> None:
+    """The weights of two checkpoints, whoever wrote them."""
+    (a, _), (b, _) = load_model(checkpoint_path(run, step)), load_model(checkpoint_path(other, step))
+    for (name, first), second in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize(("tied", "batch"), [(True, 5), (False, 4)])
+def test_fifty_steps_of_two_processes_have_the_losses_of_one_and_checkpoints_cross_in_both_directions(
+    tmp_path, eager, make_trunk, tiny_corpus, tied, batch
+):
+    """A batch of 5 gives the ranks 2 and 3 rows; documents end in the rows, so that scored tokens differ by rank too."""
+    stage = make_trunk(STEPS, (20,), batch=batch, score=("tiny",), score_tokens=600)
+    stage = replace(stage, shape=replace(stage.shape, tied=tied))
+    corpora = {"tiny": tiny_corpus}
+    one = run_stage(stage, tmp_path / "one", corpora, Workshop(eager))
+    two = train(tmp_path / "two", stage, tiny_corpus)
+    a, b = series(tmp_path / "one"), series(tmp_path / "two")
+    assert len(a) == len(b) == STEPS
+    assert np.max(np.abs(a - b) / a) <= 1e-5
+    assert two["scores"]["tiny"]["nats"] == pytest.approx(one["scores"]["tiny"]["nats"], rel=1e-5)
+    assert two["scores"]["tiny"]["tokens"] == one["scores"]["tiny"]["tokens"]
+    names = {file.name for file in checkpoint_path(tmp_path / "two", STEPS).iterdir()}
+    assert {"weights-0.safetensors", "weights-1.safetensors", "optimizer-1.json"} <= names
+    assert not [n for n in names if n.endswith((".pt", ".pkl", ".distcp", ".metadata"))]
+    close(tmp_path / "one", tmp_path / "two", STEPS)
+
+    # Each reads what the other wrote: the last checkpoint is hidden, so that they go on from step 20.
+    for name, ranks in (("one", 2), ("two", 1))[: 2 if tied else 0]:
+        run = tmp_path / name
+        (run / RESULT).unlink()
+        before = series(run)
+        checkpoint_path(run, STEPS).rename(tmp_path / f"hidden-{name}")
+        if ranks == 2:
+            train(run, stage, tiny_corpus)
+        else:
+            run_stage(stage, run, corpora, Workshop(eager))
+        assert np.max(np.abs(series(run) - before) / before) <= 1e-5
+        assert read_manifest(checkpoint_path(run, STEPS)).config["world"] == ranks
+
+
+def test_a_stop_is_agreed_by_all_ranks_and_leaves_one_whole_checkpoint(tmp_path, make_trunk, tiny_corpus):
+    stage = make_trunk(5000, save_every=6000)
+    process = start(tmp_path / "run", stage, tiny_corpus)
+    deadline = time.monotonic() + 120
+    while not list(read_metrics(tmp_path / "run")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    word = said(process)[-1]
+    assert word.get("code") == 75, word
+    saved = steps_saved(tmp_path / "run")
+    assert len(saved) == 1
+    manifest = read_manifest(checkpoint_path(tmp_path / "run", saved[0]))
+    assert (manifest.config["step"], manifest.config["world"]) == (saved[0], 2)
+    assert f"stopped after step {saved[0]} of 5000" in word["error"]
+
+
+def test_a_finish_ends_all_ranks_at_one_step(tmp_path, make_trunk, tiny_corpus):
+    stage = make_trunk(5000, save_every=6000)
+    (tmp_path / "finish.json").write_text("{}", encoding="utf-8")
+    result = said(start(tmp_path / "run", stage, tiny_corpus, tmp_path / "finish.json"))[-1]["result"]
+    assert result["step"] < 5000
+    assert steps_saved(tmp_path / "run") == [result["step"]]
+    assert read_json(tmp_path / "run" / RESULT)["step"] == result["step"]
+
+
+def test_slices_of_another_world_size_never_reach_a_checkpoint(tmp_path, eager, make_trunk, tiny_corpus):
+    stage = make_trunk(4)
+    left = tmp_path / "run" / "checkpoints" / ".slices-4"
+    left.mkdir(parents=True)
+    (left / "weights-7.json").write_text("{}", encoding="utf-8")
+    run_stage(stage, tmp_path / "run", {"tiny": tiny_corpus}, Workshop(eager))
+    assert not left.exists()
