@@ -5,28 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from windtunnel import __version__
 from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.base.units import duration, si
 from windtunnel.report import curves, figures, programme, story
 from windtunnel.report.svg import FIGURE_CSS
+from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
 
 WIDE, SLIM = 720, 340
-_THIN = "\u202f"
 _FORMULAS = {
     "additive": Markup("L = C<sub>N</sub> N<sup>−α</sup> + C<sub>D</sub> D<sup>−β</sup> + L<sub>0</sub>"),
     "coupled": Markup(
@@ -34,10 +30,6 @@ _FORMULAS = {
     ),
     "skaling": Markup("L = (A N<sup>−a</sup> + B D<sup>−b</sup>)<sup>k</sup> + E"),
 }
-_SETTINGS = {
-    "learning_rate": "learning rate", "init_std": "initial spread of weights", "scale_emb": "embedding multiplier",
-    "scale_depth": "depth multiplier",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,10 +93,10 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
     for key, html in bodies.items():
         if html is not None:
             short, title = _TITLES[key]
-            seen = f"{lede if not sections else ''} {title} {_visible(html)}"
+            seen = f"{lede if not sections else ''} {title} {visible(html)}"
             sections.append(Section(key, short, title, html, words.first_in(seen)))
-    style = FIGURE_CSS + _loader_text("page.css")
-    return _environment().get_template("page.html.j2").render(
+    style = FIGURE_CSS + package_text("page.css")
+    return environment().get_template("page.html.j2").render(
         program=program, share=share, lede=lede, sections=sections, missing=_missing(bodies, forecasts, runs),
         style=Markup(style), style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=__version__,
@@ -153,7 +145,7 @@ def _lede(forecasts: list[story.Sealed], runs: list[dict[str, Any]]) -> str:
     ending = "then trained and scored" if one.outcome is not None else "not yet trained"
     if not one.sizes:
         return f"A language model of {si(one.parameters)} parameters, {ending}."
-    near, far = (_times(one.parameters / size) for size in (one.sizes[-1], one.sizes[0]))
+    near, far = (times(one.parameters / size) for size in (one.sizes[-1], one.sizes[0]))
     return (
         f"A language model of {si(one.parameters)} parameters: its loss forecast from models {near} to {far} times smaller,"
         f" {ending}."
@@ -166,12 +158,12 @@ def _forecast(book: LabBook, program: str, forecasts: list[story.Sealed]) -> Mar
     one, *others = forecasts
     naive = {story.NAIVE.get(key, key): value for key, value in one.naive.items()}
     hero = Pair.of(lambda width: figures.hero_figure(one.expected, one.outcome, naive, width), 672)
-    return _macro("forecast", one, hero, story.by_corpus(book, program, one), others)
+    return macro("forecast", one, hero, story.by_corpus(book, program, one), others)
 
 
 def _question(book: LabBook, program: str, runs: list[dict[str, Any]]) -> Markup | None:
     asked = story.read_question(book, program)
-    return _macro("question", asked, programme.shape_rows(runs[0]["config"]) if runs else []) if asked else None
+    return macro("question", asked, programme.shape_rows(runs[0]["config"]) if runs else []) if asked else None
 
 
 def _tunnel(book: LabBook, program: str) -> Markup | None:
@@ -184,8 +176,8 @@ def _tunnel(book: LabBook, program: str) -> Markup | None:
     if rate:
         at = found.choices["learning_rate"]
         valley = Pair.of(lambda width: figures.valley_figure(rate, at, "learning rate", width))
-    small = [(name, Pair.of(_small(cloud, found.choices[name], _human(name)), 226)) for name, cloud in clouds.items()]
-    return _macro("tunnel", found, valley, small, [_human(name) for name in found.choices])
+    small = [(name, Pair.of(_small(cloud, found.choices[name], human(name)), 226)) for name, cloud in clouds.items()]
+    return macro("tunnel", found, valley, small, [human(name) for name in found.choices])
 
 
 def _small(clouds: list[figures.Cloud], chosen: float, name: str) -> Callable[[int], str]:
@@ -198,14 +190,15 @@ def _law(forecasts: list[story.Sealed]) -> Markup | None:
     one = forecasts[0]
     view = story.read_law(one)
     figure = Pair.of(lambda w: figures.law_figure(view.curves, view.target, one.expected, one.tokens, one.outcome, w))
-    return _macro("law", one, view, figure, _FORMULAS)
+    return macro("law", one, view, figure, _FORMULAS)
 
 
 def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
     if not runs:
         return None
     limbs = programme.read_limbs(book, runs)
-    return _macro("training", programme.read_tree(runs), Pair.of(lambda width: curves.tree_figure(limbs, width)))
+    figure = Pair.of(lambda width: curves.tree_figure(limbs, width)) if any(limb.loss for limb in limbs) else None
+    return macro("training", programme.read_tree(runs), figure)
 
 
 def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
@@ -216,7 +209,7 @@ def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
     for corpus in found.corpora:
         shares = " → ".join(found.share(name, corpus) for name in (found.reference or "", *found.others))
         rows.append((corpus, f"share {shares}", [found.change(name, corpus) for name in found.others]))
-    return _macro("decay", found, Pair.of(lambda width: figures.change_figure(rows, found.others, width)))
+    return macro("decay", found, Pair.of(lambda width: figures.change_figure(rows, found.others, width)))
 
 
 def _samples(book: LabBook, program: str, share: bool) -> Markup | None:
@@ -231,7 +224,7 @@ def _samples(book: LabBook, program: str, share: bool) -> Markup | None:
         for model in models for task, values in (model.get("tasks") or {}).items()
     ]  # fmt: skip
     shown = [] if share else [{"answers": [], "sampling": None, **model} for model in models]
-    return _macro("samples", shown, tasks, share)
+    return macro("samples", shown, tasks, share)
 
 
 def _cost(book: LabBook, program: str) -> Markup | None:
@@ -239,7 +232,7 @@ def _cost(book: LabBook, program: str) -> Markup | None:
     if found is None:
         return None
     rows = [(part.name, part.seconds, duration(part.seconds)) for part in found.parts]
-    return _macro("cost", found, Pair.of(lambda width: figures.share_figure(rows, width)))
+    return macro("cost", found, Pair.of(lambda width: figures.share_figure(rows, width)))
 
 
 def _provenance(book: LabBook, program: str, forecasts: list[story.Sealed], share: bool) -> Markup:
@@ -256,52 +249,4 @@ def _provenance(book: LabBook, program: str, forecasts: list[story.Sealed], shar
     } for run in runs]  # fmt: skip
     recipe = story.without_paths(book.fact(program, "recipe", "resolved"))
     text = json.dumps(recipe, indent=1, ensure_ascii=False) if recipe else ""
-    return _macro("provenance", {"hashes": hashes, "exports": exports, "runs": rows, "recipe": text})
-
-
-def _visible(html: str) -> str:
-    """The words that a reader sees, without model output, the recipe's text and the hidden titles of figures."""
-    return re.sub(r"<pre.*?</pre>|<title>.*?</title>|<[^>]*>", " ", html, flags=re.DOTALL)
-
-
-def _macro(name: str, *values: Any) -> Markup:
-    module = _environment().get_template("sections.html.j2").module
-    return Markup(getattr(module, name)(*values))
-
-
-def _loader_text(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> Environment:
-    env = Environment(
-        loader=PackageLoader("windtunnel.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    env.filters |= {
-        "si": lambda value: si(float(value)), "bits": lambda value: f"{value:.4f}", "fixed": lambda v, d: f"{v:.{d}f}",
-        "percent": lambda v, d: f"{100 * v:+.{d}f}{_THIN}%".replace("-", "−"), "times": _times, "size": bytes_size,
-        "abs_percent": lambda v, d: f"{abs(100 * v):.{d}f}{_THIN}%", "duration": _duration, "human": _human, "moment": _moment,
-    }  # fmt: skip
-    return env
-
-
-def _times(value: float) -> str:
-    return f"{value:.2g}"
-
-
-def _duration(seconds: float) -> str:
-    return duration(seconds).replace(" ", _THIN)
-
-
-def _human(text: str) -> str:
-    for name, words in _SETTINGS.items():
-        text = text.replace(name, words)
-    return text
-
-
-def _moment(text: str) -> str:
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d, %H:%M UTC")
-    except ValueError:
-        return text or "at an unknown time"
+    return macro("provenance", {"hashes": hashes, "exports": exports, "runs": rows, "recipe": text})
