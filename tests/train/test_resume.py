@@ -227,7 +227,9 @@ def test_a_signal_stops_a_real_process_after_the_running_step_with_a_checkpoint_
     assert process.wait() == 0
     saved = steps_saved(tmp_path / "run")
     assert word["code"] == 75
-    assert word["error"].startswith(f"trunk: stopped after step {saved[-1]} of 2000; a checkpoint of step {saved[-1]} is saved")
+    assert word["error"].startswith(
+        f"trunk: stopped after step {saved[-1]} of 2000; a checkpoint of step {saved[-1]} is saved"
+    )
     assert [step for step, _ in read_metrics(tmp_path / "run")] == list(range(1, saved[-1] + 1))
     shorter = stage.with_steps(saved[-1] + 3)
     run_stage(shorter, tmp_path / "run", {"tiny": tiny_corpus}, Workshop(eager))

@@ -93,6 +93,8 @@ class _Work:
     def meet(self, job: Job, reason: str, code: int) -> None:
         """What a worker's error means: a result (diverged), another try, or the end of the whole call."""
         if code == Stopped.exit_code:
+            if not self.stopped:  # somebody stopped the worker alone: its job goes on from its checkpoint
+                self.waiting.insert(0, job)
             return
         if code == Diverged.exit_code:
             self.finish(job, {"failed": reason, "diverged": True})
@@ -102,6 +104,15 @@ class _Work:
             failure = WindtunnelError(reason)
             failure.exit_code = code
             raise failure
+
+    def orphans(self) -> None:
+        """Gives up the jobs that start from a run that failed."""
+        lost = {run: result["failed"] for run, result in self.results.items() if "failed" in result}
+        for job in list(self.waiting):
+            run = str(job.parent.parent.parent) if job.parent else ""
+            if run in lost:
+                self.waiting.remove(job)
+                self.finish(job, {"failed": f"the run that it grows from failed ({lost[run]})"})
 
     def again_or_fail(self, job: Job, reason: str) -> None:
         """Puts a job in front of the queue once more, or gives it up with the reason."""
@@ -180,10 +191,10 @@ class Fleet:
                         self._stop(seat)
             if not work.stopped:
                 self._hand_out(work)
+            self._replace_silent(work)
             try:
                 seat, message = self._events.get(timeout=0.2)
             except queue.Empty:
-                self._replace_silent(work)
                 continue
             self._hear(seat, message, work)
         if work.stopped:
@@ -197,6 +208,7 @@ class Fleet:
             seat.send({"stop": True})
 
     def _hand_out(self, work: _Work) -> None:
+        work.orphans()
         for job in list(work.waiting):
             if job.parent is not None and not (job.parent / MANIFEST).is_file():
                 continue
@@ -217,7 +229,7 @@ class Fleet:
         """A free worker, one that is warm for this shape if there is a choice; a new one if there is room."""
         if self._world > 1:
             return None if any(seat.job for seat in self._seats) else self._launch(job)
-        free = [seat for seat in self._seats if seat.job is None]
+        free = [seat for seat in self._seats if seat.job is None and seat.process.poll() is None]
         if warm := [seat for seat in free if _signature(job.stage) in seat.warm]:
             return warm[0]
         if len(self._seats) < self._count:
@@ -233,6 +245,10 @@ class Fleet:
             command += ["--job", str(file)]
             self._seats = []
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads), "PYTHONUNBUFFERED": "1"}
+        if (
+            self._threads > 1
+        ):  # threads that spin while they wait lose a hundredfold on a busy machine (docs/lab-log.md)
+            environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         with explained(self._log):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as log:
@@ -251,11 +267,14 @@ class Fleet:
                 self._events.put((seat, json.loads(line)))
             except ValueError:
                 continue
+        seat.process.stdout.close()
         self._events.put((seat, None))
 
     def _hear(self, seat: _Seat, message: dict[str, Any] | None, work: _Work) -> None:
         seat.heard, job = time.monotonic(), seat.job
         if message is None:
+            if seat.process.stdin:
+                seat.process.stdin.close()
             if seat in self._seats:
                 self._seats.remove(seat)
             if job is not None:
@@ -278,6 +297,7 @@ class Fleet:
         for seat in list(self._seats):
             if seat.job and time.monotonic() - seat.heard > _SILENCE:
                 job, seat.job = seat.job, None
+                self._seats.remove(seat)
                 seat.process.kill()
                 work.again_or_fail(job, f"no word for {_SILENCE:.0f} s")
 

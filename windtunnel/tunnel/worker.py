@@ -62,6 +62,8 @@ class Worker:
         except Exception as error:  # the driver decides what becomes of the job; the trace is in the worker's log
             traceback.print_exc()
             self.send(error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", code=1)
+        finally:
+            self.control.stop = False  # a stop is for the job that it met
 
     def _corpus(self, path: str) -> Corpus:
         if path not in self._corpora:
@@ -108,6 +110,7 @@ def main() -> None:
             worker.train(json.loads(options.job.read_text(encoding="utf-8")))
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver passes it on as a stop
+    signal.signal(signal.SIGTERM, worker.control.request_stop)  # a scheduler's SIGTERM does so too
     jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=_read_input, args=(worker, jobs), daemon=True).start()
     worker.send(ready=True)
