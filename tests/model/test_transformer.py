@@ -77,8 +77,8 @@ def test_no_position_sees_the_future() -> None:
 
 
 def test_short_rows_use_one_mask_and_long_rows_one_call_a_document() -> None:
-    assert attention_backend("cpu", 256) == "dense"
-    assert attention_backend("cpu", 4096) == "documents"
+    assert attention_backend("cpu", 128) == "dense"
+    assert attention_backend("cpu", 256) == attention_backend("cpu", 4096) == "documents"
     assert attention_backend("cuda", 256) == attention_backend("cuda:1", 4096) == "flex"
 
 

@@ -214,7 +214,6 @@ class Transformer(nn.Module):
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             rows = self.shape.vocab if name in ("embedding.weight", "head.weight") else parameter.shape[0]
             value[:rows] += torch.randn(rows, *parameter.shape[1:], generator=generator) * rule.init_std
-            value[rows:] = 0.0
         return value
 
     def hidden(
