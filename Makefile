@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh clone: `make quickstart` and `make test`. Each sets up .venv by itself, once.
 
 PYTHON ?= python3
-# On Linux without a GPU, PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu' takes the smaller CPU build of torch.
+# PIP_FLAGS is passed to pip: a package index with the smaller CPU build of torch, for example.
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 VENV := .venv

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from windtunnel.corpus.loader import IGNORED, Rows
 from windtunnel.model.transformer import Transformer
@@ -41,11 +41,12 @@ class LanguageModel:
         return np.array([(rows.targets != IGNORED).sum()], dtype=np.float64)
 
     def sums(self, model: Transformer, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
-        logits_BTV = model(tokens_BT, documents_BT)
-        loss = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return loss[None]
+        logits_NV = model(tokens_BT, documents_BT).flatten(0, 1)
+        targets_N = targets_BT.flatten()
+        # Written out rather than F.cross_entropy: the compiler fuses it better, 5 to 10 % of a tiny model's step (lab log).
+        own_N = logits_NV.gather(1, targets_N.clamp(min=0)[:, None])[:, 0]
+        loss_N = torch.where(targets_N == IGNORED, 0.0, logits_NV.logsumexp(-1) - own_N)
+        return loss_N.sum()[None]
 
 
 OBJECTIVES: dict[str, Objective] = {"lm": LanguageModel()}
