@@ -181,7 +181,8 @@ def interval(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> dict[str
     """Median ratio over turns with a bootstrap interval; turn i of both ran next to each other."""
     ratio = a / b
     medians = np.median(ratio[rng.integers(0, len(ratio), (4000, len(ratio)))], axis=1)
-    return {"ratio": float(np.median(ratio)), "low": float(np.quantile(medians, 0.05)), "high": float(np.quantile(medians, 0.95))}
+    low, high = np.quantile(medians, [0.05, 0.95])
+    return {"ratio": float(np.median(ratio)), "low": float(low), "high": float(high)}
 
 
 def main() -> None:
@@ -202,9 +203,23 @@ def main() -> None:
     speeds: dict[str, list[float]] = {name: [] for name in names}
     processes = {}
     for name in names:
-        command = [sys.executable, __file__, "--contender", name, "--steps", str(options.steps), "--threads", str(options.threads)]
+        command = [
+            sys.executable,
+            __file__,
+            "--contender",
+            name,
+            "--steps",
+            str(options.steps),
+            "--threads",
+            str(options.threads),
+        ]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         while (line := process.stdout.readline()) and not line.startswith('{"ready"'):
             pass

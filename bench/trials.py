@@ -132,7 +132,8 @@ def main() -> None:
         # The first round of the fleet holds the start of its processes and their compiling from the warm cache.
         steady = np.array(ours[1:] or ours)
         out = {
-            "trials": options.trials, "tokens": options.tokens, "ours_seconds": float(sum(ours)), "their_seconds": float(sum(theirs)),
+            "trials": options.trials, "tokens": options.tokens,
+            "ours_seconds": float(sum(ours)), "their_seconds": float(sum(theirs)),
             "ratio": {
                 "with start-up": float(sum(theirs) / sum(ours)),
                 "without start-up": float(np.median(np.array(theirs_training[-len(steady):]) / steady)),
@@ -143,7 +144,9 @@ def main() -> None:
         print(json.dumps(out))
     else:
         print(f"{out['trials']} trials: fleet {out['ours_seconds']:.1f} s, a process each {out['their_seconds']:.1f} s")
-        print(f"ratio with start-up {out['ratio']['with start-up']:.2f}, without {out['ratio']['without start-up']:.2f}")
+        print(
+            f"ratio with start-up {out['ratio']['with start-up']:.2f}, without {out['ratio']['without start-up']:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -188,10 +188,19 @@ def forecast(
 
 
 @app.command()
-def status(home: Home = HOME, as_json: AsJson = False) -> None:
+def status(
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="First write the lab book anew from the run folders.")
+    ] = False,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
     """Show programs and runs: done, running, and what is left."""
     from windtunnel.manage import status as call
+    from windtunnel.rebuild import rebuild as again
 
+    if rebuild:
+        again(home)
     _show(call(home), as_json)
 
 

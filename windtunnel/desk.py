@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from windtunnel.base.artefact import explained, write_json
 from windtunnel.base.compiler import NO_COMPILER, has_compiler
 from windtunnel.base.errors import ArtefactError, WindtunnelError
 from windtunnel.base.labbook import LabBook
-from windtunnel.home import Home
+from windtunnel.base.lock import FolderLock
+from windtunnel.home import FACTS, RECORD, Home
 from windtunnel.program import Prepared
 from windtunnel.track import Mirror
 from windtunnel.train.control import Control, StopOnSignals
@@ -27,6 +29,8 @@ from windtunnel.tunnel.fleet import Fleet, Job
 from windtunnel.tunnel.watch import Screen
 
 Result = dict[str, Any]
+THREADED_FROM = 1_000_000
+"""Parameters from which a single run gets all threads: below, waking them costs what they bring (docs/lab-log.md)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Desk:
     """An open home for one program.
 
     Raises:
-        UserError: the home cannot be written, lies on a network file system, or another driver has it locked.
+        UserError: the home cannot be written, lies on a network file system, or another driver works on this program.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Desk:
     ) -> None:
         self.home, self.program, self.machine = home, program, Machine.of(devices)
         self.book = LabBook(home.labbook)
+        self._lock = FolderLock(home.program(program))
         self.screen = Screen(quiet=quiet)
         self.control = Control(say=self.screen.say)
         self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
@@ -79,7 +84,11 @@ class Desk:
             fleet.close()
         self.mirror.close()
         self._signals.__exit__(*error)
-        self.book.close()
+        try:
+            write_json(self.home.program(self.program) / FACTS, self.book.all_facts(self.program))
+        finally:
+            self.book.close()
+            self._lock.release()
 
     def run_folder(self, stage: Stage) -> Path:
         """The folder of a stage's run."""
@@ -101,7 +110,7 @@ class Desk:
         """Trains what is not done yet and returns the results of all, by stage key.
 
         Args:
-            large: one run with all of the machine, instead of one single-threaded process a core.
+            large: one run with all of the machine, if it is large enough, instead of one single-threaded process a core.
             finish: a file whose appearance ends an open-ended stage at its next step.
 
         Raises:
@@ -112,7 +121,8 @@ class Desk:
         jobs: list[Job] = []
         for stage in stages:
             run = self.run_folder(stage)
-            run.mkdir(parents=True, exist_ok=True)
+            with explained(run):
+                run.mkdir(parents=True, exist_ok=True)
             if (result := read_result(run, stage)) is not None:
                 results[stage.key] = result
                 self._record_if_new(stage, study, result)
@@ -127,6 +137,7 @@ class Desk:
                 book.put_run(
                     self.run_id(job.stage), **self._columns(job.stage, study), status="waiting", started=time.time()
                 )
+        large = large and max(job.stage.shape.body for job in jobs) >= THREADED_FROM
         with self.screen.task(title, jobs):
             outcome = self._fleet(large).run(jobs, _Recorder(self, study), stopping=lambda: self.control.stop)
         for job in jobs:
@@ -138,6 +149,16 @@ class Desk:
 
     def record(self, stage: Stage, study: str, result: Result) -> None:
         """Writes a finished stage into the lab book: its row, metrics and scores."""
+        self._record(stage, study, result)
+        self.note(stage)
+
+    def note(self, stage: Stage) -> None:
+        """Keeps a copy of a run's row and scores in its folder, from which the lab book can be rebuilt."""
+        run = self.run_id(stage)
+        row = {name: value for name, value in (self.book.run(run) or {}).items() if name != "config"}
+        write_json(self.run_folder(stage) / RECORD, {"row": row, "scores": self.book.scores(run)})
+
+    def _record(self, stage: Stage, study: str, result: Result) -> None:
         run = self.run_id(stage)
         with self.book as book:
             if "failed" in result:
@@ -187,7 +208,7 @@ class Desk:
             workers = 1 if large else machine.workers
             self._fleets[name] = Fleet(
                 workers, log, threads=machine.threads if large else 1, devices=machine.device or None,
-                world=machine.ranks if large else 1,
+                world=machine.ranks if large else 1, eager=self._eager,
             )  # fmt: skip
         return self._fleets[name]
 
@@ -211,6 +232,7 @@ class _Recorder:
     def started(self, job: Job) -> None:
         with self._desk.book as book:
             book.put_run(self._desk.run_id(job.stage), status="running", started=time.time())
+        self._desk.note(job.stage)
         self._desk.screen.started(job)
 
     def progress(self, job: Job, word: dict[str, Any]) -> None:

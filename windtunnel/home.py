@@ -3,8 +3,8 @@
 home/labbook.sqlite                     runs, metrics, scores, facts
 home/downloads/                         fetched packages
 home/text/  home/tokenizers/  home/corpora/     shared by all programs, named by content
-home/programs/NAME/runs/STAGE-KEY/      one folder a run: stage.json, metrics.jsonl, checkpoints/, result.json
-home/programs/NAME/                     prepared.json, studies/, forecasts/, exports/, report.html
+home/programs/NAME/runs/STAGE-KEY/      one folder a run: stage.json, metrics.jsonl, checkpoints/, result.json, record.json
+home/programs/NAME/                     prepared.json, facts.json, studies/, forecasts/, exports/, report.html
 home/compiled/                          the compiler's cache; may be deleted at any time
 """
 
@@ -12,6 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+RECORD = "record.json"
+"""In a run's folder: its row and scores, as they stand in the lab book."""
+FACTS = "facts.json"
+"""In a program's folder: its facts, as they stand in the lab book."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from windtunnel.report.page import write_report
 from windtunnel.sizing import with_budget
 from windtunnel.study import choose, mean_loss, seal_forecast
 from windtunnel.summary import Remaining, forecast_view, outcome_view, remaining_cost
-from windtunnel.train.folder import RESULT, checkpoint_path, steps_saved
+from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
 from windtunnel.train.stage import Stage
 from windtunnel.views import View
 
@@ -79,7 +79,7 @@ def run(
         job = Job(desk, Program(recipe), until)
         for name, step in _steps(job):
             step(job)
-            if name == until:
+            if name == until or (until in recipe.branch and step is _branches):
                 break
         with desk.book as book:
             book.put_fact(recipe.name, "session", f"{begun:.0f}", {"seconds": time.time() - begun})
@@ -130,7 +130,7 @@ def _limits(job: Job) -> None:
         problems.append(f"expected time {duration(remaining.seconds)} > max_hours {recipe.max_hours:g}")
     if recipe.max_cost is not None and remaining.money is not None and remaining.money > recipe.max_cost:
         problems.append(f"expected cost {remaining.money:.2f} > max_cost {recipe.max_cost:g}")
-    if problems and remaining.seconds > 0:
+    if problems and remaining.seconds != 0:  # not even an unknown time lets it through
         raise LimitReached(
             f"stopped before the trunk: {'; '.join(problems)}; raise the limit to go on, nothing is lost"
         )
@@ -146,22 +146,28 @@ def _trunk(job: Job) -> None:
     request = desk.home.program(program.name) / FINISH
     stage = program.trunk()
     folder = desk.run_folder(stage)
-    job.trunk_end = finished_at(request, folder)
+    job.trunk_end = finished_at(request, folder, program.trunk_steps)
     if job.trunk_end is not None:
         stage = program.trunk(job.trunk_end)
+    elif request.is_file():  # it was about another trunk, or about fewer tokens than are asked for now
+        request.unlink()
+    stage = as_far_as_trained(folder, stage)
     results = desk.train("trunk: the stable run", "", [stage], program.prepared, large=True, finish=request)
     desk.need_all([stage], results)
     if request.is_file():
         job.trunk_end = results[stage.key]["step"]
-        write_json(request, {"step": job.trunk_end, "trunk": stage.folder_name})
+        write_json(request, {"step": job.trunk_end, "trunk": stage.folder_name, "asked": program.trunk_steps})
 
 
-def finished_at(request: Path, trunk: Path) -> int | None:
-    """The step at which a finish request ends this trunk: recorded, or its newest checkpoint; None without a request."""
+def finished_at(request: Path, trunk: Path, asked: int) -> int | None:
+    """The step at which a finish request ends this trunk: recorded, or its newest checkpoint; None without a request.
+
+    A request that was carried out counts as long as the recipe asks for no more than it did then.
+    """
     if not request.is_file():
         return None
     recorded = read_json(request)
-    if recorded.get("trunk") not in (None, trunk.name):
+    if recorded.get("trunk") not in (None, trunk.name) or recorded.get("asked", asked) < asked:
         return None
     saved = steps_saved(trunk)
     return recorded.get("step") or (saved[-1] if saved else None)
@@ -172,7 +178,10 @@ def branch_stages(job: Job) -> list[Stage]:
     program, out = job.program, []
     trunk = job.desk.run_folder(program.trunk(job.trunk_end))
     saved = steps_saved(trunk)
-    for name in program.recipe.branch:
+    names = list(program.recipe.branch)
+    if job.until in names:
+        names = names[: names.index(job.until) + 1]
+    for name in names:
         at = job.trunk_end or program.branch_point(name)
         if at not in saved:
             earlier = [step for step in saved if step <= at]
@@ -234,6 +243,7 @@ def _finish_model(job: Job, stage: Stage) -> None:
                 task["low"],
                 task["high"],
             )
+    desk.note(stage)
 
 
 def finishing(verb: str, **job: Any) -> Any:

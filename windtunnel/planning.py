@@ -22,7 +22,7 @@ from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import size_for_budget, with_budget
 from windtunnel.study import known_choices, search_stages
-from windtunnel.train.folder import read_result, steps_saved
+from windtunnel.train.folder import as_far_as_trained, read_result, steps_saved
 from windtunnel.train.stage import Stage
 from windtunnel.views import View, blocks, line, table
 
@@ -72,6 +72,7 @@ def pin_key(recipe: Recipe, tokenizer: str) -> dict[str, Any]:
     """What the pinned values belong to."""
     return {
         "model": recipe.model.model_dump(mode="json"), "tokenizer": tokenizer, "warmup": str(recipe.trunk.warmup),
+        "batch": recipe.trunk.batch,
         "budget": recipe.budget.model_dump(mode="json") if recipe.budget else None,
     }  # fmt: skip
 
@@ -117,7 +118,7 @@ def state(program: Program, home: Home, stage: Stage) -> str:
         return "new"
     runs = home.runs(program.name)
     folder = runs / stage.folder_name
-    if read_result(folder, stage) is not None:
+    if read_result(folder, as_far_as_trained(folder, stage)) is not None:
         return "done"
     if saved := steps_saved(folder):
         return (

@@ -132,9 +132,10 @@ class Program:
             recipe.optimizer.weight_decay, recipe.optimizer.clip,
         )  # fmt: skip
         corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
+        parametrization = replace(Parametrization.named(model.parametrization), **constants)
         setting = Setting(
             corpora=corpora, mixture=tuple(sorted(recipe.mixture.items())), row=model.row, batch=self.batch,
-            warmup=self.warmup, seed=recipe.seed, parametrization=replace(Parametrization.named(model.parametrization), **constants),
+            warmup=self.warmup, seed=recipe.seed, parametrization=parametrization,
             optimizer=optimizer, score=recipe.evaluated, score_tokens=recipe.evaluate.tokens,
         )  # fmt: skip
         return apply(setting, self.choices) if chosen and self.choices else setting

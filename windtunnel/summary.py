@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
-from windtunnel.desk import Desk
+from windtunnel.desk import THREADED_FROM, Desk
 from windtunnel.planning import cost_lines
 from windtunnel.program import Program
 from windtunnel.train.folder import RESULT, read_result
@@ -45,7 +45,8 @@ def remaining_cost(desk: Desk, program: Program) -> Remaining:
         trunk = sum(stage.flops for stage in left if stage.kind == "trunk")
         branches = [stage.flops for stage in left if stage.kind != "trunk"]
         together = max([sum(branches) / desk.machine.workers, *branches]) if branches else 0.0
-        faster = _TWO_THREADS if desk.machine.threads > 1 else 1.0
+        threaded = desk.machine.threads > 1 and program.shape.body >= THREADED_FROM
+        faster = _TWO_THREADS if threaded else 1.0
         seconds = (trunk / faster + together) / speed if speed else math.nan
     money = machine.count * seconds / 3600 * machine.price if machine and machine.price is not None else None
     return Remaining(seconds, source, money, 12.0 * program.shape.total * (len(stages) + program.recipe.trunk.keep))
@@ -56,14 +57,16 @@ def _proxy_speed(desk: Desk, program: Program) -> tuple[float, str]:
     runs = program.scaling()
     if not runs:
         return 0.0, "unknown"
-    largest = max(runs, key=lambda run: run.trunk.shape.body).trunk
-    try:
-        result = read_json(desk.run_folder(largest) / RESULT)
-    except ArtefactError:
-        return 0.0, "unknown"
-    seconds = sum(result["seconds"].values())
-    per_token = largest.shape.flops_per_token(largest.plan.row).total
-    return result["timed_tokens"] * per_token / max(seconds, 1e-9), f"the speed of {largest.name} on this machine"
+    for trunk in sorted((run.trunk for run in runs), key=lambda trunk: -trunk.shape.body):
+        try:
+            result = read_json(desk.run_folder(trunk) / RESULT)
+        except ArtefactError:
+            continue
+        seconds, tokens = sum(result["seconds"].values()), result["timed_tokens"]
+        if tokens:  # a stage that was only scored again has trained nothing and tells no speed
+            per_token = trunk.shape.flops_per_token(trunk.plan.row).total
+            return tokens * per_token / max(seconds, 1e-9), f"the speed of {trunk.name} on this machine"
+    return 0.0, "unknown"
 
 
 def in_bits(interval: dict[str, float]) -> dict[str, float]:

@@ -210,6 +210,11 @@ class LabBook:
         )
         return {row[0]: json.loads(row[1]) for row in rows}
 
+    def all_facts(self, program: str) -> list[list[Any]]:
+        """All facts of a program as [kind, name, value], in a fixed order."""
+        rows = self._db.execute("SELECT kind, name, value FROM fact WHERE program = ? ORDER BY kind, name", (program,))
+        return [[kind, name, json.loads(value)] for kind, name, value in rows]
+
     def programs(self) -> list[str]:
         """Names of the programs that have runs or facts."""
         rows = self._db.execute("SELECT program FROM run UNION SELECT program FROM fact ORDER BY 1")
@@ -221,7 +226,7 @@ class LabBook:
             "run": "id",
             "metric": "run, step, name",
             "score": "run, corpus, name",
-            "fact": "kind, name",
+            "fact": "program, kind, name",
         }
         return {t: [tuple(r) for r in self._db.execute(f"SELECT * FROM {t} ORDER BY {o}")] for t, o in tables.items()}
 

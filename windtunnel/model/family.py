@@ -90,7 +90,12 @@ def _paper() -> tuple[Member, ...]:
 
 FAMILIES = {
     "tiny": Family(
-        "tiny", 16, 32, _tiny(), "depth = max(2, width/32 rounded), head dimension 16, d_ff = 2.5·width", max_positions=2048
+        "tiny",
+        16,
+        32,
+        _tiny(),
+        "depth = max(2, width/32 rounded), head dimension 16, d_ff = 2.5·width",
+        max_positions=2048,
     ),
     "minicpm": Family(
         "minicpm", 64, 256, _paper(), "arXiv 2404.06395, tables 2 and 8: head dimension 64, d_ff = 2.5·width"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from windtunnel.base.artefact import read_json
+from windtunnel.base.errors import ArtefactError
 from windtunnel.train.stage import Stage
 
 RESULT = "result.json"
@@ -37,3 +39,17 @@ def read_result(run: Path, stage: Stage) -> dict[str, Any] | None:
         not stage.score or result.get("score_tokens", stage.score_tokens) == stage.score_tokens
     )
     return result if whole and scored else None
+
+
+def as_far_as_trained(run: Path, stage: Stage) -> Stage:
+    """An open-ended stage that went at least as far as asked, with the checkpoints that it has: fewer tokens and new branches
+    grow from those and redo nothing. Any other stage as it is."""
+    try:
+        result = read_json(run / RESULT)
+    except ArtefactError:
+        return stage
+    saved = steps_saved(run)
+    far_enough = stage.open_ended and result.get("key") == stage.key and result["step"] >= stage.steps
+    if not far_enough or not saved or saved[0] > min(stage.keep, default=stage.steps):
+        return stage
+    return replace(stage, keep=tuple(step for step in stage.keep if step in saved))
