@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -38,8 +39,8 @@ def rebuild(home: Path) -> View:
             _put(book, row, run)
             count += 1
         for name in programs:
-            for kind, fact, value in _read(place.program(name) / FACTS, []):
-                book.put_fact(name, kind, fact, value)
+            for kind, fact, text in _read(place.program(name) / FACTS, []):
+                book.put_fact(name, kind, fact, json.loads(text))
     book.close()
     parts = [line(f"the lab book holds {count} runs of {len(programs)} programs again")]
     with explained(place.labbook):

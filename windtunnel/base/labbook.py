@@ -211,9 +211,9 @@ class LabBook:
         return {row[0]: json.loads(row[1]) for row in rows}
 
     def all_facts(self, program: str) -> list[list[Any]]:
-        """All facts of a program as [kind, name, value], in a fixed order."""
+        """All facts of a program as [kind, name, JSON text], in a fixed order."""
         rows = self._db.execute("SELECT kind, name, value FROM fact WHERE program = ? ORDER BY kind, name", (program,))
-        return [[kind, name, json.loads(value)] for kind, name, value in rows]
+        return [list(row) for row in rows]
 
     def programs(self) -> list[str]:
         """Names of the programs that have runs or facts."""
