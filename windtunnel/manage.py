@@ -264,7 +264,11 @@ def inspect_data(home: Path, paths: Sequence[str], *, recipe: Recipe | None = No
             for config in recipe.corpus.values()
         ]
     else:
-        found = [inspect_source(SourceConfig(source=tuple(paths)), downloads=place.downloads, base=Path.cwd())]
+        found = [
+            inspect_source(
+                SourceConfig.model_validate({"source": tuple(paths)}), downloads=place.downloads, base=Path.cwd()
+            )
+        ]
     return View({"corpora": [f.to_dict() for f in found]}, tuple(render_inspection(f) for f in found))
 
 

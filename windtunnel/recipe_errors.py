@@ -50,7 +50,7 @@ def shown(value: object, limit: int = 60) -> str:
         return "true" if value else "false"
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"
-    text = repr(value) if isinstance(value, str | int | float | list) else str(value)
+    text = repr(value) if isinstance(value, str | int | float | list) else str(value)  # pyright: ignore[reportUnknownArgumentType]
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -192,8 +192,8 @@ def toml_value(value: object) -> str:
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items())  # pyright: ignore[reportUnknownVariableType]
+        inner = ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(toml_value(item) for item in value) + "]"  # pyright: ignore[reportUnknownVariableType]
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return str(value)

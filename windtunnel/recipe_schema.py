@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -270,8 +270,4 @@ class Recipe(Config):
 
     def _based(self, shape: Shape) -> Shape:
         # The base width is a recipe value; the shape carries it, so that no other place needs to know the recipe.
-        return (
-            shape
-            if self.model.base_width is None
-            else Shape(**{**shape.to_dict(), "base_width": self.model.base_width})
-        )
+        return shape if self.model.base_width is None else replace(shape, base_width=self.model.base_width)

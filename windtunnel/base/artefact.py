@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +117,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Generator[None]:
     """Turns the operating system's refusals into one line with the path and what to do."""
     try:
         yield
@@ -147,7 +147,7 @@ def write_artefact(
     config: dict[str, Any],
     parents: Sequence[str] = (),
     facts: dict[str, Any] | None = None,
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """Yields an empty folder to fill; on leaving without an error it becomes ``path``, complete with manifest.
 
     ``config`` belongs to the identity; ``facts`` (a dictionary that may still be filled inside the block) is recorded but

@@ -94,7 +94,8 @@ def prepare(runtime: Runtime) -> None:
     torch.set_flush_denormal(True)
     _tune_malloc()
     torch.use_deterministic_algorithms(runtime.device == "cpu" and runtime.threads > 1)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # only a guard for reading empty memory; it costs time
+    # Filling empty memory is only a guard for those who read it, and costs time.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (a property that stubs do not know)
     if runtime.device.startswith("cuda"):
         torch.cuda.set_device(runtime.torch_device)
         torch.set_float32_matmul_precision("high")

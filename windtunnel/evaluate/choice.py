@@ -37,7 +37,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
                 isinstance(item["query"], str) and len(item["choices"]) > 1 and 0 <= item["gold"] < len(item["choices"])
             )
         except (ValueError, KeyError, TypeError):
-            good, item = False, None
+            good, item = False, {}
         if not good:
             raise DataError(
                 f"{path}:{number}",

@@ -56,7 +56,7 @@ class StopOnSignals:
         self._control = control
 
     def __enter__(self) -> Control:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {int(number): signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self._control
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

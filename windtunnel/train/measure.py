@@ -20,11 +20,11 @@ def matmul_flops(rows: int, inner: int, columns: int, device: torch.device, seco
     """Floating-point operations a second of one matrix product, the best of a few."""
     a, b = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
     best, until = 0.0, time.perf_counter() + seconds
-    a @ b
+    torch.mm(a, b)
     while True:
         begun = time.perf_counter()
         for _ in range(3):
-            a @ b
+            torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()

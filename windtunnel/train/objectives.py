@@ -34,8 +34,8 @@ class Objective(Protocol):
 class LanguageModel:
     """Next-token cross-entropy in nats, summed over the targets that are scored."""
 
-    names = ("loss",)
-    weights = (1.0,)
+    names: tuple[str, ...] = ("loss",)
+    weights: tuple[float, ...] = (1.0,)
 
     def counts(self, rows: Rows) -> np.ndarray:
         return np.array([(rows.targets != IGNORED).sum()], dtype=np.float64)
