@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # PIP_FLAGS is passed to pip: a package index with the smaller CPU build of torch, for example.
 PIP_FLAGS ?=
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed

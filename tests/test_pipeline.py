@@ -14,11 +14,15 @@ import pytest
 from rich.console import Console
 
 from windtunnel import desk as desk_module
+from windtunnel import pipeline as pipeline_module
 from windtunnel.base import labbook
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError, LimitReached, UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
+from windtunnel.base.runtime import Runtime
 from windtunnel.comparison import compare
+from windtunnel.corpus.store import open_corpus
+from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.laws.sealed import read_forecast
 from windtunnel.manage import clean, finish, status
@@ -27,7 +31,9 @@ from windtunnel.planning import plan
 from windtunnel.rebuild import rebuild
 from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.train.checkpoint import newest_whole
+from windtunnel.train.control import Control
 from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.tunnel import fleet as fleet_module
 
 RECIPE = """
@@ -112,25 +118,45 @@ def ran(folder) -> tuple[Path, list[tuple[str, bool]], Any]:
     return folder / "home", order, view
 
 
-@pytest.fixture
-def home(ran, tmp_path) -> Path:
-    """A copy of that home, to do something to."""
-    shutil.copytree(ran[0], tmp_path / "home")
-    return tmp_path / "home"
+class InProcess:
+    """A fleet without processes: trains one job after the other, right here. Starting workers takes longer than these steps."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names, self._workshop = names, Workshop(Runtime(compiled=False))
+
+    def __call__(self, *_: Any, **__: Any) -> InProcess:
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def run(self, jobs, watcher, *, stopping):
+        results = {}
+        for job in sorted(jobs, key=lambda job: job.parent is not None):
+            self._names.append(job.stage.name)
+            watcher.started(job)
+            control = Control(say=watcher.say, finish=job.finish.exists if job.finish else lambda: False)
+            corpora = {name: open_corpus(path) for name, path in job.corpora.items()}
+            result = run_stage(job.stage, job.run, corpora, self._workshop, parent=job.parent, control=control)
+            results[str(job.run)] = {**result, "wall": 0.0}
+            watcher.done(job, results[str(job.run)], "")
+        return results
 
 
 @pytest.fixture
 def trained(monkeypatch) -> list[str]:
-    """Names of the stages that are handed to workers from here on."""
+    """Names of the stages that are trained from here on."""
     names: list[str] = []
-    real = desk_module.Fleet.run
-
-    def fleet_run(self, jobs, watcher, **options):
-        names.extend(job.stage.name for job in jobs)
-        return real(self, jobs, watcher, **options)
-
-    monkeypatch.setattr(desk_module.Fleet, "run", fleet_run)
+    monkeypatch.setattr(desk_module, "Fleet", InProcess(names))
+    monkeypatch.setattr(pipeline_module, "finishing", lambda verb, **job: VERBS[verb](job))
     return names
+
+
+@pytest.fixture
+def home(ran, tmp_path, trained) -> Path:
+    """A copy of that home, to do something to, without waiting for processes."""
+    shutil.copytree(ran[0], tmp_path / "home")
+    return tmp_path / "home"
 
 
 def recipe(folder: Path, *overrides: str) -> Recipe:
@@ -366,6 +392,7 @@ def test_a_damaged_parent_is_one_line_and_nothing_grows_from_it(folder, home):
 def test_a_full_disk_under_a_worker_ends_the_run_in_one_line_and_the_next_one_goes_on(folder, home, monkeypatch):
     for name in ("same", "better"):
         shutil.rmtree(run_folder(home, name))
+    monkeypatch.setattr(desk_module, "Fleet", fleet_module.Fleet)
     real = fleet_module.subprocess.Popen
 
     def limited(command, **options):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,8 @@ def test_readers_see_whole_transactions_while_one_writes(tmp_path):
 
     thread = threading.Thread(target=read)
     thread.start()
+    while not seen and thread.is_alive():
+        time.sleep(0.001)
     for block in range(40):
         with book:
             book.put_metrics("p/a", [(10 * block + i, "loss", 1.0) for i in range(10)])

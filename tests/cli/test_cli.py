@@ -43,7 +43,7 @@ SURFACE = {
     "plan": "--help --home --json --measure --no-measure --set recipe",
     "run": "--devices --help --home --set --until recipe",
     "forecast": "--devices --help --home --json --list --set recipe",
-    "status": "--help --home --json",
+    "status": "--help --home --json --rebuild",
     "report": "--help --home --out --share program",
     "compare": "--help --home --json --out runs",
     "eval": "--help --home --json --task --tokens name",

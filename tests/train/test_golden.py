@@ -52,10 +52,11 @@ def losses(shape: Shape, steps: int = 10) -> list[float]:
 
 
 def golden_class() -> dict[str, object]:
-    """The numeric class, and the processor's maker, by which libraries choose their kernels."""
+    """The numeric class, and the processor, by which libraries choose their kernels."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    maker = next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    wanted = ("vendor_id", "cpu family", "model\t", "stepping")
+    maker = " ".join(next((line.partition(":")[2].strip() for line in lines if line.startswith(w)), "") for w in wanted)
     return {**Runtime(compiled=False).numeric_class(), "mkl": torch.backends.mkl.is_available(), "maker": maker}
 
 
