@@ -389,6 +389,7 @@ def test_a_damaged_parent_is_one_line_and_nothing_grows_from_it(folder, home):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_a_worker_ends_the_run_in_one_line_and_the_next_one_goes_on(folder, home, monkeypatch):
     for name in ("same", "better"):
         shutil.rmtree(run_folder(home, name))
