@@ -98,10 +98,10 @@ def compare(home: Path, runs: Sequence[str], *, out: Path | None = None) -> View
     parts.append(table((f"differs from {names[0]}",), [(text,) for text in changed] or [("nothing",)]))
     scores = [{s["corpus"]: s for s in book.scores(row["id"]) if s["name"] == "bits_per_byte"} for row in rows]
     corpora = sorted(set().union(*scores))
-    noise = seed_noise_of(book, rows)
+    noise, source = seed_noise_of(book, rows)
     cells = [(corpus, *(_cell(s.get(corpus), noise) for s in scores)) for corpus in corpora]
     note = (
-        f"± is 1.96 seed standard deviations ({100 * noise:.2f} %, from the proxies' seeds)"
+        f"± is 1.96 seed standard deviations ({100 * noise:.2f} %, {source})"
         if noise
         else "one seed: no interval known"
     )
@@ -128,10 +128,14 @@ def _cell(score: Mapping[str, Any] | None, noise: float | None) -> str:
     return f"{score['value']:.4f}" + (f" ± {1.96 * noise * score['value']:.4f}" if noise else "")
 
 
-def seed_noise_of(book: LabBook, rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Relative standard deviation from seed to seed, as the program's forecast recorded it; None without one."""
-    values = [f["forecast"]["noise"] for row in rows for f in book.facts(row["program"], "forecast").values()]
-    return max(values) if values else None
+def seed_noise_of(book: LabBook, rows: Sequence[Mapping[str, Any]]) -> tuple[float | None, str]:
+    """Relative standard deviation from seed to seed, as the program's forecast recorded it, and where it comes from."""
+    found = [f["forecast"] for row in rows for f in book.facts(row["program"], "forecast").values()]
+    if not found:
+        return None, ""
+    largest = max(found, key=lambda forecast: forecast["noise"])
+    seeds = len({point["seed"] for point in largest["points"]})
+    return largest["noise"], f"{seeds} seeds of the proxies" if seeds > 1 else "assumed, the proxies have one seed"
 
 
 def _curve(book: LabBook, row: Mapping[str, Any]) -> list[tuple[float, float, float]]:

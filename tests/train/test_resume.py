@@ -20,6 +20,7 @@ import pytest
 
 from windtunnel.base.artefact import read_json
 from windtunnel.base.runtime import Runtime, has_compiler, prepare
+from windtunnel.train import metrics
 from windtunnel.train.folder import RESULT, checkpoint_path, steps_saved
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
@@ -36,6 +37,12 @@ def workshop() -> Workshop:
     runtime = Runtime(threads=1, compiled=has_compiler())
     prepare(runtime)
     return Workshop(runtime)
+
+
+@pytest.fixture(autouse=True)
+def flush_each_step(monkeypatch) -> None:
+    """Every step's metrics are on disk when the kill comes, so that replayed steps meet their earlier lines."""
+    monkeypatch.setattr(metrics, "_FLUSH_SECONDS", -1.0)
 
 
 @pytest.fixture
