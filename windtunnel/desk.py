@@ -30,7 +30,7 @@ from windtunnel.tunnel.watch import Screen
 
 Result = dict[str, Any]
 THREADED_FROM = 1_000_000
-"""Parameters from which a single run gets all threads: below, waking them costs what they bring (docs/lab-log.md)."""
+"""Parameters from which a single run gets all threads: below, one thread is safer on a busy machine (docs/lab-log.md)."""
 
 
 @dataclass(frozen=True)

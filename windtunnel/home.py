@@ -5,7 +5,6 @@ home/downloads/                         fetched packages
 home/text/  home/tokenizers/  home/corpora/     shared by all programs, named by content
 home/programs/NAME/runs/STAGE-KEY/      one folder a run: stage.json, metrics.jsonl, checkpoints/, result.json, record.json
 home/programs/NAME/                     prepared.json, facts.json, studies/, forecasts/, exports/, report.html
-home/compiled/                          the compiler's cache; may be deleted at any time
 """
 
 from __future__ import annotations
@@ -44,10 +43,6 @@ class Home:
     @property
     def corpora(self) -> Path:
         return self.root / "corpora"
-
-    @property
-    def compiled(self) -> Path:
-        return self.root / "compiled"
 
     def program(self, name: str) -> Path:
         """The folder of a program."""

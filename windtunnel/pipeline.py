@@ -24,7 +24,7 @@ from windtunnel.recipe import Recipe, differences
 from windtunnel.report.page import write_report
 from windtunnel.sizing import with_budget
 from windtunnel.study import choose, mean_loss, seal_forecast
-from windtunnel.summary import Remaining, forecast_view, outcome_view, remaining_cost
+from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
 from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
 from windtunnel.train.stage import Stage
 from windtunnel.views import View
@@ -123,7 +123,7 @@ def _limits(job: Job) -> None:
     remaining = remaining_cost(job.desk, job.program)
     job.desk.screen.console.print(forecast_view(job.program, sealed, remaining))
     problems = []
-    bits = sealed["forecast"]["expected"]["value"] / _LN2
+    bits = sealed["forecast"]["expected"]["value"] / LN2
     if recipe.max_loss is not None and bits > recipe.max_loss:
         problems.append(f"expected loss {bits:.4f} bits per byte > max_loss {recipe.max_loss:g}")
     if recipe.max_hours is not None and remaining.seconds / 3600 > recipe.max_hours:
@@ -134,9 +134,6 @@ def _limits(job: Job) -> None:
         raise LimitReached(
             f"stopped before the trunk: {'; '.join(problems)}; raise the limit to go on, nothing is lost"
         )
-
-
-_LN2 = 0.6931471805599453
 
 
 def _trunk(job: Job) -> None:
@@ -306,6 +303,3 @@ def _note_change(desk: Desk, recipe: Recipe) -> None:
     with desk.book as book:
         book.put_fact(recipe.name, "recipe", "resolved", now)
         book.put_fact(recipe.name, "recipe", "base", str(recipe.base))
-
-
-__all__ = ["Remaining", "branch_stages", "finishing", "run", "stage_names"]

@@ -10,7 +10,7 @@ from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 
 _LAPTOP_FLOPS = 6e10
-"""FLOP/s of one core on tiny shapes (docs/lab-log.md), for a budget in hours of this machine before anything is measured."""
+"""FLOP/s of one core on tiny shapes: an assumption, for a budget in hours before anything has been measured."""
 _GPU_FLOPS = 4e14
 """FLOP/s of one GPU where [machine] gives none: an H100 at 40 % utilisation in bf16."""
 

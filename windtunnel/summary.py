@@ -19,7 +19,7 @@ from windtunnel.views import View, line, table
 
 LN2 = math.log(2)
 _TWO_THREADS = 1.3
-"""Speed of two threads over one for a compiled step on a CPU (docs/lab-log.md)."""
+"""Speed of two threads over one for a compiled step on a CPU: an assumption, not yet measured."""
 
 
 @dataclass(frozen=True)

@@ -14,4 +14,4 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ((named,) if named else ()) + _NAMES)
 
 
-NO_COMPILER = "no C++ compiler is found (g++, clang++ or cl): the step runs eagerly, about 1.3 times slower"
+NO_COMPILER = "no C++ compiler is found (g++, clang++ or cl): the step runs eagerly and slower"

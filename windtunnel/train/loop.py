@@ -29,7 +29,7 @@ from windtunnel.train.stage import AdamW, Stage
 from windtunnel.train.step import Trainer, make_compute, train_step
 
 _SAVE_SECONDS = 60.0
-_MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # 1,024 tokens keep a CPU's logits in cache (docs/lab-log.md)
+_MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU 1,024 to 4,096 are equally fast (docs/lab-log.md)
 _SKIPS_IN_A_ROW = 10
 
 

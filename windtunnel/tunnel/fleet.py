@@ -35,7 +35,6 @@ class Job:
     corpora: dict[str, Path]
     parent: Path | None = None
     finish: Path | None = None
-    weight: float = 0.0
 
     def message(self) -> dict[str, Any]:
         return {
@@ -182,7 +181,7 @@ class Fleet:
             Stopped: ``stopping`` said so; every running stage has stopped at a step boundary.
             WindtunnelError: a worker met a problem that no other try can mend (full disk, damaged input).
         """
-        work = _Work(sorted(jobs, key=lambda job: -(job.weight or job.stage.flops)), watcher)
+        work = _Work(sorted(jobs, key=lambda job: -job.stage.flops), watcher)
         while work.waiting or any(seat.job for seat in self._seats):
             if stopping() and not work.stopped:
                 work.stopped, work.waiting = True, []
