@@ -14,18 +14,19 @@ import pytest
 from rich.console import Console
 
 from windtunnel import desk as desk_module
+from windtunnel import manage as manage_module
 from windtunnel import pipeline as pipeline_module
 from windtunnel.base import labbook
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError, LimitReached, UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.runtime import Runtime
-from windtunnel.comparison import compare
+from windtunnel.comparison import compare, find_run
 from windtunnel.corpus.store import open_corpus
 from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.laws.sealed import read_forecast
-from windtunnel.manage import clean, finish, status
+from windtunnel.manage import clean, evaluate, finish, status
 from windtunnel.pipeline import run
 from windtunnel.planning import plan
 from windtunnel.rebuild import rebuild
@@ -148,7 +149,8 @@ def trained(monkeypatch) -> list[str]:
     """Names of the stages that are trained from here on."""
     names: list[str] = []
     monkeypatch.setattr(desk_module, "Fleet", InProcess(names))
-    monkeypatch.setattr(pipeline_module, "finishing", lambda verb, **job: VERBS[verb](job))
+    for module in (pipeline_module, manage_module):
+        monkeypatch.setattr(module, "finishing", lambda verb, **job: VERBS[verb](job))
     return names
 
 
@@ -455,6 +457,48 @@ def test_clean_lists_old_runs_and_touches_neither_them_nor_what_is_needed_until_
     clean(home, really=True)
     assert not any((Home(home).runs("tiny") / name).exists() for name in gone)
     run(recipe(folder, "tunnel.tokens=['2560','3840','6400']", "tunnel.trials=0"), home, quiet=True, until="better")
+
+
+def test_clean_keeps_what_the_latest_recipe_needs_even_where_it_was_trained_before_another(folder, home):
+    first = {p.name for p in Home(home).runs("tiny").iterdir()}
+    other = recipe(folder, "tunnel.tokens=['2560','3840','6400']", "tunnel.trials=2")
+    run(other, home, quiet=True, until="scaling")
+    run(recipe(folder), home, quiet=True)
+    gone = {Path(name).name for name in clean(home).data["folders"]}
+    assert gone
+    assert not gone & first
+
+
+def test_scores_of_eval_stay_when_the_lab_book_is_written_anew(home):
+    evaluate(home, "tiny/trunk", tokens=500)
+    book = LabBook(Home(home).labbook)
+    scores = book.scores(find_run(book, "tiny/trunk")["id"])
+    book.close()
+    assert {score["corpus"] for score in scores} == {"plain", "fine"}
+    rebuild(home)
+    book = LabBook(Home(home).labbook)
+    assert book.scores(find_run(book, "tiny/trunk")["id"]) == scores
+    book.close()
+
+
+def test_a_held_out_part_that_changed_is_scored_again_and_nothing_is_trained(folder, tmp_path, write_made_up, trained):
+    source = tmp_path / "text"
+    source.mkdir()
+    for name in ("plain.jsonl", "tiny.toml"):
+        shutil.copy(folder / name, source)
+    write_made_up(source / "fine.jsonl", 300, seed=7)
+    options = ("tunnel.trials=0", "branch.better.mixture={plain=1}", "branch.better.floor=0.2")
+    run(recipe(source, *options), tmp_path / "home", quiet=True, until="better")
+    before = read_json(run_folder(tmp_path / "home", "same") / "result.json")
+    write_made_up(source / "fine.jsonl", 320, seed=7)
+    trained.clear()
+    run(recipe(source, *options), tmp_path / "home", quiet=True, until="better")
+    after = read_json(run_folder(tmp_path / "home", "same") / "result.json")
+    assert "trunk" not in trained
+    assert {"same", "better"} <= set(trained)
+    assert (before["step"], before["loss"]) == (after["step"], after["loss"])
+    assert before["scores"]["plain"] == after["scores"]["plain"]
+    assert before["scores"]["fine"]["corpus"] != after["scores"]["fine"]["corpus"]
 
 
 def test_status_shows_what_is_done(home):

@@ -15,6 +15,7 @@ from typing import Any
 
 from windtunnel.base.artefact import explained, write_json
 from windtunnel.base.compiler import NO_COMPILER, has_compiler
+from windtunnel.base.devices import gpu_numbers, visible_gpus
 from windtunnel.base.errors import ArtefactError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
@@ -44,13 +45,13 @@ class Machine:
 
     @classmethod
     def of(cls, devices: str | None) -> Machine:
-        """Cores of this machine on the CPU, or the GPUs that ``devices`` names ("cuda", "0,1")."""
+        """The GPUs that ``devices`` names ("cuda", "0,1"), else those that are there, else the cores of the CPU."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if devices in (None, "", "cpu"):
-            return cls(cores, cores, "cpu" if devices else "")
-        numbers = [part for part in str(devices).split(",") if part.strip().isdigit()]
-        count = max(1, len(numbers))
-        return cls(count, 4, str(devices), count)
+        word = devices or ",".join(visible_gpus())
+        if word in ("", "cpu"):
+            return cls(cores, cores, word)
+        count = max(1, len(gpu_numbers(word)))
+        return cls(count, 4, word, count)
 
 
 class Desk:
@@ -70,6 +71,7 @@ class Desk:
         self.control = Control(say=self.screen.say)
         self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
         self._fleets: dict[str, Fleet] = {}
+        self._used: dict[str, dict[str, None]] = {}
         self._eager = self.machine.device in ("", "cpu") and not has_compiler()
         if self._eager:
             self.screen.say(NO_COMPILER)
@@ -119,11 +121,13 @@ class Desk:
         """
         results: dict[str, Result] = {}
         jobs: list[Job] = []
+        hashes = dict(prepared.hashes())
+        self.use(study, [stage.folder_name for stage in stages])
         for stage in stages:
             run = self.run_folder(stage)
             with explained(run):
                 run.mkdir(parents=True, exist_ok=True)
-            if (result := read_result(run, stage)) is not None:
+            if (result := read_result(run, stage, hashes)) is not None:
                 results[stage.key] = result
                 self._record_if_new(stage, study, result)
                 continue
@@ -144,6 +148,17 @@ class Desk:
             results[job.stage.key] = outcome[str(job.run)]
         return results
 
+    def use(self, study: str, runs: Sequence[str]) -> None:
+        """Notes which run folders this session needs, so that ``clean`` knows them from those of earlier recipes."""
+        used = self._used.setdefault(study, {})
+        used |= dict.fromkeys(runs)
+        with self.book as book:
+            book.put_fact(self.program, "used", study, list(used))
+
+    def used(self, study: str) -> list[str]:
+        """The run folders of a study that this session needed so far."""
+        return list(self._used.get(study, ()))
+
     def run_id(self, stage: Stage) -> str:
         return f"{self.program}/{stage.folder_name}"
 
@@ -154,9 +169,7 @@ class Desk:
 
     def note(self, stage: Stage) -> None:
         """Keeps a copy of a run's row and scores in its folder, from which the lab book can be rebuilt."""
-        run = self.run_id(stage)
-        row = {name: value for name, value in (self.book.run(run) or {}).items() if name != "config"}
-        write_json(self.run_folder(stage) / RECORD, {"row": row, "scores": self.book.scores(run)})
+        note_run(self.book, self.run_id(stage), self.run_folder(stage))
 
     def _record(self, stage: Stage, study: str, result: Result) -> None:
         run = self.run_id(stage)
@@ -221,6 +234,12 @@ class Desk:
         for stage in stages:
             if "failed" in (result := results[stage.key]):
                 raise WindtunnelError(f"{stage.name} failed: {result['failed']}; the same command tries again")
+
+
+def note_run(book: LabBook, run: str, folder: Path) -> None:
+    """Writes a run's row and scores into its folder as they stand in the lab book."""
+    row = {name: value for name, value in (book.run(run) or {}).items() if name != "config"}
+    write_json(folder / RECORD, {"row": row, "scores": book.scores(run)})
 
 
 class _Recorder:

@@ -23,7 +23,7 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.inspect import inspect_source, render_inspection
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
-from windtunnel.desk import Desk
+from windtunnel.desk import Desk, note_run
 from windtunnel.home import Home
 from windtunnel.pipeline import FINISH, export_job, finishing, run
 from windtunnel.preparation import prepare
@@ -149,23 +149,13 @@ def clean(home: Path, *, really: bool = False) -> View:
 
 
 def _current_runs(home: Home, book: LabBook, program: str) -> set[str]:
-    """Folders of the newest run of each name, and of every run that one of them grows from."""
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in book.runs(program=program):
-        key = (row["study"], row["name"])
-        if key not in newest or (row["started"] or 0) >= (newest[key]["started"] or 0):
-            newest[key] = row
-    keep = {Path(row["folder"]).name for row in newest.values()}
-    parents = {
-        row["parent"].partition("/")[2] for row in book.runs(program=program) if Path(row["folder"]).name in keep
-    }
-    finished = {
-        Path(row["folder"]).name for row in book.runs(program=program) if row["kind"] == "decay" and not row["study"]
-    }
-    grown = {
-        row["parent"].partition("/")[2] for row in book.runs(program=program) if Path(row["folder"]).name in finished
-    }
-    return keep | parents | finished | grown
+    """Folders that the latest sessions needed, all finished models, and every run that one of these grows from."""
+    rows = {Path(row["folder"]).name: row for row in book.runs(program=program)}
+    keep = {run for runs in book.facts(program, "used").values() for run in runs}
+    keep |= {name for name, row in rows.items() if row["kind"] == "decay" and not row["study"]}
+    while parents := {rows[name]["parent"].partition("/")[2] for name in keep if name in rows} - keep - {""}:
+        keep |= parents
+    return keep
 
 
 def _size(path: Path) -> int:
@@ -202,6 +192,7 @@ def evaluate(home: Path, name: str, *, tasks: Mapping[str, Path] | None = None, 
             book.put_score(
                 row["id"], task, "accuracy", found["accuracy"], "share", found["count"], found["low"], found["high"]
             )
+    note_run(book, row["id"], home / row["folder"])
     rows = [
         (corpus, f"{s['bits_per_byte']:.4f} bits per byte", f"{s['tokens']:,} tokens")
         for corpus, s in answer["scores"].items()

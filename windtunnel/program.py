@@ -137,6 +137,7 @@ class Program:
             corpora=corpora, mixture=tuple(sorted(recipe.mixture.items())), row=model.row, batch=self.batch,
             warmup=self.warmup, seed=recipe.seed, parametrization=parametrization,
             optimizer=optimizer, score=recipe.evaluated, score_tokens=recipe.evaluate.tokens,
+            masking=recipe.trunk.masking,
         )  # fmt: skip
         return apply(setting, self.choices) if chosen and self.choices else setting
 
@@ -218,7 +219,7 @@ class Program:
         )
         return content_hash(
             [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
-             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family]
+             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking]
         )  # fmt: skip
 
     def derived(self) -> list[Derived]:

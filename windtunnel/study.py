@@ -40,8 +40,11 @@ def choose(desk: Desk, program: Program) -> Program:
         return program
     record = desk.home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json"
     try:
-        return replace(program, choices=read_json(record)["choices"])
-    except ArtefactError:
+        known = read_json(record)
+        for study, runs in known["runs"].items():
+            desk.use(study, runs)
+        return replace(program, choices=known["choices"])
+    except (ArtefactError, KeyError):
         pass
     found = _search(desk, program)
     choices = dict(found.best.values)
@@ -50,6 +53,7 @@ def choose(desk: Desk, program: Program) -> Program:
         "key": program.search_key, "choices": choices, "best": found.best.number, "edges": list(found.edges),
         "trials": [{"number": t.number, "loss": t.loss, **t.values} for t in found.trials], "check": check,
         "size": recipe.tunnel.search_size or recipe.tunnel.proxies[0], "seed": recipe.seed,
+        "runs": {study: desk.used(study) for study in ("search", "check")},
     }  # fmt: skip
     with desk.book as book:
         book.put_fact(program.name, "study", "search", fact)

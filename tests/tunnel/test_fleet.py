@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import Stopped, WindtunnelError
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.tunnel import fleet as fleet_module
@@ -271,3 +272,30 @@ def test_real_workers_end_with_a_driver_that_is_killed_and_a_worker_that_is_kill
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(alive(pid) for pid in workers)
+
+
+def test_of_several_gpus_each_worker_sees_one_and_all_are_used(tmp_path, monkeypatch):
+    seen: list[tuple[str, list[str]]] = []
+
+    class Silent:
+        stdin, stdout = None, iter(())
+
+        def __init__(self, command, *, env, **_):
+            seen.append((env["CUDA_VISIBLE_DEVICES"], command))
+            raise OSError("no need to start it")
+
+    monkeypatch.setattr(fleet_module.subprocess, "Popen", Silent)
+    fleet = Fleet(3, tmp_path / "log", devices="2,5,7")
+    for number in ("2", "5", "7"):
+        with pytest.raises(OSError, match="no need"):
+            fleet._launch(None)
+        fleet._seats.append(fleet_module._Seat(None, number))
+    assert [gpu for gpu, _ in seen] == ["2", "5", "7"]
+    assert all(command[command.index("--devices") + 1] == "cuda" for _, command in seen)
+
+
+@pytest.mark.parametrize(
+    ("word", "numbers"), [("0,1", ["0", "1"]), ("cuda:0,3", ["0", "3"]), ("3", ["3"]), ("cuda", []), ("cpu", [])]
+)
+def test_gpus_are_named_by_their_numbers(word, numbers):
+    assert gpu_numbers(word) == numbers

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from windtunnel.base.compiler import has_compiler
+from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import RecipeError
 
 _MALLOC_MMAP_THRESHOLD, _MALLOC_TRIM_THRESHOLD, _MALLOC_TOP_PAD = -3, -1, -2
@@ -60,8 +61,9 @@ def choose(devices: str | None = None, threads: int | None = None, *, compiled: 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     wanted = devices or ("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted[0].isdigit():
-        wanted = f"cuda:{wanted.split(',')[0]}"
+    numbers = gpu_numbers(wanted)
+    if numbers:
+        wanted = f"cuda:{numbers[local % len(numbers)]}"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise RecipeError(
             "--devices", f"expected a device of this machine, got {devices!r}", "use 'cpu', no GPU is visible here"

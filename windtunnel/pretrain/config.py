@@ -35,6 +35,11 @@ class TrunkConfig(Config):
         description="corpus = weight; token shares follow the weights; needed when there are several corpora",
         examples=[{"wiki": 2, "books": 1}],
     )
+    masking: Literal["document", "causal"] = Field(
+        default="document",
+        description="whether a token attends only to its own document, or to all earlier tokens of its row",
+        examples=["document"],
+    )
     checkpoint_every: LengthValue = Field(
         default=Length(0.05, "fraction"),
         description="distance of checkpoints; a share is of trunk.tokens",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -37,8 +37,10 @@ def score_heldout(trainer: Trainer, heldout: HeldOut, row: int, limit_tokens: in
     """Scores whole held-out documents, end of text included, in non-overlapping windows of ``row`` tokens.
 
     Each token is predicted once. Micro-batch sums are added in float64, so the result does not depend on the batch size
-    beyond 1e-6. Ranks take batches in turn; a rank without one scores an empty batch, since sharded weights need all ranks.
+    beyond 1e-6. Documents are kept apart here even where training lets them see each other. Ranks take batches in turn;
+    a rank without one scores an empty batch, since sharded weights need all ranks.
     """
+    trainer = replace(trainer, masked=True)
     runtime, total, tokens = trainer.runtime, 0.0, 0
     scale = torch.ones(len(trainer.objective.names), device=runtime.torch_device)
     trainer.model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ def steps_saved(run: Path) -> list[int]:
     return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if p.name[5:].isdigit())
 
 
-def read_result(run: Path, stage: Stage) -> dict[str, Any] | None:
+def read_result(run: Path, stage: Stage, corpora: Mapping[str, str] | None = None) -> dict[str, Any] | None:
     """The result of a finished stage; None if it is missing, of another identity, too short, or lacks a score or checkpoint.
 
-    A trunk that went further than asked counts as finished if the checkpoints that are asked for exist.
+    A trunk that went further than asked counts as finished if the checkpoints that are asked for exist. Given the content
+    hashes of the corpora, a score on an earlier version of one counts as missing.
     """
     if not (run / RESULT).is_file():
         return None
@@ -35,9 +37,11 @@ def read_result(run: Path, stage: Stage) -> dict[str, Any] | None:
     far_enough = result["step"] == stage.steps or (stage.open_ended and result["step"] > stage.steps)
     saved = set(steps_saved(run))
     whole = result.get("key") == stage.key and far_enough and set(stage.keep) <= saved
-    scored = set(stage.score) <= set(result["scores"]) and (
+    scores, hashes = result["scores"], corpora or {}
+    scored = set(stage.score) <= set(scores) and (
         not stage.score or result.get("score_tokens", stage.score_tokens) == stage.score_tokens
     )
+    scored = scored and all(hashes.get(name, scores[name]["corpus"]) == scores[name]["corpus"] for name in stage.score)
     return result if whole and scored else None
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from windtunnel.base.artefact import MANIFEST, explained, write_json
+from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
 from windtunnel.train.stage import Stage
 
@@ -60,6 +61,7 @@ class _Seat:
     """One worker process and what it is doing."""
 
     process: subprocess.Popen[str]
+    gpu: str = ""
     job: Job | None = None
     heard: float = field(default_factory=time.monotonic)
     warm: set[str] = field(default_factory=set[str])
@@ -131,7 +133,7 @@ class Fleet:
     Args:
         workers: number of processes.
         threads: threads in each.
-        devices: passed on to each worker, ``"cpu"`` or ``"cuda"``.
+        devices: passed on to each worker, ``"cpu"`` or ``"cuda"``; of several GPUs ("0,1") each worker sees one.
         log: file that receives the workers' standard error.
         world: ranks that train each stage together under torchrun (then one stage at a time).
     """
@@ -146,8 +148,10 @@ class Fleet:
         eager: bool = False,
         world: int = 1,
     ) -> None:
+        self._gpus = gpu_numbers(devices) if devices and world == 1 else []
+        seen = "cuda" if self._gpus else devices
         self._options = (
-            ["--threads", str(threads)] + (["--devices", devices] if devices else []) + (["--eager"] if eager else [])
+            ["--threads", str(threads)] + (["--devices", seen] if seen else []) + (["--eager"] if eager else [])
         )
         self._count, self._log, self._world, self._threads = workers, log, world, threads
         self._events: queue.Queue[tuple[_Seat, dict[str, Any] | None]] = queue.Queue()
@@ -244,6 +248,9 @@ class Fleet:
             command += ["--job", str(file)]
             self._seats = []
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads), "PYTHONUNBUFFERED": "1"}
+        gpu = self._idlest_gpu()
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         if (
             self._threads > 1
         ):  # threads that spin while they wait lose a hundredfold on a busy machine (docs/lab-log.md)
@@ -254,10 +261,14 @@ class Fleet:
                 process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
                 )
-        seat = _Seat(process)
+        seat = _Seat(process, gpu)
         self._seats.append(seat)
         threading.Thread(target=self._listen, args=(seat,), daemon=True).start()
         return seat
+
+    def _idlest_gpu(self) -> str:
+        """Of several GPUs the one with the fewest workers, else an empty string."""
+        return min(self._gpus, key=lambda gpu: sum(seat.gpu == gpu for seat in self._seats), default="")
 
     def _listen(self, seat: _Seat) -> None:
         assert seat.process.stdout is not None
