@@ -392,6 +392,25 @@ def tunnel_transfer(
     _show(call(loaded, home, axes=wanted, devices=devices), as_json)
 
 
+@tunnel.command("coordinates")
+def tunnel_coordinates(
+    recipe: Annotated[
+        str, typer.Argument(metavar="[RECIPE]", help="A .toml file, or a shipped recipe.")
+    ] = "quickstart",
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="SVG file for the figure; default: into the program's folder.")
+    ] = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Do wide models compute with changes as large as narrow ones?"""
+    loaded = _load(recipe, overrides)
+    from windtunnel.coordinate_study import coordinates as call
+
+    _show(call(loaded, home, out=out), as_json)
+
+
 @law.command("list")
 def law_list(as_json: AsJson = False) -> None:
     """The named laws with their constants and sources."""

@@ -1,4 +1,4 @@
-"""Tasks that need torch but no training, each in a process of its own: samples, task scores, held-out scores, export, chat.
+"""Tasks that need torch but no training, each in a process of its own: samples, scores, export, chat, checks.
 
 ``python -m windtunnel.finishing VERB JOB`` with a JSON job prints its JSON answer as its last line.
 """
@@ -15,16 +15,20 @@ import torch
 from windtunnel.base.errors import WindtunnelError
 from windtunnel.base.runtime import choose, prepare
 from windtunnel.corpus.chat import render
+from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.evaluate.choice import score_choices
 from windtunnel.export.card import CardFacts
 from windtunnel.export.huggingface import export_huggingface
 from windtunnel.model.sample import generate
+from windtunnel.model.shape import Shape
 from windtunnel.serve.chat import chat
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import load_model
 from windtunnel.train.loop import scorer
+from windtunnel.train.stage import Stage
+from windtunnel.tunnel.coordinates import check_coordinates
 
 _SAMPLES, _SAMPLE_TOKENS, _TEMPERATURE, _TOP_P = 5, 96, 0.7, 0.95
 _QUESTIONS = ("What is Mathematics?", "How do I make pancakes?", "What is the Moon?")
@@ -84,7 +88,19 @@ def talk(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-VERBS = {"finish": finish, "evaluate": evaluate, "export": export, "chat": talk}
+def coordinates(job: dict[str, Any]) -> dict[str, Any]:
+    """The coordinate check of a parametrization over several shapes, on the first batches of a stage's own data."""
+    stage = Stage.from_dict(job["stage"])
+    loader = Loader(stage.plan, {name: open_corpus(Path(folder)) for name, folder in job["corpora"].items()})
+    batches = [loader.rows(i * stage.batch, stage.batch) for i in range(job["batches"])]
+    shapes = [Shape(**shape) for shape in job["shapes"]]
+    check = check_coordinates(
+        stage.parametrization, shapes, batches, seeds=job["seeds"], steps=job["steps"], optimizer=stage.optimizer
+    )
+    return check.to_dict()
+
+
+VERBS = {"coordinates": coordinates, "finish": finish, "evaluate": evaluate, "export": export, "chat": talk}
 
 
 def main() -> int:

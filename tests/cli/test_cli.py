@@ -59,6 +59,7 @@ SURFACE = {
     "tunnel search": "--devices --help --home --set recipe",
     "tunnel scale": "--devices --help --home --set recipe",
     "tunnel transfer": "--axes --devices --help --home --json --set recipe",
+    "tunnel coordinates": "--help --home --json --out --set recipe",
     "law": "--help",
     "law list": "--help --json",
     "law predict": "--flops --help --json --law --parameters --tokens",
@@ -80,6 +81,7 @@ VERBS = [
     "inspect_data",
     "compression",
     "transfer",
+    "coordinates",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -182,7 +184,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison", "transfer_study")
+    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study")
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -244,6 +246,7 @@ HOME = Path("some-home")
             (HOME,),
             {"axes": ["width", "depth"], "devices": None},
         ),
+        ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],
 )
