@@ -23,6 +23,9 @@ from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
 from windtunnel.train.stage import Stage
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Environment of a worker with several threads: those that spin while they wait lose a hundredfold on a busy machine
+(docs/lab-log.md)."""
 _SILENCE = 900.0
 _TRIES = 2
 
@@ -251,10 +254,8 @@ class Fleet:
         gpu = self._idlest_gpu()
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        if (
-            self._threads > 1
-        ):  # threads that spin while they wait lose a hundredfold on a busy machine (docs/lab-log.md)
-            environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+        if self._threads > 1:
+            environment |= WAITING
         with explained(self._log):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as log:
