@@ -20,7 +20,7 @@ from windtunnel.laws.sealed import Forecast, score
 from windtunnel.planning import known_pins, pin_key
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
-from windtunnel.recipe import Recipe, differences
+from windtunnel.recipe import Recipe, differences, introduction, shipped
 from windtunnel.report.page import write_report
 from windtunnel.sizing import with_budget
 from windtunnel.study import choose, mean_loss, seal_forecast
@@ -75,6 +75,8 @@ def run(
         until = "forecast"
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, track=recipe.track) as desk:
         begun = time.time()
+        if recipe.name in shipped() and desk.book.fact(recipe.name, "recipe", "resolved") is None:
+            desk.screen.say(introduction(recipe.name))
         _note_change(desk, recipe)
         job = Job(desk, Program(recipe), until)
         for name, step in _steps(job):

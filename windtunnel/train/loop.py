@@ -177,7 +177,7 @@ def _train(
             saved = step
             if runtime.rank == 0:
                 rotate(run, stage.keep_last, keep)
-        if control.due():
+        if clock.knows_speed and control.due():
             control.tell(clock.progress(stage, at))
         if stopping and not last:
             kept = f"a checkpoint of step {saved} is saved" if saved else "nothing was saved yet"
@@ -229,7 +229,9 @@ class Clock:
         self._lap("load")
 
     def stepped(self, tokens: int, loss: float) -> None:
-        self._recent.append((self._lap("step"), tokens))
+        lap = self._lap("step")
+        if self.tokens:  # the first step compiles
+            self._recent.append((lap, tokens))
         self._losses.append(loss)
         self.tokens += tokens
 
@@ -242,6 +244,10 @@ class Clock:
 
     def done(self) -> None:
         self._lap("other")
+
+    @property
+    def knows_speed(self) -> bool:
+        return bool(self._recent)
 
     def mean_loss(self) -> float:
         """Mean training loss of the last steps (at most 100), in the objective's unit."""

@@ -79,7 +79,7 @@ class _Seat:
 
 
 @dataclass
-class _Work:
+class Work:
     """The jobs of one call: those that wait, what came of the others, and how often each was tried."""
 
     waiting: list[Job]
@@ -188,7 +188,7 @@ class Fleet:
             Stopped: ``stopping`` said so; every running stage has stopped at a step boundary.
             WindtunnelError: a worker met a problem that no other try can mend (full disk, damaged input).
         """
-        work = _Work(sorted(jobs, key=lambda job: -job.stage.flops), watcher)
+        work = Work(sorted(jobs, key=lambda job: -job.stage.flops), watcher)
         while work.waiting or any(seat.job for seat in self._seats):
             if stopping() and not work.stopped:
                 work.stopped, work.waiting = True, []
@@ -213,7 +213,7 @@ class Fleet:
         else:
             seat.send({"stop": True})
 
-    def _hand_out(self, work: _Work) -> None:
+    def _hand_out(self, work: Work) -> None:
         work.orphans()
         for job in list(work.waiting):
             if job.parent is not None and not (job.parent / MANIFEST).is_file():
@@ -281,7 +281,7 @@ class Fleet:
         seat.process.stdout.close()
         self._events.put((seat, None))
 
-    def _hear(self, seat: _Seat, message: dict[str, Any] | None, work: _Work) -> None:
+    def _hear(self, seat: _Seat, message: dict[str, Any] | None, work: Work) -> None:
         seat.heard, job = time.monotonic(), seat.job
         if message is None:
             if seat.process.stdin:
@@ -304,7 +304,7 @@ class Fleet:
             seat.job = None
             work.meet(job, message["error"], message["code"])
 
-    def _replace_silent(self, work: _Work) -> None:
+    def _replace_silent(self, work: Work) -> None:
         for seat in list(self._seats):
             if seat.job and time.monotonic() - seat.heard > _SILENCE:
                 job, seat.job = seat.job, None
