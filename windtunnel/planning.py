@@ -16,6 +16,7 @@ from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
 from windtunnel.home import Home
 from windtunnel.laws.budget import Choice
+from windtunnel.model.config import ModelConfig
 from windtunnel.model.shape import Shape
 from windtunnel.preparation import known_preparation
 from windtunnel.program import Program
@@ -64,7 +65,9 @@ def known_pins(home: Home, recipe: Recipe, tokenizer: str) -> dict[str, int] | N
         raw = read_json(home.program(recipe.name) / "pinned.json")
     except ArtefactError:
         return None
-    same = raw["model"] == pin_key(recipe, tokenizer)
+    # A key that the recipe's table gained since then had its default.
+    model = {name: field.default for name, field in ModelConfig.model_fields.items()} | raw["model"]["model"]
+    same = {**raw["model"], "model": model} == pin_key(recipe, tokenizer)
     return {name: raw[name] for name in ("batch", "warmup")} if same else None
 
 

@@ -132,7 +132,9 @@ class Program:
             recipe.optimizer.weight_decay, recipe.optimizer.clip, recipe.optimizer.decay,
         )  # fmt: skip
         corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
-        parametrization = replace(Parametrization.named(model.parametrization), **constants)
+        parametrization = replace(
+            Parametrization.named(model.parametrization, model.base_layers or recipe.family.base_layers), **constants
+        )
         setting = Setting(
             corpora=corpora, mixture=tuple(sorted(recipe.mixture.items())), row=model.row, batch=self.batch,
             warmup=self.warmup, seed=recipe.seed, parametrization=parametrization,
@@ -217,9 +219,12 @@ class Program:
         tunnel = self.recipe.tunnel.model_dump(
             mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"}
         )
+        usual = AdamW().to_dict()
+        unusual = {name: value for name, value in setting.optimizer.to_dict().items() if usual.get(name) != value}
         return content_hash(
             [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
-             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking]
+             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking,
+             *([unusual] if unusual else [])]
         )  # fmt: skip
 
     def derived(self) -> list[Derived]:

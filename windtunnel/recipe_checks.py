@@ -134,6 +134,11 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
         if heads and heads * family.head_dim != width:
             fit = width // family.head_dim
             yield Problem("model.shape.heads", f"expected width / head dimension = {fit}, got {heads}", "leave it out")
+    if model.base_layers is not None and model.parametrization != "completep":
+        fix = "leave it out: the others do not know a base depth"
+        yield Problem(
+            "model.base_layers", f"expected parametrization = 'completep', got {model.parametrization!r}", fix
+        )
     target = recipe.target_shape()
     if model.row > family.max_positions:
         yield Problem(

@@ -58,9 +58,9 @@ class Matrix(nn.Module):
 class Norm(nn.Module):
     """RMSNorm: mean square in at least fp32, result cast back, then the gain."""
 
-    def __init__(self, width: int, eps: float, device: torch.device | str | None) -> None:
+    def __init__(self, width: int, eps: float, device: torch.device | str | None, role: Role = Role.NORM) -> None:
         super().__init__()
-        self.weight = tag(nn.Parameter(torch.empty(width, device=device)), Role.NORM)
+        self.weight = tag(nn.Parameter(torch.empty(width, device=device)), role)
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Transformer(nn.Module):
         tied = Role.TIED_EMBEDDING if shape.tied else Role.EMBEDDING
         self.embedding = Matrix(shape.padded_vocab, shape.width, tied, device)
         self.layers = nn.ModuleList(Layer(shape, device) for _ in range(shape.layers))
-        self.norm = Norm(shape.width, shape.norm_eps, device)
+        self.norm = Norm(shape.width, shape.norm_eps, device, Role.LAST_NORM)
         self.head = None if shape.tied else Matrix(shape.padded_vocab, shape.width, Role.HEAD, device)
         # Multipliers are tensors, so that models that differ only in them share one compiled graph.
         for name in ("embedding_multiplier", "residual_multiplier", "logit_multiplier"):

@@ -1,4 +1,4 @@
-"""AdamW with one group for each pair of multipliers in the parametrization table."""
+"""AdamW with one group for each set of multipliers in the parametrization table."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from windtunnel.train.stage import AdamW
 
 
 def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True) -> torch.optim.AdamW:
-    """AdamW over all parameters of a model, grouped by the learning-rate and decay multipliers of their roles."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """AdamW over all parameters of a model, grouped by the multipliers of their roles."""
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rule = model.parametrization.rule(model.roles[name], model.shape)
-        groups.setdefault((rule.lr_multiplier, weight_decay(config, rule)), []).append(parameter)
+        key = (rule.lr_multiplier, weight_decay(config, rule), config.epsilon * rule.epsilon_multiplier)
+        groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr_multiplier": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
+            {"params": parameters, "lr_multiplier": rate, "weight_decay": decay, "eps": epsilon}
+            for (rate, decay, epsilon), parameters in groups.items()
         ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
         fused=fused,
     )
 
