@@ -24,7 +24,13 @@ def test_the_quickstart_has_the_keys_that_it_had_before_its_tables_gained_fields
 
 @pytest.mark.parametrize(
     "override",
-    ["model.parametrization=completep", "optimizer.beta2=0.99", "optimizer.weight_decay=0.2", "optimizer.lr=0.02"],
+    [
+        "model.parametrization=completep",
+        "model.qk_norm=true",
+        "optimizer.beta2=0.99",
+        "optimizer.weight_decay=0.2",
+        "optimizer.lr=0.02",
+    ],
 )
 def test_a_search_with_other_constants_is_another_search(override: str) -> None:
     assert Program(load_recipe("quickstart", [override])).search_key != SEARCH
@@ -41,5 +47,5 @@ def test_pins_of_a_version_that_knew_fewer_keys_still_hold(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     (folder / "pinned.json").write_text(json.dumps({**pinned, "batch": 8, "warmup": 125}), encoding="utf-8")
     assert known_pins(Home(tmp_path), recipe, "t") == {"batch": 8, "warmup": 125}
-    for other in ("model.parametrization=completep", "model.row=64"):
+    for other in ("model.parametrization=completep", "model.row=64", "model.qk_norm=true"):
         assert known_pins(Home(tmp_path), load_recipe("quickstart", [other]), "t") is None

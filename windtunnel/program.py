@@ -220,7 +220,11 @@ class Program:
             mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"}
         )
         usual = AdamW().to_dict()
-        unusual = {name: value for name, value in setting.optimizer.to_dict().items() if usual.get(name) != value}
+        # What the recipe had no key for in earlier versions is told only where it is used: old searches keep their key.
+        unusual: dict[str, Any] = {
+            name: value for name, value in setting.optimizer.to_dict().items() if usual.get(name) != value
+        }
+        unusual |= {"qk_norm": True} if self.recipe.model.qk_norm else {}
         return content_hash(
             [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
              setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking,

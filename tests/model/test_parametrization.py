@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from windtunnel.base.errors import RecipeError
 from windtunnel.model.family import FAMILIES
 from windtunnel.model.parametrization import (
+    NORMS,
     TABLES,
     Factors,
     Parametrization,
@@ -127,13 +129,18 @@ def test_released_body_sizes_are_exact() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda f: f.name)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_every_member_has_as_many_parameters_as_the_identity_says(family, tied: bool) -> None:
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
+def test_every_member_has_as_many_parameters_as_the_identity_says(family, tied: bool, qk_norm: bool) -> None:
     for member in family.members:
-        shape = family.shape(member.name, 1000, tied=tied)
+        shape = replace(family.shape(member.name, 1000, tied=tied), qk_norm=qk_norm)
         model = Transformer(shape, MUP, device="meta")
         count = sum(p.numel() for p in model.parameters())
         padding = (shape.padded_vocab - shape.vocab) * shape.width * (1 if tied else 2)
         assert count - padding == shape.total, member.name
+        roles = [(p.numel(), model.roles[name]) for name, p in model.named_parameters()]
+        assert sum(n for n, role in roles if role is Role.HIDDEN) == shape.matrices
+        assert sum(n for n, role in roles if role in NORMS) == shape.gains
+        assert sum(n for n, role in roles if role is Role.HEAD_NORM) == (2 * shape.layers * shape.head_dim * qk_norm)
 
 
 def test_the_standard_parametrization_does_not_know_the_width() -> None:
@@ -196,7 +203,7 @@ def _train(parametrization: Parametrization, shape: Shape, steps: int = 6) -> tu
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", TABLES)
 def test_a_change_of_base_width_leaves_training_identical(name, tied: bool) -> None:
-    shape = FAMILIES["tiny"].shape("0.1M", 128, tied=tied)
+    shape = replace(FAMILIES["tiny"].shape("0.1M", 128, tied=tied), qk_norm=name == "completep")
     before, model = _train(Parametrization.named(name), shape)
     for base in (256, 24):
         after, other = _train(*rebase(Parametrization.named(name), shape, base))

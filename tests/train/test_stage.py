@@ -24,6 +24,7 @@ STAGE = Stage(
 FIRST_KEY = "362dff65961f8be4350beafcb3e4da06c9f1726e545a88896d571c60ff33ba7c"
 """Of STAGE in version e349dfa, with NUMERICS 2, before any field came later."""
 CHANGES = {
+    "QK-norm": {"shape": replace(SHAPE, qk_norm=True)},
     "completep": {"parametrization": Parametrization.named("completep", 4)},
     "independent decay": {"optimizer": AdamW(weight_decay=1e-3, decay="independent")},
 }

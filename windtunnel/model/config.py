@@ -46,6 +46,11 @@ class ModelConfig(Config):
     )
     shape: ShapeConfig | None = Field(default=None, description="an explicit shape instead of a size")
     tied: bool = Field(default=True, description="one matrix for embedding and head", examples=[True])
+    qk_norm: bool = Field(
+        default=False,
+        description="normalise queries and keys: less sensitive to the learning rate; exported as Qwen3 instead of Llama",
+        examples=[True],
+    )
     row: int = Field(
         default=256,
         ge=8,
