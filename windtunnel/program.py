@@ -18,7 +18,7 @@ from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
-from windtunnel.train.stage import AdamW, Stage
+from windtunnel.train.stage import AdamW, Stage, optimizer_of
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
 from windtunnel.tunnel.space import apply
 
@@ -131,6 +131,7 @@ class Program:
             recipe.optimizer.lr or 0.01, recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.eps,
             recipe.optimizer.weight_decay, recipe.optimizer.clip, recipe.optimizer.decay,
         )  # fmt: skip
+        optimizer = optimizer_of(recipe.optimizer.kind, optimizer)
         corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
         parametrization = replace(
             Parametrization.named(model.parametrization, model.base_layers or recipe.family.base_layers), **constants

@@ -167,7 +167,7 @@ class Recipe(Config):
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer")
     model: ModelConfig = Field(default=ModelConfig(), description="family and size")
     budget: BudgetConfig | None = Field(default=None, description="what may be spent, instead of model.size")
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW or Muon")
     tunnel: TunnelConfig | None = Field(
         default=None, description="the studies on tiny models; without it, nothing is tuned or forecast"
     )

@@ -30,7 +30,7 @@ FIELDS = {
     "model": "family size shape tied qk_norm row parametrization base_width base_layers init_std scale_emb scale_depth",
     "model.shape": "width layers heads kv_heads ff",
     "budget": "hours gpu_hours flops money law",
-    "optimizer": "lr beta1 beta2 eps weight_decay decay clip",
+    "optimizer": "kind lr beta1 beta2 eps weight_decay decay clip",
     "tunnel": "proxies tokens seeds trials trial_tokens search_size check_size forms",
     "trunk": "tokens batch warmup mixture masking checkpoint_every keep",
     "branch.x": "kind parent at tokens form floor half_life mixture batch",

@@ -7,14 +7,23 @@ from typing import Annotated
 from pydantic import Field
 
 from windtunnel.base.config import Config
+from windtunnel.model.parametrization import Kind
 from windtunnel.train.stage import Decay
 
 Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class OptimizerConfig(Config):
-    """AdamW. The defaults are those of the code that the paper's authors released later (arXiv 2404.06395)."""
+    """AdamW, or Muon with AdamW for all but the hidden matrices.
 
+    The defaults are those of the code that the paper's authors released later (arXiv 2404.06395).
+    """
+
+    kind: Kind = Field(
+        default="adamw",
+        description="adamw, or muon: Muon for the hidden matrices and adamw for the rest, on one GPU or CPU process",
+        examples=["adamw"],
+    )
     lr: float | None = Field(
         default=None,
         gt=0,
