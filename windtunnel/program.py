@@ -18,7 +18,7 @@ from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
-from windtunnel.train.stage import AdamW, Stage
+from windtunnel.train.stage import AdamW, Stage, optimizer_of
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
 from windtunnel.tunnel.space import apply
 
@@ -129,10 +129,13 @@ class Program:
         constants = {k: v for k in ("init_std", "scale_emb", "scale_depth") if (v := getattr(model, k)) is not None}
         optimizer = AdamW(
             recipe.optimizer.lr or 0.01, recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.eps,
-            recipe.optimizer.weight_decay, recipe.optimizer.clip,
+            recipe.optimizer.weight_decay, recipe.optimizer.clip, recipe.optimizer.decay,
         )  # fmt: skip
+        optimizer = optimizer_of(recipe.optimizer.kind, optimizer)
         corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
-        parametrization = replace(Parametrization.named(model.parametrization), **constants)
+        parametrization = replace(
+            Parametrization.named(model.parametrization, model.base_layers or recipe.family.base_layers), **constants
+        )
         setting = Setting(
             corpora=corpora, mixture=tuple(sorted(recipe.mixture.items())), row=model.row, batch=self.batch,
             warmup=self.warmup, seed=recipe.seed, parametrization=parametrization,
@@ -217,9 +220,16 @@ class Program:
         tunnel = self.recipe.tunnel.model_dump(
             mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"}
         )
+        usual = AdamW().to_dict()
+        # What the recipe had no key for in earlier versions is told only where it is used: old searches keep their key.
+        unusual: dict[str, Any] = {
+            name: value for name, value in setting.optimizer.to_dict().items() if usual.get(name) != value
+        }
+        unusual |= {"qk_norm": True} if self.recipe.model.qk_norm else {}
         return content_hash(
             [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
-             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking]
+             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking,
+             *([unusual] if unusual else [])]
         )  # fmt: skip
 
     def derived(self) -> list[Derived]:

@@ -134,6 +134,11 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
         if heads and heads * family.head_dim != width:
             fit = width // family.head_dim
             yield Problem("model.shape.heads", f"expected width / head dimension = {fit}, got {heads}", "leave it out")
+    if model.base_layers is not None and model.parametrization != "completep":
+        fix = "leave it out: the others do not know a base depth"
+        yield Problem(
+            "model.base_layers", f"expected parametrization = 'completep', got {model.parametrization!r}", fix
+        )
     target = recipe.target_shape()
     if model.row > family.max_positions:
         yield Problem(
@@ -149,6 +154,15 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
             rows = max(1, round(batch / model.row))
             fix = f"write {rows * model.row} for {rows} rows"
             yield Problem(key, f"expected a multiple of model.row = {model.row}, got {batch}", fix)
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.optimizer.decay == "independent" and not recipe.given("optimizer.weight_decay"):
+        yield Problem(
+            "optimizer.decay",
+            "expected weight_decay beside independent decay, got none",
+            "write for example weight_decay = 0.001: the share that a step at full rate takes off every tensor",
+        )
 
 
 def _tunnel(recipe: Recipe) -> Iterator[Problem]:
@@ -259,4 +273,4 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
         return None
 
 
-CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (_dial, _names, _shape, _tunnel, _lengths)
+CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (_dial, _names, _shape, _optimizer, _tunnel, _lengths)
