@@ -31,7 +31,7 @@ LIGHT = [
     "windtunnel", "windtunnel.cli", "windtunnel.recipe", "windtunnel.recipe_new", "windtunnel.base.artefact", "windtunnel.base.labbook",
     "windtunnel.model.shape", "windtunnel.model.family", "windtunnel.model.parametrization", "windtunnel.train.schedule",
     "windtunnel.train.stage", "windtunnel.laws.loss", "windtunnel.corpus.build", "windtunnel.corpus.sources",
-    "windtunnel.corpus.loader", "windtunnel.corpus.mixture",
+    "windtunnel.corpus.loader", "windtunnel.corpus.mixture", "windtunnel.tunnel.audit", "windtunnel.tunnel.transfer",
 ]  # fmt: skip
 """Modules that never load torch, however far one follows their imports."""
 

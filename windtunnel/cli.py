@@ -373,6 +373,25 @@ def tunnel_scale(recipe: RecipeFile, overrides: Overrides = None, devices: Devic
     run(recipe, overrides, "scaling", devices, home)
 
 
+@tunnel.command("transfer")
+def tunnel_transfer(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    axes: Annotated[
+        str | None, typer.Option("--axes", help="Of width, depth, batch, horizon, size: --axes width,depth.")
+    ] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Does the best learning rate carry over? One axis at a time."""
+    loaded = _load(recipe, overrides)
+    from windtunnel.transfer_study import transfer as call
+
+    wanted = [name.strip() for name in axes.split(",") if name.strip()] if axes else []
+    _show(call(loaded, home, axes=wanted, devices=devices), as_json)
+
+
 @law.command("list")
 def law_list(as_json: AsJson = False) -> None:
     """The named laws with their constants and sources."""

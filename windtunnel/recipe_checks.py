@@ -201,6 +201,7 @@ def _tunnel(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "tunnel.tokens", "expected different lengths, got one of them twice", "three lengths or more give a law"
         )
+    yield from _studies(recipe)
     if not recipe.branch:
         yield Problem(
             "tunnel", "expected a branch to forecast, got none", 'add a table such as [branch.same] with tokens = "10%"'
@@ -208,6 +209,13 @@ def _tunnel(recipe: Recipe) -> Iterator[Problem]:
     elif recipe.forecast_branch is None:
         fix = "add one without a mixture of its own: the law is measured on the trunk's data"
         yield Problem("branch", "expected a decay on the trunk's own mixture to forecast, got none", fix)
+
+
+def _studies(recipe: Recipe) -> Iterator[Problem]:
+    head, transfer = recipe.family.head_dim, recipe.tunnel.transfer if recipe.tunnel else None
+    if transfer is not None and transfer.width is not None and transfer.width % head:
+        problem = f"expected a multiple of the head dimension {head} of '{recipe.family.name}', got {transfer.width}"
+        yield Problem("tunnel.transfer.width", problem)
 
 
 def _lengths(recipe: Recipe) -> Iterator[Problem]:

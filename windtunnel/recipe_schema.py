@@ -257,14 +257,21 @@ class Recipe(Config):
 
     def target_shape(self, vocab: int | None = None) -> Shape | None:
         """The shape of the target; None if it follows from a budget."""
-        explicit, family = self.model.shape, self.family
+        explicit = self.model.shape
         if explicit is None:
             return None if self.model.size is None else self.shape_of(self.model.size, vocab)
-        heads = explicit.heads or max(1, explicit.width // family.head_dim)
+        shape = self.shape_at(explicit.width, explicit.layers, vocab)
+        heads = explicit.heads or shape.heads
+        return replace(shape, heads=heads, kv_heads=explicit.kv_heads or heads, ff=explicit.ff or shape.ff)
+
+    def shape_at(self, width: int, layers: int, vocab: int | None = None) -> Shape:
+        """A shape of this family's head dimension and rule for d_ff, with any width and depth."""
+        family = self.family
+        heads = max(1, width // family.head_dim)
         shape = Shape(
-            width=explicit.width, layers=explicit.layers, heads=heads, kv_heads=explicit.kv_heads or heads,
-            head_dim=family.head_dim, ff=explicit.ff or 5 * explicit.width // 2, vocab=vocab or self.tokenizer.vocab,
-            base_width=family.base_width, tied=self.model.tied, max_positions=family.max_positions,
+            width=width, layers=layers, heads=heads, kv_heads=heads, head_dim=family.head_dim, ff=5 * width // 2,
+            vocab=vocab or self.tokenizer.vocab, base_width=family.base_width, tied=self.model.tied,
+            max_positions=family.max_positions,
         )  # fmt: skip
         return self._based(shape)
 

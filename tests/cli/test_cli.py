@@ -58,6 +58,7 @@ SURFACE = {
     "tunnel": "--help",
     "tunnel search": "--devices --help --home --set recipe",
     "tunnel scale": "--devices --help --home --set recipe",
+    "tunnel transfer": "--axes --devices --help --home --json --set recipe",
     "law": "--help",
     "law list": "--help --json",
     "law predict": "--flops --help --json --law --parameters --tokens",
@@ -78,6 +79,7 @@ VERBS = [
     "clean",
     "inspect_data",
     "compression",
+    "transfer",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -180,7 +182,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison")
+    names = ("pipeline", "planning", "manage", "comparison", "transfer_study")
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -235,6 +237,13 @@ HOME = Path("some-home")
         ("data compression quickstart", "compression", (HOME,), {}),
         ("tunnel search quickstart", "run", (HOME,), {"until": "search", "devices": None}),
         ("tunnel scale quickstart", "run", (HOME,), {"until": "scaling", "devices": None}),
+        ("tunnel transfer quickstart", "transfer", (HOME,), {"axes": [], "devices": None}),
+        (
+            "tunnel transfer quickstart --axes width,depth",
+            "transfer",
+            (HOME,),
+            {"axes": ["width", "depth"], "devices": None},
+        ),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],
 )

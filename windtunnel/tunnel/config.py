@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from windtunnel.base.config import Config, Count, LengthValue, Tuple
+from windtunnel.tunnel.study_config import TransferConfig
 
 LawForm = Literal["additive", "coupled", "skaling"]
 
@@ -59,3 +60,4 @@ class TunnelConfig(Config):
         description="forms of the law that compete; weighed by how well they predict held-out proxies",
         examples=[["additive", "coupled"]],
     )
+    transfer: TransferConfig | None = Field(default=None, description="the transfer study, run on its own")

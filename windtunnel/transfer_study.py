@@ -1,0 +1,344 @@
+"""``windtunnel tunnel transfer``: trains a transfer study, audits each axis, records what it found. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+
+from windtunnel.base.artefact import content_hash, write_json
+from windtunnel.base.errors import UserError, WindtunnelError
+from windtunnel.base.units import duration, si
+from windtunnel.corpus.mixture import check_epochs
+from windtunnel.desk import Desk, Result
+from windtunnel.home import Home
+from windtunnel.model.parametrization import Parametrization
+from windtunnel.planning import known_pins
+from windtunnel.preparation import prepare
+from windtunnel.program import Program
+from windtunnel.recipe import Recipe
+from windtunnel.sizing import with_budget
+from windtunnel.study import known_choices, mean_loss
+from windtunnel.train.stage import Stage
+from windtunnel.tunnel.audit import Audit, Slope, audit, find_valley
+from windtunnel.tunnel.study_config import TransferAxis, TransferConfig
+from windtunnel.tunnel.transfer import (
+    Cell,
+    Grid,
+    Rules,
+    Rung,
+    best_rate,
+    bridging_rates,
+    make_trial,
+    next_rates,
+    rate_at,
+    rungs,
+)  # fmt: skip
+from windtunnel.views import View, line, table
+
+AXES = ("width", "depth", "batch", "horizon", "size")
+STUDY = "transfer"
+_MOST_ROUNDS = 12
+_SEED_STEP = 1000
+
+
+def transfer(
+    recipe: Recipe, home: Path, *, axes: Sequence[str] = (), devices: str | None = None, quiet: bool = False
+) -> View:
+    """Trains small grids of learning rates along each axis and says whether the smallest model's best one carries over.
+
+    Args:
+        axes: instead of those in the recipe's [tunnel.transfer].
+
+    Raises:
+        UserError: an axis is unknown, or the axis ``size`` has no proxies to go by.
+        Stopped: a stop was asked for; the same command continues.
+    """
+    config = study_config(recipe, axes)
+    with Desk(Home(home), recipe.name, devices=devices, quiet=quiet) as desk:
+        study = Study(desk, open_program(desk, recipe), config)
+        ladders = study.ladders()
+        study.fill(ladder[i].cell for ladder in ladders.values() for i in range(len(ladder)))
+        study.bridge(ladders)
+        slopes = study.slopes(ladders)
+        found = {axis: _fact(study, axis, ladders, slopes) for axis in config.axes}
+        for axis, fact in found.items():
+            with desk.book as book:
+                book.put_fact(recipe.name, STUDY, axis, fact)
+            write_json(desk.home.program(recipe.name) / "studies" / f"{STUDY}-{axis}-{fact['key'][:12]}.json", fact)
+    return View({"program": recipe.name, "axes": found}, tuple(_parts(recipe.name, found)))
+
+
+def study_config(recipe: Recipe, axes: Sequence[str] = ()) -> TransferConfig:
+    """The recipe's table, or its defaults, with the axes that are asked for."""
+    config = (recipe.tunnel.transfer if recipe.tunnel else None) or TransferConfig()
+    if unknown := [axis for axis in axes if axis not in AXES]:
+        raise UserError("--axes", f"expected some of {', '.join(AXES)}, got {unknown[0][:60]!r}")
+    chosen: tuple[TransferAxis, ...] = tuple(a for a in AXES if a in axes) if axes else config.axes  # pyright: ignore[reportAssignmentType]
+    if "size" in chosen and recipe.tunnel is None:
+        raise UserError(recipe.where("tunnel"), "expected proxies for the axis 'size', found no [tunnel]")
+    return config.model_copy(update={"axes": chosen})
+
+
+def open_program(desk: Desk, recipe: Recipe) -> Program:
+    """The program with its corpora built, its batch and size known, and what an earlier search chose."""
+    prepared = prepare(desk, recipe)
+    program = with_budget(Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash)))
+    return replace(program, choices=known_choices(desk.home, program))
+
+
+Ladders = dict[tuple[str, str], list[Rung]]
+"""(axis, parametrization) → the values of the axis, smallest first."""
+
+
+@dataclass
+class Study:
+    """The trials of one call: which there are, what they ended with."""
+
+    desk: Desk
+    program: Program
+    config: TransferConfig
+    grids: dict[Cell, dict[int, list[float | None]]] = field(default_factory=dict[Cell, dict[int, list[float | None]]])
+    results: dict[str, Result] = field(default_factory=dict[str, Result])
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.program.recipe.seed + _SEED_STEP * i for i in range(self.config.seeds)]
+
+    def parametrizations(self) -> list[Parametrization]:
+        """Those that are compared. The recipe's constants and the search's choices hold for the recipe's own one."""
+        own = self.program.setting().parametrization
+        names = self.config.parametrizations or (own.name,)
+        return [own if name == own.name else Parametrization.named(name) for name in names]
+
+    def centre(self, name: str) -> float:
+        """The middle of a parametrization's first grid."""
+        return self.config.centre.get(name, self.program.setting().optimizer.learning_rate)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def rate(self, cell: Cell, k: int) -> float:
+        return rate_at(self.centre(cell.parametrization.name), self.config.spacing, k)
+
+    def ladders(self) -> Ladders:
+        """Every axis under every parametrization."""
+        recipe, config = self.program.recipe, self.config
+        width = config.width or recipe.model.base_width or recipe.family.base_width
+        shape = recipe.shape_at(width, config.layers, self.program.vocab)
+        tokens = config.tokens or 10 * shape.body
+        rules = Rules(0.5 if config.batch_rule == "sqrt" else 0.0, config.horizon_exponent)
+        out: Ladders = {}
+        for parametrization in self.parametrizations():
+            base = Cell(parametrization, shape, self.program.batch, tokens)
+            for axis in config.axes:
+                if axis == "size":
+                    assert recipe.tunnel is not None
+                    shapes = [(size, recipe.shape_of(size, self.program.vocab)) for size in recipe.tunnel.proxies]
+                    ladder = [Rung(size, replace(base, shape=s)) for size, s in sorted(shapes, key=lambda p: p[1].body)]
+                else:
+                    ladder = rungs(axis, base, config.factors, rules)
+                out[axis, parametrization.name] = ladder
+        return out
+
+    def fill(self, cells: Iterable[Cell]) -> None:
+        """Trains all grids, round by round, until each has what it needs around its best rate."""
+        wanted = list(dict.fromkeys(cells))
+        for turn in range(1, _MOST_ROUNDS + 1):
+            todo = {cell: next_rates(self.grids.get(cell, {}), self.config.rates) for cell in wanted}
+            if not any(todo.values()):
+                return
+            self.train(f"transfer: round {turn}", [(cell, k) for cell, ks in todo.items() for k in ks])
+
+    def bridge(self, ladders: Ladders) -> None:
+        """Trains the targets at the rates around their proxies' best ones, where that has not been done."""
+        todo: dict[tuple[Cell, int], None] = {}
+        for ladder in ladders.values():
+            proxy, target = ladder[0].cell, ladder[-1].cell
+            best = best_rate(self.grids[proxy])
+            if best is None:
+                continue
+            low, high = self.rate(proxy, best - 1), self.rate(proxy, best + 1)
+            centre = self.centre(proxy.parametrization.name)
+            ks = bridging_rates(self.grids[target], low, high, centre, self.config.spacing)
+            todo |= {(target, k): None for k in ks}
+        self.train("transfer: the proxies' rates at the targets", list(todo))
+
+    def slopes(self, ladders: Ladders) -> dict[tuple[str, str], Slope]:
+        """How fast each target's loss falls with tokens: from a run of half the tokens, or from the horizon axis itself."""
+        halves = {
+            key: replace(ladder[-1].cell, tokens=ladder[-1].cell.tokens // 2)
+            for key, ladder in ladders.items()
+            if key[0] != "horizon"
+        }
+        bests = {key: best_rate(self.grids[ladder[-1].cell]) for key, ladder in ladders.items()}
+        pairs = dict.fromkeys((cell, best) for key, cell in halves.items() if (best := bests[key]) is not None)
+        self.train("transfer: the targets on half their tokens", list(pairs), self.seeds[:1])
+        out: dict[tuple[str, str], Slope] = {}
+        for key, ladder in ladders.items():
+            best, target = bests[key], ladder[-1].cell
+            shorter = ladder[-2].cell if key[0] == "horizon" else halves[key]
+            if best is None or self.grids.get(shorter) is None:
+                continue
+            if key[0] == "horizon":
+                before, after = (_lowest(self.grids[cell]) for cell in (shorter, target))
+                source = f"the bottoms of the valleys after {si(shorter.tokens)} and {si(target.tokens)} tokens"
+            else:
+                before, after = self.grids[shorter][best][0], self.grids[target][best][0]
+                source = f"one run of {si(shorter.tokens)} and one of {si(target.tokens)} tokens"
+            if before is not None and after is not None:
+                out[key] = Slope((before - after) / float(np.log(target.tokens / shorter.tokens)), source)
+        return out
+
+    def train(self, title: str, points: Sequence[tuple[Cell, int]], seeds: Sequence[int] | None = None) -> None:
+        """Trains cells at rates, every seed, and keeps their losses."""
+        prepared, mixture = self.program.prepared, self.program.recipe.mixture
+        assert prepared is not None
+        if not points:
+            return
+        seeds = self.seeds if seeds is None else seeds
+        setting = self.program.setting()
+        stages = {
+            (cell, k, seed): make_trial(cell, self.rate(cell, k), seed, setting) for cell, k in points for seed in seeds
+        }
+        self._warn_of_epochs(list(stages.values()))
+        results = self.desk.train(f"{title}, {len(stages)} trials", STUDY, list(stages.values()), prepared)
+        self.results |= results
+        for cell, k in points:
+            ended = [results[stages[cell, k, seed].key] for seed in seeds]
+            self.grids.setdefault(cell, {})[k] = [_loss(result, mixture) for result in ended]
+
+    def _warn_of_epochs(self, stages: Sequence[Stage]) -> None:
+        assert self.program.prepared is not None
+        longest = max(stages, key=lambda stage: stage.tokens)
+        rows = self.program.prepared.rows(longest.plan.row)
+        for warning in check_epochs(longest.plan, rows, longest.steps * longest.batch):
+            self.desk.screen.say(f"{longest.name}: {warning}")
+
+
+def _loss(result: Result, mixture: Mapping[str, float]) -> float | None:
+    if "failed" in result:
+        return None
+    loss = mean_loss(result["scores"], mixture)
+    return loss if np.isfinite(loss) else None
+
+
+def _lowest(grid: Grid) -> float | None:
+    """The loss at the bottom of a cell's valley, seeds averaged; None if there is none to speak of."""
+    means = {2.0**k: float(np.mean([v for v in losses if v is not None])) for k, losses in grid.items() if any(losses)}
+    try:
+        return find_valley(means).loss
+    except WindtunnelError:
+        return None
+
+
+# -- what is recorded and shown --------------------------------------------------------------------------------------------
+
+
+def _fact(study: Study, axis: str, ladders: Ladders, slopes: Mapping[tuple[str, str], Slope]) -> dict[str, Any]:
+    """Everything about one axis as JSON."""
+    config, setting = study.config, study.program.setting()
+    mine = {name: ladder for (own, name), ladder in ladders.items() if own == axis}
+    rules = {
+        "batch": f"base rate × {'√factor' if config.batch_rule == 'sqrt' else '1'}",
+        "horizon": f"base rate / factor^{config.horizon_exponent:g}" if config.horizon_exponent else "base rate × 1",
+    }
+    results = study.results.values()
+    out: dict[str, Any] = {
+        "axis": axis, "rule": rules.get(axis, "by the parametrization"), "spacing": config.spacing, "seeds": study.seeds,
+        "row": setting.row, "unit": "nats per UTF-8 byte", "corpora": dict(setting.corpora), "mixture": dict(setting.mixture),
+        "cost": {
+            "trials": len(study.results), "failed": sum("failed" in r for r in results),
+            "tokens": sum(r.get("tokens", 0) for r in results), "flops": sum(r.get("flops", 0.0) for r in results),
+            "seconds": sum(sum(r.get("seconds", {}).values()) for r in results),
+        },
+        "parametrizations": {name: _part(study, ladder, slopes.get((axis, name))) for name, ladder in mine.items()},
+    }  # fmt: skip
+    cells = [
+        [r.cell.shape.to_dict(), r.cell.batch, r.cell.tokens, r.cell.parametrization.to_dict()]
+        for ls in mine.values()
+        for r in ls
+    ]
+    return {"key": content_hash([axis, cells, study.seeds, out["corpora"], out["mixture"], config.spacing]), **out}
+
+
+def _part(study: Study, ladder: Sequence[Rung], slope: Slope | None) -> dict[str, Any]:
+    """One axis under one parametrization."""
+    values: list[dict[str, Any]] = []
+    grids: list[list[dict[float, float | None]]] = []
+    for rung in ladder:
+        cell, grid = rung.cell, study.grids[rung.cell]
+        ks = sorted(grid)
+        rates = [study.rate(cell, k) for k in ks]
+        grids.append([{r: grid[k][s] for r, k in zip(rates, ks, strict=True)} for s in range(len(study.seeds))])
+        values.append({
+            "label": rung.label, "parameters": cell.shape.body, "width": cell.shape.width, "layers": cell.shape.layers,
+            "batch": cell.batch * study.program.recipe.model.row, "tokens": cell.tokens, "factor_on_rate": cell.factor,
+            "rates": rates, "losses": [grid[k] for k in ks],
+        })  # fmt: skip
+    out: dict[str, Any] = {
+        "centre": study.centre(ladder[0].cell.parametrization.name), "values": values,
+        "parametrization": ladder[0].cell.parametrization.to_dict(), "slope": asdict(slope) if slope else None,
+    }  # fmt: skip
+    try:
+        found = audit(grids, slope)
+    except WindtunnelError as error:
+        return {**out, "verdict": f"undecided: {error}", "at_worst": "", "notes": []}
+    for value, valleys in zip(values, found.valleys, strict=True):
+        value["valleys"] = [asdict(valley) for valley in valleys]
+    return {**out, **_judged(found)}
+
+
+def _judged(found: Audit) -> dict[str, Any]:
+    numbers = ("drift", "regret", "regret_share", "compute")
+    estimates = {name: e.to_dict() if (e := getattr(found, name)) is not None else None for name in numbers}
+    return {**estimates, "verdict": found.verdict, "at_worst": found.at_worst, "notes": list(found.notes)}
+
+
+def _parts(program: str, found: Mapping[str, dict[str, Any]]) -> Iterable[RenderableType]:
+    for axis, fact in found.items():
+        rows = []
+        for name, part in fact["parametrizations"].items():
+            for value in part["values"]:
+                valleys = value.get("valleys", [])
+                best = float(np.exp(np.mean(np.log([v["rate"] for v in valleys])))) if valleys else float("nan")
+                loss = float(np.mean([v["loss"] for v in valleys])) if valleys else float("nan")
+                span = " – ".join(f"{pick(v['rate'] for v in valleys):.4g}" for pick in (min, max)) if valleys else ""
+                edge = ", ".join(dict.fromkeys(f"{v['edge']} edge" for v in valleys if v["edge"]))
+                rows.append((name, value["label"], si(value["parameters"]), f"{best:.4g}", span, f"{loss:.4f}", edge))
+        columns = ("parametrization", axis, "N", "best base rate", "over seeds", "nats per byte", "")
+        yield table(columns, rows, title=f"{axis}: {fact['rule']}", right=(2, 3, 5))
+        for name, part in fact["parametrizations"].items():
+            yield line(f"{axis}, {name}: {sentence(part)}", "bold")
+            yield from (line(f"  {note}", "yellow") for note in part["notes"])
+    fact = next(iter(found.values()))
+    cost = fact["cost"]
+    yield line(
+        f"{cost['trials']} trials ({cost['failed']} diverged or failed), {si(cost['tokens'])} tokens, {si(cost['flops'])} FLOPs, "
+        f"{duration(cost['seconds'])} of training; windtunnel report {program} draws the valleys"
+    )
+
+
+def sentence(part: Mapping[str, Any]) -> str:
+    """The verdict with its numbers."""
+    if "drift" not in part:
+        return part["verdict"]
+    regret = part["regret_share"]["value"]
+    loss = "the proxy's rate diverges at the target" if regret is None else (
+        f"the proxy's rate costs {_shown(part['regret'], 1, 4)} nats per byte, {_shown(part['regret_share'], 100, 2)} %"
+    )  # fmt: skip
+    compute = part["compute"]
+    more = ""
+    if compute and compute["value"] is not None:
+        more = f", as much as {_shown(compute, 100, 1)} % more training would give back (by {part['slope']['source']})"
+    worst = f"; at the worse ends of the intervals: {part['at_worst']}" if part["at_worst"] != part["verdict"] else ""
+    alone = "" if part["drift"]["seeds"] > 1 else "; one seed, so without intervals"
+    return f"{part['verdict']}: drift {_shown(part['drift'], 1, 2)} steps of √2, {loss}{more}{worst}{alone}"
+
+
+def _shown(estimate: Mapping[str, Any], scale: float, digits: int) -> str:
+    value = f"{scale * estimate['value']:.{digits}f}"
+    if estimate["low"] is None:
+        return value
+    return f"{value} [{scale * estimate['low']:.{digits}f}, {scale * estimate['high']:.{digits}f}]"

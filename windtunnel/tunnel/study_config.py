@@ -1,0 +1,88 @@
+"""The tables of a recipe for single studies: ``[tunnel.transfer]``. Needs no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from windtunnel.base.config import Config, Count, Positive, Tuple, refuse
+from windtunnel.model.config import Dimension
+from windtunnel.model.parametrization import Name
+
+TransferAxis = Literal["width", "depth", "batch", "horizon", "size"]
+
+
+def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
+    if len(set(values)) < len(values):
+        raise refuse(f"expected each value once, got {', '.join(map(str, values))}", "leave the second one out")
+    return values
+
+
+def _rising(factors: tuple[int, ...]) -> tuple[int, ...]:
+    if factors[0] != 1 or list(factors) != sorted(set(factors)):
+        raise refuse(
+            f"expected rising factors from 1, got {', '.join(map(str, factors))}", "write for example [1, 2, 4, 8]"
+        )
+    return factors
+
+
+class TransferConfig(Config):
+    """The transfer study: the best learning rate at several values of one axis after another, from one base shape."""
+
+    axes: Annotated[Tuple[TransferAxis], AfterValidator(_distinct)] = Field(
+        default=("width",),
+        min_length=1,
+        description="what is varied, one at a time; size takes tunnel.proxies, as in the paper's figure 3",
+        examples=[["width", "depth"]],
+    )
+    factors: Annotated[Tuple[Annotated[int, Field(ge=1, le=1024)]], AfterValidator(_rising)] = Field(
+        default=(1, 2, 4, 8),
+        min_length=2,
+        max_length=12,
+        description="values of an axis as multiples of the base shape's, batch or tokens",
+        examples=[[1, 2, 4, 8]],
+    )
+    width: Dimension | None = Field(
+        default=None, description="width of the base shape; without it, the base width", examples=[32]
+    )
+    layers: Dimension = Field(default=2, description="layers of the base shape", examples=[2])
+    tokens: Count | None = Field(
+        default=None,
+        description="tokens of a trial; without it, ten for each parameter of the base shape",
+        examples=["300k"],
+    )
+    rates: int = Field(
+        default=5,
+        ge=3,
+        le=25,
+        description="learning rates of each grid at first; a grid grows while its best rate is near an end",
+        examples=[5],
+    )
+    spacing: Literal["sqrt2", "2"] = Field(
+        default="sqrt2", description="ratio of neighbouring learning rates", examples=["sqrt2"]
+    )
+    centre: dict[Name, Positive] = Field(
+        default_factory=dict,
+        description="parametrization = the middle of its first grid; without it, the searched rate or the recipe's",
+        examples=[{"mup": 0.012}],
+    )
+    seeds: int = Field(
+        default=1, ge=1, le=20, description="seeds of each trial; two or more give intervals", examples=[3]
+    )
+    parametrizations: Annotated[Tuple[Name], AfterValidator(_distinct)] = Field(
+        default=(),
+        description="parametrizations that are compared; without it, the recipe's own",
+        examples=[["mup", "standard"]],
+    )
+    batch_rule: Literal["sqrt", "none"] = Field(
+        default="sqrt", description="learning rate along the batch axis: times √factor, or as it is", examples=["sqrt"]
+    )
+    horizon_exponent: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="learning rate along the horizon axis: divided by factor to this power",
+        examples=[0.3],
+    )

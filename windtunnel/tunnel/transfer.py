@@ -1,0 +1,151 @@
+"""The transfer study: which trials it needs. Needs no torch; the driver trains them, ``audit.py`` judges them.
+
+A *cell* is everything of a trial but its learning rate and seed. Rates lie on one lattice for each parametrization,
+centre · spacing^k, so that grids of all cells meet. A grid starts with the same few k everywhere and grows until two rates
+on either side of its best have been tried; what to try next is a pure function of the losses so far, so that a study that
+was killed asks for the same trials again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from windtunnel.base.units import si
+from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.shape import Shape
+from windtunnel.pretrain.setting import Setting
+from windtunnel.pretrain.trunk import trial_stage
+from windtunnel.train.stage import Stage
+
+SPACINGS = {"sqrt2": math.sqrt(2), "2": 2.0}
+DECAY = 0.2
+"""The share of a trial that decays, as in the search."""
+_SIDE = 2
+_FARTHEST = 14
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Parametrization, shape, batch in sequences, tokens, and the rule's factor on the base learning rate."""
+
+    parametrization: Parametrization
+    shape: Shape
+    batch: int
+    tokens: int
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One value of an axis: how it is shown, and its cell."""
+
+    label: str
+    cell: Cell
+
+
+Grid = Mapping[int, Sequence[float | None]]
+"""k → one loss a seed; None for a trial that diverged."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the learning rate follows the batch and the tokens: times factor^batch, divided by factor^horizon."""
+
+    batch: float = 0.5
+    horizon: float = 0.0
+
+
+def rungs(axis: str, base: Cell, factors: Sequence[int], rules: Rules = Rules()) -> list[Rung]:
+    """The values of an axis from one base cell: one of width, depth, batch and horizon, all else kept."""
+    out = []
+    for factor in factors:
+        shape, cell = base.shape, base
+        if axis == "width":
+            wide = replace(
+                shape, width=shape.width * factor, heads=shape.heads * factor, kv_heads=shape.kv_heads * factor,
+                ff=shape.ff * factor,
+            )  # fmt: skip
+            label, cell = f"width {wide.width}", replace(base, shape=wide)
+        elif axis == "depth":
+            deep = replace(shape, layers=shape.layers * factor)
+            label, cell = f"{deep.layers} layers", replace(base, shape=deep)
+        elif axis == "batch":
+            label = f"batch × {factor}"
+            cell = replace(base, batch=base.batch * factor, factor=base.factor * factor**rules.batch)
+        else:
+            cell = replace(base, tokens=base.tokens * factor, factor=base.factor * factor**-rules.horizon)
+            label = f"{si(cell.tokens)} tokens"
+        out.append(Rung(label, cell))
+    return out
+
+
+def rate_at(centre: float, spacing: str, k: int) -> float:
+    """A base learning rate of the lattice, with the four digits that are shown and used."""
+    return float(f"{centre * SPACINGS[spacing] ** k:.4g}")
+
+
+def make_trial(cell: Cell, base_rate: float, seed: int, setting: Setting) -> Stage:
+    """The stage of one trial: warmup, stable, a fifth of decay, scored on the corpora of its mixture."""
+    rate = float(f"{base_rate * cell.factor:.4g}")
+    steps = max(10, round(cell.tokens / (cell.batch * setting.row)))
+    own = replace(
+        setting.with_seed(seed), parametrization=cell.parametrization, batch=cell.batch,
+        warmup=max(1, min(setting.warmup, steps // 10)), score=tuple(name for name, _ in setting.mixture),
+        optimizer=replace(setting.optimizer, learning_rate=rate),
+    )  # fmt: skip
+    shape = cell.shape
+    name = (
+        f"transfer-{cell.parametrization.name}-w{shape.width}-l{shape.layers}-b{cell.batch}-{si(cell.tokens)}"
+        f"-lr{rate:g}-s{seed}"
+    )
+    return trial_stage(name, shape, own, steps, max(2, round(DECAY * steps)))
+
+
+def first_rates(count: int) -> list[int]:
+    """The k of a grid's first trials, around 0."""
+    return [k - (count - 1) // 2 for k in range(count)]
+
+
+def next_rates(grid: Grid, count: int) -> list[int]:
+    """The k that a grid still needs: its first ones, then those that put two tried rates on either side of the best.
+
+    A rate that diverged for half of the seeds ends the grid on its side. A grid none of whose rates is finite is tried at
+    ever lower ones.
+    """
+    if missing := [k for k in first_rates(count) if k not in grid]:
+        return missing
+    means = {k: mean for k, losses in grid.items() if (mean := _mean(losses)) is not None}
+    if not means:
+        lowest = min(grid)
+        return [lowest - 2, lowest - 1] if lowest > -_FARTHEST else []
+    best = min(means, key=lambda k: (means[k], k))
+    wanted = []
+    for side in (-1, 1):
+        for distance in range(1, _SIDE + 1):
+            k = best + side * distance
+            if k in grid and k not in means:
+                break
+            if k not in grid and abs(k) <= _FARTHEST:
+                wanted.append(k)
+    return sorted(wanted)
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    finite = [loss for loss in losses if loss is not None]
+    return sum(finite) / len(finite) if 2 * len(finite) > len(losses) else None
+
+
+def bridging_rates(target: Grid, lowest: float, highest: float, centre: float, spacing: str) -> list[int]:
+    """The k that the target lacks around the proxy's best rates, so that what these cost is measured and not extrapolated."""
+    step = math.log(SPACINGS[spacing])  # rates are rounded to four digits: a hundredth of a step is none
+    first, last = (math.log(rate / centre) / step for rate in (lowest, highest))
+    wanted = range(max(-_FARTHEST, math.floor(first + 1e-2)), min(_FARTHEST, math.ceil(last - 1e-2)) + 1)
+    return [k for k in wanted if k not in target]
+
+
+def best_rate(grid: Grid) -> int | None:
+    """The k with the lowest mean loss, or None if all diverged."""
+    means = {k: mean for k, losses in grid.items() if (mean := _mean(losses)) is not None}
+    return min(means, key=lambda k: (means[k], k)) if means else None
