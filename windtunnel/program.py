@@ -6,7 +6,7 @@ earlier run recorded its corpora, its derived batch and its choices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from windtunnel.base.artefact import content_hash
@@ -20,9 +20,11 @@ from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
 from windtunnel.train.stage import AdamW, Stage
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
-from windtunnel.tunnel.space import apply
+from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, space_of
 
 _PAPER = "arXiv 2404.06395, appendix A.1"
+_SEARCH_KEYS = {"space", "sampler", "per_round", "on_edge"}
+"""Keys of [tunnel] on which a search depends, where they are stated."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Program:
     recipe: Recipe
     prepared: Prepared | None = None
     pinned: dict[str, int] | None = None
-    choices: dict[str, float] | None = None
+    choices: dict[str, Value] | None = None
     target: Shape | None = None
     budget_tokens: int | None = None
 
@@ -142,13 +144,32 @@ class Program:
         return apply(setting, self.choices) if chosen and self.choices else setting
 
     @property
+    def space(self) -> Space:
+        """What the tunnel searches: the recipe's space, or those of the usual hyper-parameters that it leaves open."""
+        tunnel = self.recipe.tunnel
+        if tunnel is not None and tunnel.space is not None:
+            return space_of(tunnel.space.model_dump(mode="python"))
+        return tuple(axis for axis in DEFAULT_SPACE if axis.name in self._open)
+
+    @property
     def searched(self) -> tuple[str, ...]:
-        """The hyper-parameters that the tunnel searches: those that the recipe leaves open."""
+        """Names of the hyper-parameters that the tunnel searches."""
+        return tuple(axis.name for axis in self.space)
+
+    @property
+    def _open(self) -> tuple[str, ...]:
         fixed = {"learning_rate": self.recipe.optimizer.lr, **{k: getattr(self.recipe.model, k) for k in
                  ("init_std", "scale_emb", "scale_depth")}}  # fmt: skip
         standard = self.recipe.model.parametrization == "standard"
         open_ones = [name for name, value in fixed.items() if value is None]
         return tuple(name for name in open_ones if not standard or name in ("learning_rate", "init_std"))
+
+    def with_choices(self, choices: dict[str, Value], warmup: int | None = None) -> Program:
+        """The program after a search. A searched warmup is pinned in steps, so that the trunk can be extended later."""
+        if "warmup" not in choices:
+            return replace(self, choices=choices)
+        steps = warmup or max(1, round(float(choices["warmup"]) * self.steps))
+        return replace(self, choices=choices, pinned={"batch": self.batch, "warmup": steps})
 
     def decay_steps(self, branch: str) -> int:
         return max(1, round(self._tokens(self.recipe.branch[branch].tokens) / (self.batch * self.recipe.model.row)))
@@ -217,10 +238,26 @@ class Program:
         tunnel = self.recipe.tunnel.model_dump(
             mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"}
         )
+        more = self.recipe.tunnel.model_dump(mode="json", include=_SEARCH_KEYS, exclude_defaults=True)
         return content_hash(
-            [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
-             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking]
+            [tunnel, more, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
+             setting.parametrization.to_dict(), asdict(setting.optimizer), setting.warmup, self.vocab,
+             self.recipe.model.family, setting.masking]
         )  # fmt: skip
+
+    def starting_values(self) -> dict[str, Value]:
+        """Each searched hyper-parameter as it is before the search: the recipe's value or the paper's."""
+        values = self._values(self.setting(chosen=False), None)
+        return {name: values[name] for name in self.searched}
+
+    def _values(self, setting: Setting, choices: dict[str, Value] | None) -> dict[str, Value]:
+        optimizer, parametrization = setting.optimizer, setting.parametrization
+        return {
+            "learning_rate": optimizer.learning_rate, "init_std": parametrization.init_std,
+            "scale_emb": parametrization.scale_emb, "scale_depth": parametrization.scale_depth,
+            "weight_decay": optimizer.weight_decay, "beta2": optimizer.beta2,
+            "warmup": (choices or {}).get("warmup", self.warmup / self.steps),
+        }  # fmt: skip
 
     def derived(self) -> list[Derived]:
         """The values that the recipe left open, with their sources."""
@@ -241,11 +278,7 @@ class Program:
             out.append(Derived("batch", f"{si(self.batch * recipe.model.row)} tokens", source))
         if recipe.trunk.warmup.unit == "fraction":
             out.append(Derived("warmup", f"{self.warmup} steps", f"{recipe.trunk.warmup} of the tokens"))
-        setting = self.setting()
-        values = {
-            "learning_rate": setting.optimizer.learning_rate, "init_std": setting.parametrization.init_std,
-            "scale_emb": setting.parametrization.scale_emb, "scale_depth": setting.parametrization.scale_depth,
-        }  # fmt: skip
+        values = self._values(self.setting(), self.choices)
         for name in self.searched:
             if self.choices and name in self.choices:
                 source = (
@@ -257,8 +290,15 @@ class Program:
                 source = (
                     "the tunnel will choose; until then " + _PAPER if recipe.tunnel and recipe.tunnel.trials else _PAPER
                 )
-            out.append(Derived(name, f"{values[name]:.4g}", source))
+            out.append(Derived(name, shown_value(values[name]), source))
         return out
+
+
+def shown_value(value: Value) -> str:
+    """A hyper-parameter as people read it: four digits, yes or no, or the word."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def step_law_batch(tokens: int, row: int) -> int:

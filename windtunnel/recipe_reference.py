@@ -14,8 +14,8 @@ from windtunnel.recipe_errors import table_model, toml_value
 from windtunnel.recipe_schema import Recipe
 
 TABLES = (
-    "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "trunk",
-    "branch.NAME", "evaluate", "export", "machine",
+    "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "tunnel.space",
+    "trunk", "branch.NAME", "evaluate", "export", "machine",
 )  # fmt: skip
 
 

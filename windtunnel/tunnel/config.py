@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from windtunnel.base.config import Config, Count, LengthValue, Tuple
+from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple
 
 LawForm = Literal["additive", "coupled", "skaling"]
+Range = Annotated[Tuple[Positive] | None, Field(min_length=2, max_length=2)]
+
+
+class SpaceConfig(Config):
+    """What the search varies, instead of learning_rate, init_std, scale_emb and scale_depth: [low, high] on a log axis each."""
+
+    learning_rate: Range = Field(default=None, description="base learning rate", examples=[[0.002, 0.08]])
+    init_std: Range = Field(default=None, description="base init deviation", examples=[[0.03, 0.3]])
+    scale_emb: Range = Field(default=None, description="factor on the embedding's output", examples=[[2, 40]])
+    scale_depth: Range = Field(
+        default=None, description="factor on each block's output, over √layers", examples=[[0.4, 4]]
+    )
+    weight_decay: Range = Field(default=None, description="AdamW's weight decay", examples=[[0.01, 1]])
+    beta2: Range = Field(
+        default=None,
+        description="decay of the second moment, searched on the logarithm of 1 − β₂",
+        examples=[[0.9, 0.999]],
+    )
+    warmup: Range = Field(default=None, description="warmup as a share of a run's steps", examples=[[0.005, 0.1]])
 
 
 class TunnelConfig(Config):
@@ -39,6 +58,26 @@ class TunnelConfig(Config):
         le=10_000,
         description="trials of the search over learning rate, init_std, scale_emb and scale_depth; 0 skips it",
         examples=[16],
+    )
+    space: SpaceConfig | None = Field(default=None, description="what the search varies, and between which ends")
+    sampler: Literal["tpe", "gp", "sobol", "random"] = Field(
+        default="tpe",
+        description="who proposes trials: a tree of Parzen estimators or a Gaussian process (Bayesian), or a Sobol or random "
+        "sequence that does not look at results",
+        examples=["gp"],
+    )
+    per_round: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="trials that are proposed together; the search does not depend on the number of workers",
+        examples=[4],
+    )
+    on_edge: Literal["say", "widen", "refuse"] = Field(
+        default="say",
+        description="what a best value on the edge of the space means: a notice, a wider space with a quarter more trials, or "
+        "an error",
+        examples=["widen"],
     )
     trial_tokens: Count | None = Field(
         default=None,
