@@ -20,7 +20,7 @@ from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
 from windtunnel.train.stage import AdamW, Stage
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
-from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, space_of
+from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, shown_value, space_of
 
 _PAPER = "arXiv 2404.06395, appendix A.1"
 _SEARCH_KEYS = {"space", "sampler", "per_round", "on_edge"}
@@ -292,13 +292,6 @@ class Program:
                 )
             out.append(Derived(name, shown_value(values[name]), source))
         return out
-
-
-def shown_value(value: Value) -> str:
-    """A hyper-parameter as people read it: four digits, yes or no, or the word."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def step_law_batch(tokens: int, row: int) -> int:

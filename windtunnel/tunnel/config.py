@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple
 
@@ -30,9 +30,30 @@ class SpaceConfig(Config):
     warmup: Range = Field(default=None, description="warmup as a share of a run's steps", examples=[[0.005, 0.1]])
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "proxies": ["9M", "30M", "70M"], "tokens": ["10N", "20N", "40N"], "search_size": "9M", "check_size": "30M",
+        "sampler": "gp", "trials": 64, "per_round": 8, "on_edge": "widen",
+    },
+    "paper-tiny": {
+        "proxies": ["0.02M", "0.05M", "0.1M"], "tokens": ["10N", "20N", "40N"], "search_size": "0.05M", "check_size": "0.1M",
+        "sampler": "gp", "trials": 32, "on_edge": "widen",
+    },
+}  # fmt: skip
+"""Values of [tunnel] that a preset gives where the recipe gives none. Both leave ``trial_tokens`` at ten for each parameter and
+the space at the paper's four axes (arXiv 2404.06395, appendix A.1: N = 0.009B, D = 10N, Bayesian search). The paper prints
+neither the number of trials nor the ranges: those, the check and the scaling study's lengths are ours."""
+
+
 class TunnelConfig(Config):
     """The studies on tiny models: a search for hyper-parameters, and trunks with decay branches from which the law is fitted."""
 
+    preset: Literal["paper", "paper-tiny"] | None = Field(
+        default=None,
+        description="values for the keys of this table that are left out: the paper's protocol (Bayesian search on 9M with ten "
+        "tokens for each parameter, family minicpm), or its twin for a CPU (0.05M, family tiny)",
+        examples=["paper-tiny"],
+    )
     proxies: Tuple[str] = Field(
         min_length=3,
         max_length=20,
@@ -98,3 +119,9 @@ class TunnelConfig(Config):
         description="forms of the law that compete; weighed by how well they predict held-out proxies",
         examples=[["additive", "coupled"]],
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        preset = given.get("preset") if isinstance(given, dict) else None
+        return {**PRESETS.get(str(preset), {}), **given} if preset else given  # pyright: ignore[reportUnknownVariableType]

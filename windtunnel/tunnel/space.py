@@ -177,6 +177,13 @@ def inside(space: Space, values: Values) -> Values:
     return out
 
 
+def shown_value(value: Value) -> str:
+    """A hyper-parameter as people read it: four digits, yes or no, or the word."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
 def edges(space: Space, values: Values) -> dict[str, str]:
     """The numeric axes on whose edge a point lies, each with the side: ``{"learning_rate": "high"}``."""
     found = {a.name: a.near_edge(float(values[a.name])) for a in space if isinstance(a, Axis)}
