@@ -22,7 +22,7 @@ from windtunnel.preparation import known_preparation
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import size_for_budget, with_budget
-from windtunnel.study import known_choices, search_stages
+from windtunnel.study import search_stages, with_known_choices
 from windtunnel.train.folder import as_far_as_trained, read_result, steps_saved
 from windtunnel.train.stage import Muon, Stage
 from windtunnel.views import View, blocks, line, table
@@ -53,8 +53,7 @@ def load_program(recipe: Recipe, home: Home) -> Program:
     """The program as far as earlier runs in this home have determined it; without any, as far as the recipe tells."""
     prepared = known_preparation(home, recipe)
     program = Program(recipe, prepared, pinned=known_pins(home, recipe, prepared.tokenizer_hash if prepared else ""))
-    program = with_budget(program)
-    return replace(program, choices=known_choices(home, program))
+    return with_known_choices(home, with_budget(program))
 
 
 def known_pins(home: Home, recipe: Recipe, tokenizer: str) -> dict[str, int] | None:

@@ -10,7 +10,14 @@ from windtunnel.base.units import Length, si
 from windtunnel.model.shape import Shape
 from windtunnel.recipe_errors import nearest
 from windtunnel.recipe_schema import Recipe
+from windtunnel.tunnel.space import space_of
 
+_STATED = {
+    "learning_rate": "optimizer.lr", "init_std": "model.init_std", "scale_emb": "model.scale_emb",
+    "scale_depth": "model.scale_depth", "weight_decay": "optimizer.weight_decay", "beta2": "optimizer.beta2",
+    "warmup": "trunk.warmup",
+}  # fmt: skip
+"""Where a recipe states what an axis would search."""
 _SCHEMES = ("pypi:", "hf:")
 
 
@@ -218,6 +225,19 @@ def _studies(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("tunnel.transfer.width", problem)
 
 
+def _space(recipe: Recipe) -> Iterator[Problem]:
+    tunnel = recipe.tunnel
+    if tunnel is None or tunnel.space is None:
+        return
+    space = space_of(tunnel.space.model_dump(mode="python"))
+    for axis in space:
+        if recipe.given(_STATED[axis.name]):
+            problem = f"expected a value that the recipe leaves open, but {_STATED[axis.name]} states it"
+            yield Problem(f"tunnel.space.{axis.name}", problem, "leave one of them out")
+    if not tunnel.trials:
+        yield Problem("tunnel.space", "expected trials that search it, got tunnel.trials = 0", "leave one of them out")
+
+
 def _lengths(recipe: Recipe) -> Iterator[Problem]:
     trunk, shape = recipe.trunk, recipe.target_shape()
     if trunk.tokens is not None and trunk.tokens.unit == "fraction":
@@ -281,4 +301,6 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
         return None
 
 
-CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (_dial, _names, _shape, _optimizer, _tunnel, _lengths)
+CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _dial, _names, _shape, _optimizer, _tunnel, _studies, _space, _lengths,
+)  # fmt: skip
