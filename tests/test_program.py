@@ -16,7 +16,7 @@ from windtunnel.program import Program
 from windtunnel.recipe import load_recipe
 
 TOTAL = 2_442_057_984 + 122_753 * 2304
-SEARCH = "319e7767c761e6b34ba1a90480fdf7d2da02390a0e1899557a5df7e504635122"
+SEARCH = "d06154f2b79167b8ab88d2a335441aabf3dff456cbc48a9daf7b3f695e14a580"
 TRUNK = "5f1c2cead5f891c12fe0532db2849da207e6a37b74dc416f03eb1b6f70546cc3"
 """Of the quickstart's search and trunk before any data is prepared, in version e349dfa."""
 

@@ -302,5 +302,5 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _dial, _names, _shape, _optimizer, _tunnel, _studies, _space, _lengths,
+    _dial, _names, _shape, _optimizer, _tunnel, _space, _lengths,
 )  # fmt: skip
