@@ -3,7 +3,7 @@
 Each contender is a process of its own that waits between turns, so that the turns alternate and a busy machine hurts all
 alike. Ratios are medians over turns with the interval between the 5th and 95th percentile of bootstrapped medians.
 
-    python bench/train_step.py [--json] [--turns 9] [--steps 12]
+    python bench/train_step.py [--json] [--turns 9] [--steps 4] [--all]
 
 *As shipped*: what a trunk gets by default, document masks included, against the Trainer with its usual settings.
 *Equal settings*: the same allocator, micro-batch, threads and causal mask for both, both compiled.
@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from windtunnel.tunnel.fleet import WAITING
+
 WIDTH, LAYERS, HEADS, HEAD_DIM, FF, VOCAB, ROW, ROWS = 128, 5, 4, 32, 320, 4096, 256, 16
 
 CONTENDERS: dict[str, dict[str, Any]] = {
@@ -33,6 +35,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "ours, no allocator settings": {"kind": "ours", "malloc": False},
     "ours, one micro-batch": {"kind": "ours", "micro": 16},
     "ours, not deterministic": {"kind": "ours", "deterministic": False},
+    "ours, threads spin": {"kind": "ours", "spin": True},
 }
 RATIOS = {
     "as shipped / trainer compiled": ("windtunnel", "trainer compiled"),
@@ -43,7 +46,9 @@ RATIOS = {
     "share of the micro-batch": ("windtunnel", "ours, one micro-batch"),
     "price of document masks": ("windtunnel", "ours, equal settings"),
     "price of determinism": ("windtunnel", "ours, not deterministic"),
+    "price of threads that wait": ("windtunnel", "ours, threads spin"),
 }
+MAIN = list(CONTENDERS)[:5]
 
 
 def rows_of(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -185,52 +190,44 @@ def interval(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> dict[str
     return {"ratio": float(np.median(ratio)), "low": float(low), "high": float(high)}
 
 
+def start(name: str, threads: int, steps: int) -> subprocess.Popen[str]:
+    """Starts a contender and waits until it has compiled and warmed up."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+    if CONTENDERS[name]["kind"] == "ours" and not CONTENDERS[name].get("spin"):
+        environment |= WAITING  # as a trunk's worker gets it
+    command = [sys.executable, __file__, "--contender", name, "--steps", str(steps), "--threads", str(threads)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, text=True, env=environment, **pipes)
+    while (line := process.stdout.readline()) and not line.startswith('{"ready"'):
+        pass
+    if not line:
+        sys.exit(f"{name} did not start")
+    print(f"{name}: ready", file=sys.stderr)
+    return process
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contender", default=None)
-    parser.add_argument("--only", default=None, help="comma-separated contenders")
+    parser.add_argument("--all", action="store_true", help="each ingredient's share too")
     options = parser.parse_args()
     if options.contender:
         chosen = CONTENDERS[options.contender]
         {"ours": ours, "loop": loop, "trainer": trainer}[chosen["kind"]](chosen, options.threads, options.steps)
         return
-    names = options.only.split(",") if options.only else list(CONTENDERS)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "TRANSFORMERS_VERBOSITY": "error"}
+    names = list(CONTENDERS) if options.all else MAIN
     speeds: dict[str, list[float]] = {name: [] for name in names}
-    processes = {}
-    for name in names:
-        command = [
-            sys.executable,
-            __file__,
-            "--contender",
-            name,
-            "--steps",
-            str(options.steps),
-            "--threads",
-            str(options.threads),
-        ]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        while (line := process.stdout.readline()) and not line.startswith('{"ready"'):
-            pass
-        if not line:
-            sys.exit(f"{name} did not start")
-        processes[name] = process
-    for _ in range(options.turns):
+    processes = {name: start(name, options.threads, options.steps) for name in names}
+    for turn in range(options.turns):
         for name, process in processes.items():
             process.stdin.write("go\n")
             process.stdin.flush()
             speeds[name].append(json.loads(process.stdout.readline())["tokens_per_second"])
+        print(f"turn {turn + 1} of {options.turns}", file=sys.stderr)
     for process in processes.values():
         process.kill()
     rng = np.random.default_rng(0)

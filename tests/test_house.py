@@ -202,7 +202,7 @@ def test_no_module_hides_a_verb_of_the_package() -> None:
     assert not verbs & {name.split(".")[1] for name in modules() if "." in name}
 
 
-def test_width_ratios_stand_only_in_the_parametrization() -> None:
+def test_width_and_depth_ratios_stand_only_in_the_parametrization() -> None:
     wrong = []
     for name, tree in modules().items():
         if name == "windtunnel.model.parametrization":
@@ -211,7 +211,7 @@ def test_width_ratios_stand_only_in_the_parametrization() -> None:
             if (
                 isinstance(node, ast.BinOp)
                 and isinstance(node.op, ast.Div | ast.Mult)
-                and "base_width" in ast.unparse(node)
+                and any(base in ast.unparse(node) for base in ("base_width", "base_layers"))
             ):
                 wrong.append(f"{name}:{node.lineno} {ast.unparse(node)[:60]}")
     assert not wrong, "\n".join(wrong)

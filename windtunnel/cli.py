@@ -299,11 +299,7 @@ def chat(
 
 
 @app.command()
-def quickstart(
-    home: Home = HOME,
-    overrides: Overrides = None,
-    devices: Devices = None,
-) -> None:
+def quickstart(home: Home = HOME, overrides: Overrides = None, devices: Devices = None) -> None:
     """Real text to forecast, model, report and chat in minutes."""
     run("quickstart", overrides, None, devices, home)
 
@@ -349,10 +345,7 @@ def data_show(
 
 @data.command("compression")
 def data_compression(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    home: Home = HOME,
-    as_json: AsJson = False,
+    recipe: RecipeFile, overrides: Overrides = None, home: Home = HOME, as_json: AsJson = False
 ) -> None:
     """Bytes for each token, by corpus and vocabulary size."""
     loaded = _load(recipe, overrides)
@@ -394,13 +387,9 @@ def tunnel_transfer(
 
 @tunnel.command("coordinates")
 def tunnel_coordinates(
-    recipe: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A .toml file, or a shipped recipe.")
-    ] = "quickstart",
+    recipe: RecipeFile = "quickstart",
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="SVG file for the figure; default: into the program's folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:

@@ -92,7 +92,7 @@ def compare(home: Path, runs: Sequence[str], *, out: Path | None = None) -> View
     changed = [
         str(d)
         for row in rows[1:]
-        for d in differences(rows[0]["config"], row["config"])
+        for d in differences(readable(rows[0]["config"]), readable(row["config"]))
         if d.key not in ("name", "keep")
     ]
     parts.append(table((f"differs from {names[0]}",), [(text,) for text in changed] or [("nothing",)]))
@@ -120,6 +120,22 @@ def compare(home: Path, runs: Sequence[str], *, out: Path | None = None) -> View
         "figure": str(figure),
     }
     return View(data, tuple(parts))
+
+
+def readable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage with its hashes cut to ten digits and its data plan as one line a segment."""
+    plan = config["plan"]
+    segments = {
+        f"from sequence {segment['start']:,}": ", ".join(f"{name} {weight:g}" for name, weight in segment["mixture"])
+        for segment in plan["segments"]
+    }
+    start = config["start"]
+    return {
+        **config,
+        "corpora": {name: key[:10] for name, key in config["corpora"].items()},
+        "plan": {**{name: value for name, value in plan.items() if name != "segments"}, "mixture": segments},
+        "start": start and {**start, "stage": start["stage"][:10]},
+    }
 
 
 def _cell(score: Mapping[str, Any] | None, noise: float | None) -> str:

@@ -7,11 +7,12 @@ comes back.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from windtunnel.base.artefact import explained, write_json
 from windtunnel.base.compiler import NO_COMPILER, has_compiler
@@ -26,27 +27,36 @@ from windtunnel.train.control import Control, StopOnSignals
 from windtunnel.train.folder import checkpoint_path, read_result
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.stage import Stage
+from windtunnel.tunnel.cluster import RayFleet
 from windtunnel.tunnel.fleet import Fleet, Job
 from windtunnel.tunnel.watch import Screen
 
 Result = dict[str, Any]
+_RAY = re.compile(r"ray(\+(?P<device>cuda|cpu))?(:(?P<address>.+))?")
 THREADED_FROM = 1_000_000
 """Parameters from which a single run gets all threads: below, one thread is safer on a busy machine (docs/lab-log.md)."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this process may use: worker processes, threads of a single large run, device word, ranks of a large run."""
+    """What this process may use: worker processes, threads of a single large run, device word, ranks of a large run, and the
+    address of a Ray cluster for everything that is not large."""
 
     workers: int
     threads: int
     device: str
     ranks: int = 1
+    cluster: str = ""
 
     @classmethod
     def of(cls, devices: str | None) -> Machine:
-        """The GPUs that ``devices`` names ("cuda", "0,1"), else those that are there, else the cores of the CPU."""
+        """The GPUs that ``devices`` names ("cuda", "0,1"), else those that are there, else the cores of the CPU.
+
+        "ray" and "ray:ADDRESS" name a Ray cluster for the small stages, "ray+cuda" with a GPU for each; a large run stays here.
+        """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if devices and (match := _RAY.fullmatch(devices)):
+            return replace(cls.of(match["device"]), cluster=match["address"] or "auto")
         word = devices or ",".join(visible_gpus())
         if word in ("", "cpu"):
             return cls(cores, cores, word)
@@ -70,7 +80,7 @@ class Desk:
         self.screen = Screen(quiet=quiet)
         self.control = Control(say=self.screen.say)
         self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
-        self._fleets: dict[str, Fleet] = {}
+        self._fleets: dict[str, Fleet | RayFleet] = {}
         self._used: dict[str, dict[str, None]] = {}
         self._eager = self.machine.device in ("", "cpu") and not has_compiler()
         if self._eager:
@@ -211,10 +221,14 @@ class Desk:
             "parent": f"{self.program}/{parent.parent.parent.name}" if parent else "",
         }  # fmt: skip
 
-    def _fleet(self, large: bool) -> Fleet:
+    def _fleet(self, large: bool) -> Fleet | RayFleet:
         machine = self.machine
+        if machine.cluster and not large:
+            return self._on_cluster(machine)
         name = "large" if large else "small"
-        for other in [n for n in self._fleets if n != name]:  # idle workers of the other kind give their memory back
+        for other in [
+            n for n in self._fleets if n not in (name, "cluster")
+        ]:  # idle workers of the other kind give their memory back
             self._fleets.pop(other).close()
         if name not in self._fleets:
             log = self.home.program(self.program) / "workers.log"
@@ -224,6 +238,11 @@ class Desk:
                 world=machine.ranks if large else 1, eager=self._eager,
             )  # fmt: skip
         return self._fleets[name]
+
+    def _on_cluster(self, machine: Machine) -> RayFleet:
+        if "cluster" not in self._fleets:
+            self._fleets["cluster"] = RayFleet(machine.cluster, machine.device or None, eager=self._eager)
+        return cast(RayFleet, self._fleets["cluster"])
 
     def need_all(self, stages: Sequence[Stage], results: dict[str, Result]) -> None:
         """Raises if a stage failed.

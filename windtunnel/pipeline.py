@@ -14,19 +14,19 @@ from typing import Any
 from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
 from windtunnel.base.units import duration
-from windtunnel.desk import Desk, Result
+from windtunnel.desk import THREADED_FROM, Desk, Result
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
 from windtunnel.planning import known_pins, pin_key
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
-from windtunnel.recipe import Recipe, differences
+from windtunnel.recipe import Recipe, differences, introduction, shipped
 from windtunnel.report.page import write_report
 from windtunnel.sizing import with_budget
 from windtunnel.study import choose, mean_loss, seal_forecast
 from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
 from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
-from windtunnel.train.stage import Stage
+from windtunnel.train.stage import AdamW, Stage, check_ranks, optimizer_of
 from windtunnel.views import View
 
 FINISH = "finish.json"
@@ -75,6 +75,9 @@ def run(
         until = "forecast"
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, track=recipe.track) as desk:
         begun = time.time()
+        _check_ranks(desk, recipe)
+        if recipe.name in shipped() and desk.book.fact(recipe.name, "recipe", "resolved") is None:
+            desk.screen.say(introduction(recipe.name))
         _note_change(desk, recipe)
         job = Job(desk, Program(recipe), until)
         for name, step in _steps(job):
@@ -89,6 +92,13 @@ def run(
             remaining = remaining_cost(desk, job.program)
             return forecast_view(job.program, job.sealed, remaining)
         return View({"program": recipe.name, "until": until}, (f"'{recipe.name}' is done up to '{until}'",))
+
+
+def _check_ranks(desk: Desk, recipe: Recipe) -> None:
+    """Raises before any work if the target would be trained by several ranks and its optimizer cannot be."""
+    target = recipe.target_shape()
+    if target is None or target.body >= THREADED_FROM:
+        check_ranks(optimizer_of(recipe.optimizer.kind, AdamW()), desk.machine.ranks)
 
 
 def _steps(job: Job) -> list[tuple[str, Callable[[Job], None]]]:

@@ -16,19 +16,18 @@ from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
 from windtunnel.home import Home
 from windtunnel.laws.budget import Choice
+from windtunnel.model.config import ModelConfig
 from windtunnel.model.shape import Shape
 from windtunnel.preparation import known_preparation
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import size_for_budget, with_budget
-from windtunnel.study import known_choices, search_stages
+from windtunnel.study import search_stages, with_known_choices
 from windtunnel.train.folder import as_far_as_trained, read_result, steps_saved
-from windtunnel.train.stage import Stage
+from windtunnel.train.stage import Muon, Stage
 from windtunnel.views import View, blocks, line, table
 
-_BYTES_IN_TRAINING = 16
-"""fp32 weights, gradients and two moments of AdamW."""
-_BYTES_IN_CHECKPOINT = 12
+_BYTES_OF_A_NUMBER = 4
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,7 @@ def load_program(recipe: Recipe, home: Home) -> Program:
     """The program as far as earlier runs in this home have determined it; without any, as far as the recipe tells."""
     prepared = known_preparation(home, recipe)
     program = Program(recipe, prepared, pinned=known_pins(home, recipe, prepared.tokenizer_hash if prepared else ""))
-    program = with_budget(program)
-    return replace(program, choices=known_choices(home, program))
+    return with_known_choices(home, with_budget(program))
 
 
 def known_pins(home: Home, recipe: Recipe, tokenizer: str) -> dict[str, int] | None:
@@ -64,7 +62,9 @@ def known_pins(home: Home, recipe: Recipe, tokenizer: str) -> dict[str, int] | N
         raw = read_json(home.program(recipe.name) / "pinned.json")
     except ArtefactError:
         return None
-    same = raw["model"] == pin_key(recipe, tokenizer)
+    # A key that the recipe's table gained since then had its default.
+    model = {name: field.default for name, field in ModelConfig.model_fields.items()} | raw["model"]["model"]
+    same = {**raw["model"], "model": model} == pin_key(recipe, tokenizer)
     return {name: raw[name] for name in ("batch", "warmup")} if same else None
 
 
@@ -238,10 +238,14 @@ def _schedule_parts(program: Program) -> list[RenderableType]:
 
 def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> list[RenderableType]:
     shape, kept = program.shape, _checkpoints(program)
+    weights = _BYTES_OF_A_NUMBER * shape.total
+    moments = 2 * weights  # of AdamW; Muon has one for each hidden matrix
+    if isinstance(program.setting().optimizer, Muon):
+        moments -= _BYTES_OF_A_NUMBER * shape.matrices
     out: list[RenderableType] = [
         line(
-            f"memory   {bytes_size(shape.total * _BYTES_IN_TRAINING)} for weights, gradients and moments"
-            f" · disk {bytes_size(kept * shape.total * _BYTES_IN_CHECKPOINT)}: {kept} checkpoints of the target stay"
+            f"memory   {bytes_size(2 * weights + moments)} for weights, gradients and moments"
+            f" · disk {bytes_size(kept * (weights + moments))}: {kept} checkpoints of the target stay"
             f" (branch points, ends, the newest {program.recipe.trunk.keep})"
         )
     ]

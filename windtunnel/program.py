@@ -18,11 +18,13 @@ from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
-from windtunnel.train.stage import AdamW, Stage
+from windtunnel.train.stage import AdamW, Stage, optimizer_of
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
-from windtunnel.tunnel.space import apply
+from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, shown_value, space_of
 
 _PAPER = "arXiv 2404.06395, appendix A.1"
+_SEARCH_KEYS = {"space", "sampler", "per_round", "on_edge"}
+"""Keys of [tunnel] on which a search depends, where they are stated."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Program:
     recipe: Recipe
     prepared: Prepared | None = None
     pinned: dict[str, int] | None = None
-    choices: dict[str, float] | None = None
+    choices: dict[str, Value] | None = None
     target: Shape | None = None
     budget_tokens: int | None = None
 
@@ -129,10 +131,13 @@ class Program:
         constants = {k: v for k in ("init_std", "scale_emb", "scale_depth") if (v := getattr(model, k)) is not None}
         optimizer = AdamW(
             recipe.optimizer.lr or 0.01, recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.eps,
-            recipe.optimizer.weight_decay, recipe.optimizer.clip,
+            recipe.optimizer.weight_decay, recipe.optimizer.clip, recipe.optimizer.decay,
         )  # fmt: skip
+        optimizer = optimizer_of(recipe.optimizer.kind, optimizer)
         corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
-        parametrization = replace(Parametrization.named(model.parametrization), **constants)
+        parametrization = replace(
+            Parametrization.named(model.parametrization, model.base_layers or recipe.family.base_layers), **constants
+        )
         setting = Setting(
             corpora=corpora, mixture=tuple(sorted(recipe.mixture.items())), row=model.row, batch=self.batch,
             warmup=self.warmup, seed=recipe.seed, parametrization=parametrization,
@@ -142,13 +147,32 @@ class Program:
         return apply(setting, self.choices) if chosen and self.choices else setting
 
     @property
+    def space(self) -> Space:
+        """What the tunnel searches: the recipe's space, or those of the usual hyper-parameters that it leaves open."""
+        tunnel = self.recipe.tunnel
+        if tunnel is not None and tunnel.space is not None:
+            return space_of(tunnel.space.model_dump(mode="python"))
+        return tuple(axis for axis in DEFAULT_SPACE if axis.name in self._open)
+
+    @property
     def searched(self) -> tuple[str, ...]:
-        """The hyper-parameters that the tunnel searches: those that the recipe leaves open."""
+        """Names of the hyper-parameters that the tunnel searches."""
+        return tuple(axis.name for axis in self.space)
+
+    @property
+    def _open(self) -> tuple[str, ...]:
         fixed = {"learning_rate": self.recipe.optimizer.lr, **{k: getattr(self.recipe.model, k) for k in
                  ("init_std", "scale_emb", "scale_depth")}}  # fmt: skip
         standard = self.recipe.model.parametrization == "standard"
         open_ones = [name for name, value in fixed.items() if value is None]
         return tuple(name for name in open_ones if not standard or name in ("learning_rate", "init_std"))
+
+    def with_choices(self, choices: dict[str, Value], warmup: int | None = None) -> Program:
+        """The program after a search. A searched warmup is pinned in steps, so that the trunk can be extended later."""
+        if "warmup" not in choices:
+            return replace(self, choices=choices)
+        steps = warmup or max(1, round(float(choices["warmup"]) * self.steps))
+        return replace(self, choices=choices, pinned={"batch": self.batch, "warmup": steps})
 
     def decay_steps(self, branch: str) -> int:
         return max(1, round(self._tokens(self.recipe.branch[branch].tokens) / (self.batch * self.recipe.model.row)))
@@ -217,10 +241,32 @@ class Program:
         tunnel = self.recipe.tunnel.model_dump(
             mode="json", include={"trials", "trial_tokens", "search_size", "check_size", "proxies"}
         )
+        more = self.recipe.tunnel.model_dump(mode="json", include=_SEARCH_KEYS, exclude_defaults=True)
+        usual = AdamW().to_dict()
+        # What the recipe had no key for in earlier versions is told only where it is used.
+        unusual: dict[str, Any] = {
+            name: value for name, value in setting.optimizer.to_dict().items() if usual.get(name) != value
+        }
+        unusual |= {"qk_norm": True} if self.recipe.model.qk_norm else {}
         return content_hash(
-            [tunnel, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
-             setting.parametrization.to_dict(), self.vocab, self.recipe.model.family, setting.masking]
+            [tunnel, more, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
+             setting.parametrization.to_dict(), setting.warmup, self.vocab, self.recipe.model.family, setting.masking,
+             unusual]
         )  # fmt: skip
+
+    def starting_values(self) -> dict[str, Value]:
+        """Each searched hyper-parameter as it is before the search: the recipe's value or the paper's."""
+        values = self._values(self.setting(chosen=False), None)
+        return {name: values[name] for name in self.searched}
+
+    def _values(self, setting: Setting, choices: dict[str, Value] | None) -> dict[str, Value]:
+        optimizer, parametrization = setting.optimizer, setting.parametrization
+        return {
+            "learning_rate": optimizer.learning_rate, "init_std": parametrization.init_std,
+            "scale_emb": parametrization.scale_emb, "scale_depth": parametrization.scale_depth,
+            "weight_decay": optimizer.weight_decay, "beta2": optimizer.beta2,
+            "warmup": (choices or {}).get("warmup", self.warmup / self.steps),
+        }  # fmt: skip
 
     def derived(self) -> list[Derived]:
         """The values that the recipe left open, with their sources."""
@@ -241,11 +287,7 @@ class Program:
             out.append(Derived("batch", f"{si(self.batch * recipe.model.row)} tokens", source))
         if recipe.trunk.warmup.unit == "fraction":
             out.append(Derived("warmup", f"{self.warmup} steps", f"{recipe.trunk.warmup} of the tokens"))
-        setting = self.setting()
-        values = {
-            "learning_rate": setting.optimizer.learning_rate, "init_std": setting.parametrization.init_std,
-            "scale_emb": setting.parametrization.scale_emb, "scale_depth": setting.parametrization.scale_depth,
-        }  # fmt: skip
+        values = self._values(self.setting(), self.choices)
         for name in self.searched:
             if self.choices and name in self.choices:
                 source = (
@@ -257,7 +299,7 @@ class Program:
                 source = (
                     "the tunnel will choose; until then " + _PAPER if recipe.tunnel and recipe.tunnel.trials else _PAPER
                 )
-            out.append(Derived(name, f"{values[name]:.4g}", source))
+            out.append(Derived(name, shown_value(values[name]), source))
         return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,13 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     document = read_toml(path, shown)
     origin = Origin(shown=shown, base=base.absolute(), lines=document.lines)
     return parse_recipe(document.tables, overrides, origin)
+
+
+def introduction(name: str) -> str:
+    """What a shipped recipe says of itself in its first comment: time, download, what to expect."""
+    lines = shipped_path(name).read_text(encoding="utf-8").splitlines()[1:]
+    comment = takewhile(lambda line: line.startswith("# "), lines)
+    return "\n".join(line[2:] for line in comment)
 
 
 def parse_recipe(tables: Mapping[str, Any], overrides: Sequence[str] = (), origin: Origin | None = None) -> Recipe:

@@ -10,7 +10,14 @@ from windtunnel.base.units import Length, si
 from windtunnel.model.shape import Shape
 from windtunnel.recipe_errors import nearest
 from windtunnel.recipe_schema import Recipe
+from windtunnel.tunnel.space import space_of
 
+_STATED = {
+    "learning_rate": "optimizer.lr", "init_std": "model.init_std", "scale_emb": "model.scale_emb",
+    "scale_depth": "model.scale_depth", "weight_decay": "optimizer.weight_decay", "beta2": "optimizer.beta2",
+    "warmup": "trunk.warmup",
+}  # fmt: skip
+"""Where a recipe states what an axis would search."""
 _SCHEMES = ("pypi:", "hf:")
 
 
@@ -134,6 +141,11 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
         if heads and heads * family.head_dim != width:
             fit = width // family.head_dim
             yield Problem("model.shape.heads", f"expected width / head dimension = {fit}, got {heads}", "leave it out")
+    if model.base_layers is not None and model.parametrization != "completep":
+        fix = "leave it out: the others do not know a base depth"
+        yield Problem(
+            "model.base_layers", f"expected parametrization = 'completep', got {model.parametrization!r}", fix
+        )
     target = recipe.target_shape()
     if model.row > family.max_positions:
         yield Problem(
@@ -149,6 +161,15 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
             rows = max(1, round(batch / model.row))
             fix = f"write {rows * model.row} for {rows} rows"
             yield Problem(key, f"expected a multiple of model.row = {model.row}, got {batch}", fix)
+
+
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.optimizer.decay == "independent" and not recipe.given("optimizer.weight_decay"):
+        yield Problem(
+            "optimizer.decay",
+            "expected weight_decay beside independent decay, got none",
+            "write for example weight_decay = 0.001: the share that a step at full rate takes off every tensor",
+        )
 
 
 def _tunnel(recipe: Recipe) -> Iterator[Problem]:
@@ -202,6 +223,19 @@ def _studies(recipe: Recipe) -> Iterator[Problem]:
     if transfer is not None and transfer.width is not None and transfer.width % head:
         problem = f"expected a multiple of the head dimension {head} of '{recipe.family.name}', got {transfer.width}"
         yield Problem("tunnel.transfer.width", problem)
+
+
+def _space(recipe: Recipe) -> Iterator[Problem]:
+    tunnel = recipe.tunnel
+    if tunnel is None or tunnel.space is None:
+        return
+    space = space_of(tunnel.space.model_dump(mode="python"))
+    for axis in space:
+        if recipe.given(_STATED[axis.name]):
+            problem = f"expected a value that the recipe leaves open, but {_STATED[axis.name]} states it"
+            yield Problem(f"tunnel.space.{axis.name}", problem, "leave one of them out")
+    if not tunnel.trials:
+        yield Problem("tunnel.space", "expected trials that search it, got tunnel.trials = 0", "leave one of them out")
 
 
 def _lengths(recipe: Recipe) -> Iterator[Problem]:
@@ -267,4 +301,6 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
         return None
 
 
-CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (_dial, _names, _shape, _tunnel, _lengths)
+CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _dial, _names, _shape, _optimizer, _tunnel, _space, _lengths,
+)  # fmt: skip

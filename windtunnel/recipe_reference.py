@@ -14,7 +14,8 @@ from windtunnel.recipe_errors import table_model, toml_value
 from windtunnel.recipe_schema import Recipe
 
 TABLES = (
-    "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "tunnel.transfer",
+    "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "tunnel.space",
+    "tunnel.transfer",
     "trunk", "branch.NAME", "evaluate", "export", "machine",
 )  # fmt: skip
 

@@ -167,7 +167,7 @@ class Recipe(Config):
     tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="the tokenizer")
     model: ModelConfig = Field(default=ModelConfig(), description="family and size")
     budget: BudgetConfig | None = Field(default=None, description="what may be spent, instead of model.size")
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW or Muon")
     tunnel: TunnelConfig | None = Field(
         default=None, description="the studies on tiny models; without it, nothing is tuned or forecast"
     )
@@ -247,7 +247,7 @@ class Recipe(Config):
         return FAMILIES[self.model.family]
 
     def shape_of(self, size: object, vocab: int | None = None, where: str = "model.size") -> Shape:
-        """The shape of a size of this recipe's family, with its vocabulary, tying and base width.
+        """The shape of a size of this recipe's family, with its vocabulary, tying, base width and QK-norm.
 
         Raises:
             RecipeError: the family has no such size.
@@ -276,5 +276,5 @@ class Recipe(Config):
         return self._based(shape)
 
     def _based(self, shape: Shape) -> Shape:
-        # The base width is a recipe value; the shape carries it, so that no other place needs to know the recipe.
-        return shape if self.model.base_width is None else replace(shape, base_width=self.model.base_width)
+        # Recipe values that the shape carries, so that no other place needs to know the recipe.
+        return replace(shape, base_width=self.model.base_width or shape.base_width, qk_norm=self.model.qk_norm)

@@ -18,8 +18,8 @@ from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trial_stage
 from windtunnel.program import Program
 from windtunnel.train.stage import Stage
-from windtunnel.tunnel.search import SearchResult, Values, search
-from windtunnel.tunnel.space import DEFAULT_SPACE, apply
+from windtunnel.tunnel.search import SearchResult, search
+from windtunnel.tunnel.space import Values, apply, inside, to_dicts
 
 _CHECK_FACTORS = (0.5, 1.0, 2.0)
 _TRIAL_DECAY = 0.2
@@ -43,15 +43,17 @@ def choose(desk: Desk, program: Program) -> Program:
         known = read_json(record)
         for study, runs in known["runs"].items():
             desk.use(study, runs)
-        return replace(program, choices=known["choices"])
+        return program.with_choices(known["choices"], known.get("warmup"))
     except (ArtefactError, KeyError):
         pass
     found = _search(desk, program)
     choices = dict(found.best.values)
-    check = _check(desk, replace(program, choices=choices))
+    chosen = program.with_choices(choices)
+    check = _check(desk, chosen)
     fact = {
         "key": program.search_key, "choices": choices, "best": found.best.number, "edges": list(found.edges),
         "trials": [{"number": t.number, "loss": t.loss, **t.values} for t in found.trials], "check": check,
+        "space": to_dicts(found.space), "stopped": found.stopped, "warmup": chosen.warmup,
         "size": recipe.tunnel.search_size or recipe.tunnel.proxies[0], "seed": recipe.seed,
         "runs": {study: desk.used(study) for study in ("search", "check")},
     }  # fmt: skip
@@ -62,18 +64,18 @@ def choose(desk: Desk, program: Program) -> Program:
         desk.screen.say(
             f"search: the best value lies on the edge of the space: {', '.join(found.edges)}; widen it to be sure"
         )
-    return replace(program, choices=choices)
+    return chosen
 
 
-def known_choices(home: Any, program: Program) -> dict[str, float] | None:
-    """The choices that an earlier search recorded, or None."""
+def with_known_choices(home: Any, program: Program) -> Program:
+    """The program with the choices that an earlier search recorded, or as it is."""
     if program.recipe.tunnel is None or not program.recipe.tunnel.trials:
-        return None
+        return program
     try:
-        path = home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json"
-        return read_json(path)["choices"]
+        known = read_json(home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json")
     except ArtefactError:
-        return None
+        return program
+    return program.with_choices(known["choices"], known.get("warmup"))
 
 
 def trial_steps(tokens: int, setting: Setting) -> tuple[int, int, int]:
@@ -84,10 +86,11 @@ def trial_steps(tokens: int, setting: Setting) -> tuple[int, int, int]:
 
 def make_trial(program: Program, name: str, shape: Shape, values: Values, tokens: int) -> Stage:
     """The stage of one trial with the given hyper-parameters."""
-    setting = apply(program.setting(chosen=False), values)
+    setting = program.setting(chosen=False)
     steps, decay, warmup = trial_steps(tokens, setting)
+    setting = apply(replace(setting, warmup=warmup), values, steps)
     names = tuple(corpus for corpus, _ in setting.mixture)
-    return trial_stage(name, shape, replace(setting, warmup=warmup, score=names), steps, decay)
+    return trial_stage(name, shape, replace(setting, score=names), steps, decay)
 
 
 def search_stages(program: Program, points: Sequence[tuple[int, Values]]) -> list[Stage]:
@@ -103,7 +106,6 @@ def _search(desk: Desk, program: Program) -> SearchResult:
     tunnel, prepared, mixture = program.recipe.tunnel, program.prepared, program.recipe.mixture
     assert tunnel is not None
     assert prepared is not None
-    space = tuple(axis for axis in DEFAULT_SPACE if axis.name in program.searched)
 
     def evaluate(points: Sequence[tuple[int, Values]]) -> list[float | None]:
         stages = search_stages(program, points)
@@ -111,13 +113,10 @@ def _search(desk: Desk, program: Program) -> SearchResult:
         results = desk.train(title, "search", stages, prepared)
         return [_loss(results[stage.key], mixture) for stage in stages]
 
-    setting = program.setting(chosen=False)
-    paper = {
-        "learning_rate": setting.optimizer.learning_rate, "init_std": setting.parametrization.init_std,
-        "scale_emb": setting.parametrization.scale_emb, "scale_depth": setting.parametrization.scale_depth,
-    }  # fmt: skip
-    first = {name: paper[name] for name in program.searched}
-    return search(space, tunnel.trials, program.recipe.seed, evaluate, first=first)
+    return search(
+        program.space, tunnel.trials, program.recipe.seed, evaluate, per_round=tunnel.per_round,
+        first=inside(program.space, program.starting_values()), sampler=tunnel.sampler, on_edge=tunnel.on_edge,
+    )  # fmt: skip
 
 
 def _loss(result: Result, mixture: Mapping[str, float]) -> float | None:
@@ -139,7 +138,7 @@ def _check(desk: Desk, program: Program) -> dict[str, Any]:
     shape = recipe.shape_of(size, program.vocab)
     searched = recipe.shape_of(recipe.tunnel.search_size or recipe.tunnel.proxies[0], program.vocab)
     tokens = recipe.tunnel.trial_tokens or 10 * searched.body
-    rates = [float(f"{choices['learning_rate'] * factor:.4g}") for factor in _CHECK_FACTORS]
+    rates = [float(f"{float(choices['learning_rate']) * factor:.4g}") for factor in _CHECK_FACTORS]
     stages = [
         make_trial(program, f"check-{size}-{i}", shape, {**choices, "learning_rate": rate}, tokens)
         for i, rate in enumerate(rates)

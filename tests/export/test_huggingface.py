@@ -67,19 +67,21 @@ def _tokens(model: Transformer) -> torch.Tensor:
 
 @needs_transformers
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("name", ["mup", "standard", "rebased"])
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
+@pytest.mark.parametrize("name", ["mup", "standard", "rebased", "completep"])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-5), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
 def test_transformers_gives_the_same_logits(
-    name, tied: bool, dtype: torch.dtype, limit: float, tokenizer: Tokenizer
+    name, qk_norm: bool, tied: bool, dtype: torch.dtype, limit: float, tokenizer: Tokenizer
 ) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    shape = replace(SHAPE, tied=tied)
-    parametrization = Parametrization.named("standard") if name == "standard" else Parametrization()
+    config, reference = (Qwen3Config, Qwen3ForCausalLM) if qk_norm else (LlamaConfig, LlamaForCausalLM)
+    shape = replace(SHAPE, tied=tied, qk_norm=qk_norm)
+    parametrization = Parametrization() if name == "rebased" else Parametrization.named(name)
     if name == "rebased":
         parametrization, shape = rebase(parametrization, shape, 48)
-    model = _model(dtype, parametrization, tied=tied, base_width=shape.base_width)
-    llama = LlamaForCausalLM(LlamaConfig(**llama_config(shape, dtype, tokenizer))).to(dtype).eval()
+    model = _model(dtype, parametrization, tied=tied, base_width=shape.base_width, qk_norm=qk_norm)
+    llama = reference(config(**llama_config(shape, dtype, tokenizer))).to(dtype).eval()
     missing, unexpected = llama.load_state_dict(fold(model, dtype), strict=False)
     assert (missing, unexpected) == (["lm_head.weight"] if tied else [], [])
     llama.tie_weights()
@@ -91,14 +93,18 @@ def test_transformers_gives_the_same_logits(
     assert wanted[..., :VOCAB].std() > 0.1
 
 
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_the_plain_llama_gives_the_same_logits(tied: bool, tokenizer_json: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_plain_decoder_gives_the_same_logits(
+    tied: bool, qk_norm: bool, tokenizer_json: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
-    model = _model(tied=tied)
+    model = _model(tied=tied, qk_norm=qk_norm)
     check = export_huggingface(model, tokenizer_json, tmp_path / "out", CARD)
-    assert "plain Llama" in check
+    assert "plain decoder" in check
     tokens = _tokens(model)
-    difference = llama_logits(tmp_path / "out", tokens) - _model(torch.float64, tied=tied)(tokens)[..., :VOCAB]
+    exact = _model(torch.float64, tied=tied, qk_norm=qk_norm)
+    difference = llama_logits(tmp_path / "out", tokens) - exact(tokens)[..., :VOCAB]
     assert difference.abs().max() < 1e-4
 
 
@@ -142,6 +148,18 @@ def test_a_fresh_offline_process_loads_the_folder(tokenizer_json: Path, tmp_path
     assert "transformers" in export_huggingface(_model(tied=False), tokenizer_json, out, CARD, dtype=torch.bfloat16)
     weights = load_file(out / "model.safetensors")
     assert weights["lm_head.weight"].dtype == torch.bfloat16
+
+
+@needs_transformers
+def test_a_model_with_qk_norm_is_a_qwen3_to_a_fresh_offline_process(tokenizer_json: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert "in a fresh offline process" in export_huggingface(_model(qk_norm=True), tokenizer_json, out, CARD)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("qwen3", ["Qwen3ForCausalLM"])
+    assert load_file(out / "model.safetensors")["model.layers.0.self_attn.q_norm.weight"].shape == (16,)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "loads as a plain Qwen3" in card
+    assert '"qwen3"' in card
 
 
 @needs_transformers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from torch.nn import functional as F
 
 from windtunnel.base.errors import RecipeError
 from windtunnel.model.family import FAMILIES
-from windtunnel.model.parametrization import Parametrization, Role, named_roles, rebase, role_of, tag
+from windtunnel.model.parametrization import (
+    NORMS,
+    TABLES,
+    Factors,
+    Parametrization,
+    Role,
+    named_roles,
+    rebase,
+    role_of,
+    tag,
+)
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 
@@ -37,11 +48,77 @@ def test_released_models_have_the_hand_computed_scales(
         else:
             assert rule.init_std == pytest.approx(std, rel=2e-4)
             assert 0.01 * rule.lr_multiplier == pytest.approx(rate, rel=3e-4)
-        assert rule.decay_multiplier == 1.0
+        assert rule.decay_multiplier == rule.epsilon_multiplier == 1.0
     multipliers = MUP.multipliers(shape)
     assert multipliers.embedding == 12.0
     assert multipliers.residual == pytest.approx(residual, rel=3e-5)
     assert 1 / multipliers.logits == pytest.approx(divisor)
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "decay", "residual", "outside", "inside"),
+    [
+        ("1.2B", 1.667e-3, 0.6, 0.076150, 1.667e-9, 2.564e-10),  # m_N = 6, m_L = 52/8
+        ("2.4B", 1.111e-3, 0.9, 0.098995, 1.111e-9, 2.222e-10),  # m_N = 9, m_L = 40/8
+    ],
+)
+def test_released_models_under_completep_have_the_hand_computed_scales(
+    size: str, rate: float, decay: float, residual: float, outside: float, inside: float
+) -> None:
+    """arXiv 2505.01618, table 1, α = 1, over the family's base width 256 and depth 8."""
+    family = FAMILIES["minicpm"]
+    shape, complete = family.shape(size, 73_440), Parametrization.named("completep", family.base_layers)
+    for name, role in Transformer(shape, complete, device="meta").roles.items():
+        rule, mup = complete.rule(role, shape), MUP.rule(role, shape)
+        assert (rule.init_mean, rule.init_std, rule.lr_multiplier) == (mup.init_mean, mup.init_std, mup.lr_multiplier)
+        block = name.startswith("layers.")
+        assert 1e-8 * rule.epsilon_multiplier == pytest.approx(inside if block else outside, rel=3e-4), name
+        hidden = block and not name.endswith("norm.weight")
+        assert 0.1 * rule.decay_multiplier == pytest.approx(decay if hidden else 0.1), name
+        if hidden:
+            assert 0.01 * rule.lr_multiplier == pytest.approx(rate, rel=3e-4)
+    multipliers = complete.multipliers(shape)
+    assert multipliers.residual == pytest.approx(residual, rel=1e-5)
+    assert (multipliers.embedding, multipliers.logits) == (12.0, MUP.multipliers(shape).logits)
+    qk_gain = complete.rule(Role.HEAD_NORM, shape)
+    assert 1e-8 * qk_gain.epsilon_multiplier == pytest.approx(1e-8 * 8 / shape.layers)  # shared by all heads: no width
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda f: f.name)
+def test_completep_is_mup_at_the_base_of_every_family(family) -> None:
+    base = family.shape(family.members[0].name, 1000)
+    assert base.layers == family.base_layers
+    base = Shape(**{**base.to_dict(), "width": base.base_width})
+    complete = Parametrization.named("completep", family.base_layers)
+    assert complete.multipliers(base) == MUP.multipliers(base)
+    assert all(complete.rule(role, base) == MUP.rule(role, base) for role in Role)
+
+
+def test_residual_branches_fall_as_one_over_depth_under_completep_and_as_its_root_under_mup() -> None:
+    complete = Parametrization.named("completep", 4)
+    shapes = [Shape(32, layers, 2, 2, 16, 80, 100, 32) for layers in (4, 8, 16)]
+    assert [complete.multipliers(s).residual for s in shapes] == pytest.approx([0.7, 0.35, 0.175])
+    assert [MUP.multipliers(s).residual for s in shapes] == pytest.approx([0.7, 0.7 / 2**0.5, 0.35])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_says_what_it_does_with_every_role_and_axis(name) -> None:
+    table = TABLES[name]
+    assert set(table.rows) == set(Role)
+    assert [role for role, row in table.rows.items() if row.muon is not None] == [Role.HIDDEN]
+    assert set(table.axes) == {"batch", "tokens", "vocabulary"}
+    assert all(rule.source for rule in table.axes.values())
+
+
+def test_batch_and_tokens_change_nothing_in_the_papers_table_and_keep_the_time_of_averaging_in_completep() -> None:
+    assert MUP.carried(batch=4, tokens=8, vocabulary=2) == Factors()
+    complete = Parametrization.named("completep")
+    for batch, tokens in ((4.0, 1.0), (1.0, 8.0), (2.0, 4.0)):
+        factors = complete.carried(batch=batch, tokens=tokens, vocabulary=3.0)
+        tau = batch / (factors.lr * factors.decay * tokens)  # B/(η·λ·D), arXiv 2405.13698
+        assert tau == pytest.approx(1.0)
+    assert complete.carried(batch=4.0) == Factors(2.0, 2.0, 0.5, 0.25)
+    assert complete.carried(tokens=10.0).lr == pytest.approx(10**-0.3)
 
 
 def test_released_body_sizes_are_exact() -> None:
@@ -52,13 +129,18 @@ def test_released_body_sizes_are_exact() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda f: f.name)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_every_member_has_as_many_parameters_as_the_identity_says(family, tied: bool) -> None:
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
+def test_every_member_has_as_many_parameters_as_the_identity_says(family, tied: bool, qk_norm: bool) -> None:
     for member in family.members:
-        shape = family.shape(member.name, 1000, tied=tied)
+        shape = replace(family.shape(member.name, 1000, tied=tied), qk_norm=qk_norm)
         model = Transformer(shape, MUP, device="meta")
         count = sum(p.numel() for p in model.parameters())
         padding = (shape.padded_vocab - shape.vocab) * shape.width * (1 if tied else 2)
         assert count - padding == shape.total, member.name
+        roles = [(p.numel(), model.roles[name]) for name, p in model.named_parameters()]
+        assert sum(n for n, role in roles if role is Role.HIDDEN) == shape.matrices
+        assert sum(n for n, role in roles if role in NORMS) == shape.gains
+        assert sum(n for n, role in roles if role is Role.HEAD_NORM) == (2 * shape.layers * shape.head_dim * qk_norm)
 
 
 def test_the_standard_parametrization_does_not_know_the_width() -> None:
@@ -81,11 +163,18 @@ def test_an_untagged_parameter_raises_and_is_named() -> None:
 
 
 def test_a_parametrization_survives_its_dictionary_and_refuses_strangers() -> None:
-    changed, _ = rebase(Parametrization(init_std=0.05, without=("logits",)), FAMILIES["tiny"].shape("0.1M", 100), 16)
+    given = Parametrization("completep", init_std=0.05, without=("logits",), base_layers=3)
+    changed, _ = rebase(given, FAMILIES["tiny"].shape("0.1M", 100), 16)
     assert Parametrization.from_dict(changed.to_dict()) == changed
     with pytest.raises(RecipeError, match="lr_scale"):
         Parametrization.from_dict({**changed.to_dict(), "lr_scale": 1})
-    for bad in ({"name": "sp"}, {"init_std": 0.0}, {"scale_emb": math.inf}, {"without": ("hidden",)}):
+    for bad in (
+        {"name": "sp"},
+        {"init_std": 0.0},
+        {"base_layers": 0},
+        {"scale_emb": math.inf},
+        {"without": ("hidden",)},
+    ):
         with pytest.raises(RecipeError):
             Parametrization(**bad)
 
@@ -96,7 +185,8 @@ def _train(parametrization: Parametrization, shape: Shape, steps: int = 6) -> tu
     groups = []
     for name, p in model.named_parameters():
         rule = parametrization.rule(model.roles[name], shape)
-        groups.append({"params": [p], "lr": 0.01 * rule.lr_multiplier, "weight_decay": 0.1 * rule.decay_multiplier})
+        decay, epsilon = 0.1 * rule.decay_multiplier, 1e-3 * rule.epsilon_multiplier  # so large that it matters
+        groups.append({"params": [p], "lr": 0.01 * rule.lr_multiplier, "weight_decay": decay, "eps": epsilon})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(0)
     losses = []
@@ -111,17 +201,17 @@ def _train(parametrization: Parametrization, shape: Shape, steps: int = 6) -> tu
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("name", ["mup", "standard"])
+@pytest.mark.parametrize("name", TABLES)
 def test_a_change_of_base_width_leaves_training_identical(name, tied: bool) -> None:
-    shape = FAMILIES["tiny"].shape("0.1M", 128, tied=tied)
+    shape = replace(FAMILIES["tiny"].shape("0.1M", 128, tied=tied), qk_norm=name == "completep")
     before, model = _train(Parametrization.named(name), shape)
     for base in (256, 24):
         after, other = _train(*rebase(Parametrization.named(name), shape, base))
         assert before == pytest.approx(after, abs=1e-6)
         for p, q in zip(model.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)
-    if name == "mup":  # without the compensation a change of base width is another training
-        other, _ = _train(Parametrization(), Shape(**{**shape.to_dict(), "base_width": 256}))
+    if name != "standard":  # without the compensation a change of base width is another training
+        other, _ = _train(Parametrization.named(name), Shape(**{**shape.to_dict(), "base_width": 256}))
         assert max(abs(a - b) for a, b in zip(before, other, strict=True)) > 1e-2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,8 +16,8 @@ from windtunnel.model.transformer import Transformer
 SHAPE = Shape(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ff=80, vocab=90, base_width=32, max_positions=48)
 
 
-def _model() -> Transformer:
-    model = Transformer(SHAPE, Parametrization(init_std=0.3))
+def _model(qk_norm: bool = False) -> Transformer:
+    model = Transformer(replace(SHAPE, qk_norm=qk_norm), Parametrization(init_std=0.3))
     model.init_weights(0)
     return model
 
@@ -31,9 +33,10 @@ def _without_cache(
     return ids[-count:]
 
 
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 1.0), (0.8, 0.7)])
-def test_the_cache_gives_the_tokens_of_the_whole_forward_pass(temperature: float, top_p: float) -> None:
-    model = _model()
+def test_the_cache_gives_the_tokens_of_the_whole_forward_pass(temperature: float, top_p: float, qk_norm: bool) -> None:
+    model = _model(qk_norm)
     for seed in range(3):
         wanted = _without_cache(model, [1, 5, 9], 30, temperature, top_p, seed)
         got = list(generate(model, [1, 5, 9], max_new=30, temperature=temperature, top_p=top_p, seed=seed))

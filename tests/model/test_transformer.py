@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from windtunnel.model.attention import attention_backend
-from windtunnel.model.parametrization import Parametrization, Role
+from windtunnel.model.parametrization import NORMS, Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import KeyValueCache, Transformer
 
@@ -103,7 +103,7 @@ def test_initial_values_follow_the_table() -> None:
     model = Transformer(shape, Parametrization())
     model.init_weights(7)
     for name, p in model.named_parameters():
-        if model.roles[name] is Role.NORM:
+        if model.roles[name] in NORMS:
             assert (p == 1).all()
             continue
         wanted = {"embedding.weight": 0.1, "head.weight": 0.1}.get(name, 0.1 / 2)
@@ -126,6 +126,19 @@ def test_initial_values_depend_on_seed_and_name_only() -> None:
     assert not torch.equal(a, _model(dtype=torch.float32).layers[0].attention.key.weight)
     model.init_weights(0)
     assert torch.equal(a, _model(dtype=torch.float32).layers[0].attention.key.weight)
+
+
+def test_with_qk_norm_the_size_of_query_and_key_matrices_does_not_matter() -> None:
+    """Each head's query and key are normalised, so that a factor on their matrices changes nothing but rounding."""
+    tokens, documents = _rows([[20, 12]])
+    for qk_norm, change in ((True, 0.0), (False, 1e-3)):
+        model = _model(replace(SHAPE, qk_norm=qk_norm, norm_eps=1e-12))
+        before = model(tokens, documents)[..., : SHAPE.vocab]
+        with torch.no_grad():
+            model.layers[0].attention.query.weight *= 3.0
+            model.layers[1].attention.key.weight *= 0.2
+        difference = (model(tokens, documents)[..., : SHAPE.vocab] - before).abs().max().item()
+        assert (difference > change) if change else (difference < 1e-6)
 
 
 def test_roles_survive_a_deep_copy_and_leaving_the_meta_device() -> None:

@@ -15,11 +15,13 @@ from windtunnel.base.toml import key_lines, parse_override
 from windtunnel.base.units import Length
 from windtunnel.laws.loss import NAMED
 from windtunnel.model.family import FAMILIES
+from windtunnel.program import Program
 from windtunnel.recipe import check_files, differences, load_recipe, parse_recipe, shipped, shipped_path
 from windtunnel.recipe_errors import table_model, unwrapped
 from windtunnel.recipe_new import new_recipe
 from windtunnel.recipe_reference import recipe_reference
 from windtunnel.recipe_schema import NamedLaw, Recipe
+from windtunnel.study import search_stages
 
 FIELDS = {
     "": "name seed max_loss max_hours max_cost track corpus tokenizer model budget optimizer tunnel trunk branch evaluate export machine",
@@ -27,13 +29,15 @@ FIELDS = {
     "heldout_tokens heldout_by clean decontaminate language licence",
     "corpus.x.clean": "unicode exact near decontaminate",
     "tokenizer": "vocab corpora path",
-    "model": "family size shape tied row parametrization base_width init_std scale_emb scale_depth",
+    "model": "family size shape tied qk_norm row parametrization base_width base_layers init_std scale_emb scale_depth",
     "model.shape": "width layers heads kv_heads ff",
     "budget": "hours gpu_hours flops money law",
-    "optimizer": "lr beta1 beta2 eps weight_decay clip",
-    "tunnel": "proxies tokens seeds trials trial_tokens search_size check_size forms transfer",
+    "optimizer": "kind lr beta1 beta2 eps weight_decay decay clip",
+    "tunnel": "preset proxies tokens seeds trials space sampler per_round on_edge trial_tokens search_size check_size forms "
+    "transfer",
+    "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
-    "trunk": "tokens batch warmup mixture checkpoint_every keep",
+    "trunk": "tokens batch warmup mixture masking checkpoint_every keep",
     "branch.x": "kind parent at tokens form floor half_life mixture batch",
     "evaluate": "corpora tokens tasks",
     "export": "branch format",
@@ -251,6 +255,28 @@ def test_new_refuses_what_the_recipe_would_refuse(tmp_path: Path) -> None:
         new_recipe("a/b", data=[tmp_path])
     with pytest.raises(UserError, match="--data: expected an existing"):
         new_recipe("mine", data=[tmp_path / "absent"])
+
+
+def test_a_preset_gives_what_the_recipe_leaves_out_and_nothing_else() -> None:
+    """Both presets hold the paper's protocol (arXiv 2404.06395, appendix A.1): four axes, ten tokens a parameter, Bayesian."""
+    base = {"name": "x", "corpus": {"a": {"source": "a.txt"}}, "branch": {"same": {}}}
+    tiny = {**base, "model": {"family": "tiny", "size": "0.3M"}}
+    paper = {**base, "model": {"family": "minicpm", "size": "1.2B"}}
+    for tables, preset, size in ((paper, "paper", "9M"), (tiny, "paper-tiny", "0.05M")):
+        recipe = parse_recipe({**tables, "tunnel": {"preset": preset}})
+        assert recipe.tunnel is not None
+        assert (recipe.tunnel.search_size, recipe.tunnel.trial_tokens, recipe.tunnel.sampler) == (size, None, "gp")
+        assert Program(recipe).searched == ("learning_rate", "init_std", "scale_emb", "scale_depth")
+        (stage,) = search_stages(Program(recipe), [(0, {"learning_rate": 0.01})])
+        assert stage.tokens == pytest.approx(10 * stage.shape.body, rel=0.01)
+        own = parse_recipe({**tables, "tunnel": {"preset": preset, "trials": 7, "sampler": "tpe"}})
+        assert own.tunnel == recipe.tunnel.model_copy(update={"trials": 7, "sampler": "tpe"})
+        assert parse_recipe(own.resolved()) == own
+    assert Program(parse_recipe({**paper, "tunnel": {"preset": "paper"}})).recipe.shape_of("9M").body == pytest.approx(
+        9e6, rel=0.1
+    )
+    with pytest.raises(RecipeError, match="tunnel.proxies: expected a size of the family 'tiny', got 9M"):
+        parse_recipe({**tiny, "tunnel": {"preset": "paper"}})
 
 
 def test_the_reference_in_the_documentation_is_the_generated_one() -> None:

@@ -129,6 +129,20 @@ LINES = [
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["1M", "2M", "3M"]\ntrials = -1', "tunnel.trials: expected a number of at least 0"),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["1M", "2M", "3M"]\ncheck_size = "0.02M"', "tunnel.check_size: expected a wider model"),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["1M", "2M", "3M"]\nsearch_size = "1T"', "tunnel.search_size: expected a size"),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = {}', 'tunnel.space: expected one axis or more, got none; write for example learning_rate'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { learning_rate = [0.1, 0.01] }', 'tunnel.space.learning_rate: expected 0 < low < high, got 0.1 and 0.01'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { learning_rate = [0.01, 0.01] }', 'tunnel.space.learning_rate: expected 0 < low < high'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { learning_rate = [0.01] }', 'tunnel.space.learning_rate: expected at least 2, got 1'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { learning_rate = [1, 2, 3] }', 'tunnel.space.learning_rate: expected at most 2, got 3'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { learning_rate = 0.01 }', 'tunnel.space.learning_rate: expected a list'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { beta2 = [0.9, 1.5] }', 'tunnel.space.beta2: expected values between 0.1 and 0.999999, got 0.9 and 1.5'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { warmup = [0.1, 0.9] }', 'tunnel.space.warmup: expected values between 0.0001 and 0.5'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { weight_decay = [0, 0.1] }', 'tunnel.space.weight_decay[1]: expected a number above 0'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { lr = [0.01, 0.1] }', 'tunnel.space.lr: expected a known key, got an unknown one; known here: learning_rate'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nspace = { learning_rate = [0.01, 0.1] }\ntrials = 0', 'tunnel.space: expected trials that search it, got tunnel.trials = 0'),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nsampler = "grid"', "tunnel.sampler: expected 'tpe', 'gp', 'sobol' or 'random', got 'grid'"),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\non_edge = "extend"', "tunnel.on_edge: expected 'say', 'widen' or 'refuse', got 'extend'"),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nper_round = 0', 'tunnel.per_round: expected a number of at least 1'),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["1M", "2M", "3M"]\nforms = ["cubic"]', "tunnel.forms[1]: expected"),
     ('tokens = "6.4M"', "tokens = 0", "trunk.tokens: expected a positive whole number, got '0'"),
     ('tokens = "6.4M"', 'tokens = "-5"', "trunk.tokens: expected"),
@@ -171,6 +185,9 @@ LINES = [
     ("mixture = { more = 1 }", "[optimizer]\nlr = 0", "optimizer.lr: expected a number above 0, got 0"),
     ("mixture = { more = 1 }", "[optimizer]\nbeta1 = 1.0", "optimizer.beta1: expected a number below 1, got 1.0"),
     ("mixture = { more = 1 }", "[optimizer]\nlearning_rate = 0.1", "optimizer.learning_rate: expected a known key"),
+    ("row = 128", "row = 128\nbase_layers = 4", "model.base_layers: expected parametrization = 'completep', got 'mup'"),
+    ("mixture = { more = 1 }", "[optimizer]\ndecay = 'plane'", "optimizer.decay: expected 'plain' or 'independent', got 'plane'"),
+    ("mixture = { more = 1 }", "[optimizer]\ndecay = 'independent'", "optimizer.decay: expected weight_decay beside independent decay"),
     ("mixture = { more = 1 }", "[budget]\nhours = 1", "budget: expected one of size, shape and budget, got model.size and budget"),
 ]  # fmt: skip
 BUDGETS = [
@@ -275,6 +292,31 @@ def test_a_file_that_is_no_recipe_is_one_line(name: str, tmp_path: Path, capsys:
     one_line(line.rstrip("\n"))
     assert line.startswith(str(file))
     assert "expected" in line
+
+
+@pytest.mark.parametrize(
+    ("axis", "table"),
+    [
+        ("learning_rate", "[optimizer]\nlr = 0.01"), ("weight_decay", "[optimizer]\nweight_decay = 0.1"),
+        ("beta2", "[optimizer]\nbeta2 = 0.95"), ("init_std", "init_std = 0.1"), ("warmup", 'warmup = "1%"'),
+    ],
+)  # fmt: skip
+def test_a_hyper_parameter_is_either_stated_or_searched(axis: str, table: str, tmp_path: Path) -> None:
+    """A space that contains what the recipe fixes contradicts itself; a default that nobody wrote does not."""
+    low, high = (0.9, 0.99) if axis == "beta2" else (0.01, 0.1)
+    good = GOOD.replace("[trunk]", f"space = {{ {axis} = [{low}, {high}] }}\n\n[trunk]")
+    file = tmp_path / "space.toml"
+    file.write_text(good, encoding="utf-8")
+    assert load_recipe(file).tunnel
+    spoilt = {"init_std = 0.1": good.replace("row = 128", "row = 128\n" + table)}.get(
+        table,
+        good.replace("batch = 2048", "batch = 2048\n" + table) if "warmup" in table else good + "\n" + table + "\n",
+    )
+    file.write_text(spoilt, encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match=r"tunnel\.space.*: expected a value that the recipe leaves open, but .* states it"
+    ):
+        load_recipe(file)
 
 
 def test_duplicate_keys_name_both_lines(tmp_path: Path) -> None:

@@ -340,3 +340,27 @@ def test_the_lower_edge_lies_under_all_points_and_thinning_keeps_the_level() -> 
     assert min(points, key=lambda p: p[1]) in edge
     pairs = [(float(i), float(i % 7)) for i in range(1000)]
     assert sum(v for _, v in thin(pairs, 100)) / 100 == pytest.approx(sum(v for _, v in pairs) / 1000)
+
+
+def test_loss_is_drawn_against_each_parameter_whether_it_is_a_number_or_a_word(make_book: Make) -> None:
+    book = make_book()
+    fact = book.fact(NAME, "study", "search")
+    for trial in fact["trials"]:
+        trial |= {"beta2": 0.9 + 0.006 * trial["number"], "optimizer": ("adamw", "muon")[trial["number"] % 2]}
+        trial["qk_norm"] = trial["number"] % 4 == 1
+    fact["choices"] |= {"beta2": 0.978, "optimizer": "muon", "qk_norm": True}
+    with book:
+        book.put_fact(NAME, "study", "search", fact)
+    html = render(book, NAME)
+    names = ("learning rate", "initial spread of weights", "embedding multiplier", "depth multiplier", "optimizer",
+             "memory of the second moment, β₂, distance to 1", "norm of queries and keys")  # fmt: skip
+    for name in names:
+        svg = figures_of(html, f"Held-out loss over {name}")
+        words = {"optimizer": ("adamw", "muon"), "norm of queries and keys": ("no", "yes")}.get(name, ())
+        assert all(f">{word}<" in svg for word in words)
+        assert ('class="edge"' in svg) != bool(words)  # nothing lies between two words
+        assert svg.count("<circle") + svg.count('class="hollow"') >= 15
+    row = re.search(r"<td>optimizer</td>.*?</tr>", html)
+    assert row
+    assert ">adamw<" in row[0]
+    assert ">muon<" in row[0]

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 from windtunnel.base.artefact import read_manifest
 from windtunnel.base.errors import ArtefactError, Diverged, UserError
+from windtunnel.base.runtime import Runtime
 from windtunnel.train import checkpoint
 from windtunnel.train.checkpoint import Position, load_model, newest_whole, restore, rotate, save
 from windtunnel.train.control import Control
 from windtunnel.train.folder import checkpoint_path, read_result, steps_saved
 from windtunnel.train.loop import Workshop, begin, run_stage
 from windtunnel.train.metrics import read_metrics
+from windtunnel.train.stage import AdamW, optimizer_of
 
 
 @pytest.fixture
@@ -42,8 +44,9 @@ def losses(run) -> list[tuple[int, float]]:
     return [(step, values["loss"]) for step, values in read_metrics(run)]
 
 
-def test_weights_moments_and_position_come_back_bit_for_bit(tmp_path, workshop, make_trunk, corpora):
-    stage = make_trunk(6)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_weights_moments_and_position_come_back_bit_for_bit(tmp_path, workshop, make_trunk, corpora, kind):
+    stage = make_trunk(6, optimizer=optimizer_of(kind, AdamW()))
     run_stage(stage, tmp_path, corpora, workshop)
     trainer = workshop.trainer(stage)
     position = restore(checkpoint_path(tmp_path, 6), trainer.model, trainer.optimizer)
@@ -56,6 +59,39 @@ def test_weights_moments_and_position_come_back_bit_for_bit(tmp_path, workshop, 
     assert not model.training
     assert manifest.config["stage"]["shape"] == stage.shape.to_dict()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trainer.model.parameters(), strict=True))
+
+
+def test_muon_keeps_one_moment_of_each_hidden_matrix_and_goes_on_bit_for_bit_where_it_was_cut_off(
+    tmp_path, workshop, make_trunk, corpora
+):
+    stage = make_trunk(12, save_every=5, optimizer=optimizer_of("muon", AdamW(decay="independent", weight_decay=1e-3)))
+    run_stage(stage, tmp_path / "whole", corpora, workshop)
+    run_stage(stage.with_steps(7), tmp_path / "cut", corpora, workshop)
+    (tmp_path / "cut" / "result.json").unlink()
+    run_stage(stage, tmp_path / "cut", corpora, workshop)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert bytes_of(tmp_path / "cut", 12) == bytes_of(tmp_path / "whole", 12)
+    moments = load_file(checkpoint_path(tmp_path / "whole", 12) / "optimizer.safetensors")
+    sizes = {kind: sum(m.numel() for name, m in moments.items() if name.startswith(kind + "/")) for kind in
+             ("momentum_buffer", "exp_avg", "exp_avg_sq")}  # fmt: skip
+    rest = stage.shape.gains + stage.shape.embedding
+    assert sizes == {"momentum_buffer": stage.shape.matrices, "exp_avg": rest, "exp_avg_sq": rest}
+    assert len(moments) == 7 * 2 + 2 * (2 * 2 + 2)
+
+
+def test_moments_of_another_optimizer_are_refused(tmp_path, workshop, make_trunk, corpora):
+    stage = make_trunk(2)
+    run_stage(stage, tmp_path, corpora, workshop)
+    trainer = workshop.trainer(replace(stage, optimizer=optimizer_of("muon", stage.optimizer)))
+    with pytest.raises(ArtefactError, match="another optimizer's"):
+        restore(checkpoint_path(tmp_path, 2), trainer.model, trainer.optimizer)
+
+
+def test_muon_on_several_ranks_is_refused_before_anything_is_written(tmp_path, make_trunk, corpora):
+    stage = make_trunk(2, optimizer=optimizer_of("muon", AdamW()))
+    with pytest.raises(UserError, match=r"optimizer\.kind: expected one process for Muon"):
+        run_stage(stage, tmp_path / "run", corpora, Workshop(Runtime(compiled=False, world=2)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_is_safetensors_and_json_and_holds_its_numeric_class(tmp_path, workshop, make_trunk, corpora):

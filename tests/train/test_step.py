@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from windtunnel.corpus.loader import IGNORED, Loader, Rows
-from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.control import Control
 from windtunnel.train.loop import Workshop, step_or_halve
 from windtunnel.train.optimizer import build_optimizer, set_learning_rate
-from windtunnel.train.stage import AdamW
+from windtunnel.train.stage import AdamW, optimizer_of
 from windtunnel.train.step import train_step
 
 
@@ -58,6 +58,24 @@ def test_every_tensor_gets_the_learning_rate_and_decay_of_its_role():
             assert weight_decay == pytest.approx(0.1, rel=1e-12), name
 
 
+def test_independent_decay_takes_the_same_share_of_every_tensor_whatever_the_learning_rate():
+    """w ← w − f·λ·w by hand: gradients are zero, so that nothing but decay moves a weight."""
+    shape = Shape(width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ff=160, vocab=320, base_width=32, tied=False)
+    model = Transformer(shape, Parametrization())
+    for rate in (0.01, 0.003):
+        model.init_weights(0)
+        optimizer = build_optimizer(model, AdamW(learning_rate=rate, weight_decay=2e-3, decay="independent"))
+        wanted = {name: p.detach().double() for name, p in model.named_parameters()}
+        for factor in (0.5, 1.0, 0.25):  # of the schedule
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            set_learning_rate(optimizer, rate * factor)
+            optimizer.step()
+            wanted = {name: w - factor * 2e-3 * w for name, w in wanted.items()}
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.detach().double(), wanted[name], rtol=1e-6, atol=0, msg=name)
+
+
 def test_adamw_makes_the_update_that_its_formula_says(workshop, make_trunk, loader):
     stage = make_trunk(10)
     trainer = workshop.trainer(stage)
@@ -79,6 +97,63 @@ def test_adamw_makes_the_update_that_its_formula_says(workshop, make_trunk, load
         # Where |g| is close to ε the quotient amplifies rounding; those entries are few and bounded by the rate.
         clear = g.abs() > 1e-5
         torch.testing.assert_close(p.detach().double()[clear], expected[clear], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("decay", ["plain", "independent"])
+@pytest.mark.parametrize("name", ["mup", "completep"])
+def test_muon_and_adamw_step_as_torchs_own_do_by_hand(name, decay):
+    """One torch optimizer for each tensor, its numbers written out here, against ours after four steps."""
+    shape = Shape(width=64, layers=4, heads=4, kv_heads=2, head_dim=16, ff=160, vocab=320, base_width=32, qk_norm=True)
+    constants = optimizer_of("muon", AdamW(learning_rate=0.02, weight_decay=0.05, decay=decay, epsilon=1e-4))
+    ours, theirs = (Transformer(shape, Parametrization.named(name)) for _ in range(2))
+    ours.init_weights(0)
+    theirs.init_weights(0)
+    optimizer, by_hand = build_optimizer(ours, constants, fused=False), []
+    for key, p in theirs.named_parameters():
+        share = 0.05 * 0.02 if decay == "plain" else 0.05  # that a step at full rate takes away
+        if key.endswith((".query.weight", ".key.weight", ".value.weight", ".output.weight")) or ".mlp." in key:
+            rate = 0.02 * min(1.0, math.sqrt(p.shape[0] / p.shape[1]))  # torch adds max(1, √(out/in))
+            by_hand.append(torch.optim.Muon([p], lr=rate, momentum=0.95, weight_decay=share / rate))
+        else:
+            eps = 1e-4 / (2 if "_norm" not in key or "mlp_norm" in key or "attention_norm" in key else 1)  # m_N = 2
+            eps /= 2 if key.startswith("layers.") else 1  # m_L = 2
+            eps = eps if name == "completep" else 1e-4
+            by_hand.append(torch.optim.AdamW([p], lr=0.02, betas=(0.9, 0.95), eps=eps, weight_decay=share / 0.02))
+    rates = [part.param_groups[0]["lr"] for part in by_hand]
+    for step, factor in enumerate((0.5, 1.0, 1.0, 0.3)):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) * 1e-3
+            q.grad = p.grad.clone()
+        set_learning_rate(optimizer, 0.02 * factor)
+        optimizer.step()
+        for part, rate in zip(by_hand, rates, strict=True):
+            part.param_groups[0]["lr"] = rate * factor
+            part.step()
+    for (key, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8, msg=key)
+
+
+def test_a_muon_step_moves_every_matrix_by_its_spectral_size_along_the_polar_factor():
+    """‖ΔW‖ = η·√(out/in) within Newton-Schulz's .7 to 1.2 (arXiv 2310.17813), in the direction of UVᵀ of the gradient."""
+    for width in (32, 128):
+        shape = Shape(width, 2, width // 16, 1, 16, 5 * width // 2, 320, 32)
+        model = Transformer(shape, Parametrization())
+        model.init_weights(0)
+        optimizer = build_optimizer(model, optimizer_of("muon", AdamW(weight_decay=0.0)))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+        set_learning_rate(optimizer, 0.01)
+        optimizer.step()
+        for name, p in model.named_parameters():
+            if model.roles[name] is not Role.HIDDEN:
+                continue
+            change, (rows, columns) = (before[name] - p.detach()).double(), p.shape
+            size = torch.linalg.matrix_norm(change, 2).item() / (0.01 * math.sqrt(rows / columns))
+            assert 0.7 < size < 1.25, (name, size)
+            u, _, v = torch.linalg.svd(p.grad.double(), full_matrices=False)
+            along = (change * (u @ v)).sum() / (change.norm() * (u @ v).norm())
+            assert along > 0.95, (name, along)
 
 
 @pytest.mark.parametrize("masking", ["document", "causal"])

@@ -43,15 +43,20 @@ class CardFacts:
 
 def render_card(facts: CardFacts, shape: Shape, *, chats: bool) -> str:
     """The text of README.md."""
-    return f"---\n{_metadata(facts)}---\n\n{_body(facts, shape, chats)}"
+    return f"---\n{_metadata(facts, shape)}---\n\n{_body(facts, shape, chats)}"
 
 
-def _metadata(facts: CardFacts) -> str:
+def architecture(shape: Shape) -> str:
+    """What the exported folder is to transformers."""
+    return "Qwen3" if shape.qk_norm else "Llama"
+
+
+def _metadata(facts: CardFacts, shape: Shape) -> str:
     """YAML, each value written as JSON, which is YAML as well."""
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["llama", "minicpm", "windtunnel"],
+        "tags": [architecture(shape).lower(), "minicpm", "windtunnel"],
         "license": facts.licence or "other",
     }
     if facts.languages:
@@ -84,7 +89,7 @@ def _body(facts: CardFacts, shape: Shape, chats: bool) -> str:
         lines.append(f"| training tokens | {si(facts.tokens)} |")
     lines += [
         "",
-        "The training multipliers are folded into the weights: it loads as a plain Llama, without remote code.",
+        f"The training multipliers are folded into the weights: it loads as a plain {architecture(shape)}, without remote code.",
         "",
     ]
     lines += ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]

@@ -22,6 +22,8 @@ _LAYER = {
     "attention.key": "self_attn.k_proj",
     "attention.value": "self_attn.v_proj",
     "attention.output": "self_attn.o_proj",
+    "attention.query_norm": "self_attn.q_norm",
+    "attention.key_norm": "self_attn.k_norm",
     "mlp_norm": "post_attention_layernorm",
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
@@ -31,7 +33,7 @@ _OUTSIDE = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm
 
 
 def fold(model: Transformer, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A model's weights under the names of transformers' Llama, without the rows that pad the vocabulary.
+    """A model's weights under the names of transformers' Llama or Qwen3, without the rows that pad the vocabulary.
 
     Folded in fp64, then cast. A tied head is not stored twice.
     """
@@ -42,7 +44,7 @@ def fold(model: Transformer, dtype: torch.dtype = torch.float32) -> dict[str, Te
 
 
 def llama_name(name: str) -> str:
-    """The Llama name of one of our parameters."""
+    """The Llama or Qwen3 name of one of our parameters."""
     stem = name.removesuffix(".weight")
     if stem in _OUTSIDE:
         return f"{_OUTSIDE[stem]}.weight"

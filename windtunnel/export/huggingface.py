@@ -1,4 +1,4 @@
-"""A Hugging Face folder that loads as a plain Llama, reloaded and compared before it counts as exported."""
+"""A Hugging Face folder that loads as a plain Llama (as a Qwen3 with QK-norm), reloaded and compared before it counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from windtunnel.base.artefact import read_manifest, write_artefact
 from windtunnel.base.errors import ArtefactError
 from windtunnel.corpus.chat import CHATML_JINJA, render
 from windtunnel.corpus.tokenizer import SPECIAL_TOKENS, Tokenizer
-from windtunnel.export.card import CardFacts, render_card
+from windtunnel.export.card import CardFacts, architecture, render_card
 from windtunnel.export.folding import fold
 from windtunnel.export.llama import llama_logits
 from windtunnel.model.shape import Shape
@@ -38,7 +38,7 @@ def export_huggingface(
     """Writes the folder and returns one line that says which check it passed.
 
     With transformers installed, a fresh offline process loads the folder with ``AutoModelForCausalLM`` and ``AutoTokenizer``
-    and compares logits and token ids; without, a plain Llama written from the files alone compares the logits. A folder
+    and compares logits and token ids; without, a plain decoder written from the files alone compares the logits. A folder
     that fails is not left behind.
 
     Args:
@@ -116,10 +116,16 @@ def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dty
 
 def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json. Theta and dtype stand there twice: old and new readers look in different places, and a default would be
-    silently wrong."""
+    silently wrong.
+
+    With QK-norm it is Qwen3's, which is a Llama with an RMSNorm of each query and key head before the rotation; its options
+    for sliding windows are off.
+    """
+    name = architecture(shape)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": name.lower(),
+        **({"use_sliding_window": False} if shape.qk_norm else {"mlp_bias": False}),
         "hidden_size": shape.width,
         "intermediate_size": shape.ff,
         "num_hidden_layers": shape.layers,
@@ -134,7 +140,6 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
         "tie_word_embeddings": shape.tied,
         "hidden_act": "silu",
         "attention_bias": False,
-        "mlp_bias": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
@@ -158,7 +163,7 @@ def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: 
     if importlib.util.find_spec("transformers") is None:
         difference, who = (
             float((llama_logits(folder, tokens_BT) - logits).abs().max()),
-            "a plain Llama from the files alone",
+            "a plain decoder from the files alone",
         )
     else:
         difference, who = _reloaded(folder, tokens_BT, logits, tokenizer)

@@ -1,4 +1,4 @@
-"""A plain Llama, written from the files of an exported folder alone: the check for machines without transformers.
+"""A plain Llama, or Qwen3 where the files say so, written from an exported folder alone: the check without transformers.
 
 It shares nothing with ``windtunnel.model``: what it computes is what the files say.
 """
@@ -38,8 +38,10 @@ def _attention(weights: dict[str, Tensor], name: str, x: Tensor, config: dict) -
     heads, groups, size = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
     q, k, v = (x @ weights[f"{name}.{part}_proj.weight"].T for part in "qkv")
     rows, length, _ = x.shape
-    q = _turn(q.view(rows, length, heads, size), config)
-    k = _turn(k.view(rows, length, groups, size), config).repeat_interleave(heads // groups, 2)
+    q, k = q.view(rows, length, heads, size), k.view(rows, length, groups, size)
+    if config["model_type"] == "qwen3":
+        q, k = (_norm(x, weights[f"{name}.{part}_norm.weight"], config) for x, part in ((q, "q"), (k, "k")))
+    q, k = _turn(q, config), _turn(k, config).repeat_interleave(heads // groups, 2)
     v = v.view(rows, length, groups, size).repeat_interleave(heads // groups, 2)
     score = torch.einsum("bthk,bshk->bhts", q, k) / size**0.5
     future = torch.ones(length, length, dtype=torch.bool).triu(1)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import special as _special  # pyright: ignore[reportMissingTypeStubs]
 
 from windtunnel.laws.batch import BatchLaw
-from windtunnel.laws.fit import LawError
+from windtunnel.laws.fit import Array, LawError
 
 _stdtrit = cast("Callable[[float, float], float]", _special.stdtrit)  # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
 WARNING = (
@@ -91,14 +91,16 @@ def find_minima(runs: Sequence[BatchRun], count: int = 5) -> list[Minimum]:
 
 def _minimum(size: float, loss: float, found: Sequence[tuple[float, float]]) -> Minimum:
     """Of a least-squares parabola of log tokens over log2 batch, through up to five batches around the lowest."""
-    x, y = np.log2([b for b, _ in found]), np.log([d for _, d in found])
+    x: Array = np.log2([b for b, _ in found])
+    y: Array = np.log([d for _, d in found])
     lowest = int(np.argmin(y))
     if lowest in (0, len(found) - 1):
         batch, tokens = found[lowest]
         return Minimum(size, loss, batch, tokens, math.nan, math.nan, "small" if lowest == 0 else "large")
     for side in (2, 1):
         first, last = max(0, lowest - side), min(len(found) - 1, lowest + side)
-        c, b, a = (float(v) for v in np.polyfit(x[first : last + 1] - x[lowest], y[first : last + 1], 2))
+        fit: Array = np.polyfit(x[first : last + 1] - x[lowest], y[first : last + 1], 2)
+        c, b, a = float(fit[0]), float(fit[1]), float(fit[2])
         place = -b / (2 * c) if c > 0 else math.nan
         if x[first] - x[lowest] <= place <= x[last] - x[lowest]:
             break
@@ -149,7 +151,7 @@ def fit_batch_law(minima: Sequence[Minimum], source: str = "this tunnel") -> Fit
     parts = [[m for m in inside if m.parameters != size] for size in sizes]
     if len(sizes) < 3 or any(len({m.loss for m in part}) < 2 for part in parts):
         return FittedBatchLaw(law, None, None, None, None, tuple(minima))
-    left = np.array([_line(part) for part in parts])
+    left: Array = np.array([_line(part) for part in parts])
     count = len(sizes)
     error = np.sqrt((count - 1) / count * ((left - left.mean(0)) ** 2).sum(0)) * _stdtrit(count - 1, 0.95)
     return FittedBatchLaw(

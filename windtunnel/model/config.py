@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from windtunnel.base.config import Config, Positive
+from windtunnel.model.parametrization import Name
 
 Dimension = Annotated[int, Field(ge=1, le=1 << 20)]
 
@@ -45,6 +46,11 @@ class ModelConfig(Config):
     )
     shape: ShapeConfig | None = Field(default=None, description="an explicit shape instead of a size")
     tied: bool = Field(default=True, description="one matrix for embedding and head", examples=[True])
+    qk_norm: bool = Field(
+        default=False,
+        description="normalise queries and keys: less sensitive to the learning rate; exported as Qwen3 instead of Llama",
+        examples=[True],
+    )
     row: int = Field(
         default=256,
         ge=8,
@@ -52,13 +58,19 @@ class ModelConfig(Config):
         description="tokens in a row: the context that the model is trained on",
         examples=[256],
     )
-    parametrization: Literal["mup", "standard"] = Field(
+    parametrization: Name = Field(
         default="mup",
-        description="how init and learning rate scale with width: the paper's µP, or none",
+        description="how init, learning rate and residual branches scale: the paper's µP, none, or µP with branches that fall as "
+        "1/layers (CompleteP)",
         examples=["mup"],
     )
     base_width: Dimension | None = Field(
         default=None, description="the width at which µP is neutral; without it, the family's", examples=[32]
+    )
+    base_layers: Dimension | None = Field(
+        default=None,
+        description="the depth at which completep is mup; without it, the family's",
+        examples=[2],
     )
     init_std: Positive | None = Field(
         default=None, description="base init deviation; without it, from the tunnel or the paper (0.1)", examples=[0.1]
@@ -70,6 +82,7 @@ class ModelConfig(Config):
     )
     scale_depth: Positive | None = Field(
         default=None,
-        description="factor on each block's output, over √layers; without it, from the tunnel or the paper (1.4)",
+        description="factor on each block's output, over √layers (under completep: at the base depth); without it, from the "
+        "tunnel or the paper (1.4)",
         examples=[1.4],
     )

@@ -27,11 +27,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Family:
-    """Named members, all with one head dimension and one base width."""
+    """Named members, all with one head dimension, one base width and one base depth: those of the smallest of them."""
 
     name: str
     head_dim: int
     base_width: int
+    base_layers: int
     members: tuple[Member, ...]
     rule: str
     max_positions: int = 4096
@@ -93,12 +94,13 @@ FAMILIES = {
         "tiny",
         16,
         32,
+        2,
         _tiny(),
         "depth = max(2, width/32 rounded), head dimension 16, d_ff = 2.5·width",
         max_positions=2048,
     ),
     "minicpm": Family(
-        "minicpm", 64, 256, _paper(), "arXiv 2404.06395, tables 2 and 8: head dimension 64, d_ff = 2.5·width"
+        "minicpm", 64, 256, 8, _paper(), "arXiv 2404.06395, tables 2 and 8: head dimension 64, d_ff = 2.5·width"
     ),
 }
 """The shipped families. ``tiny`` is for laptops; ``minicpm`` holds the paper's wind-tunnel and released shapes."""

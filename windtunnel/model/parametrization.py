@@ -1,28 +1,39 @@
 """The parametrization: one table from the role of a tensor to its initialisation, learning rate and weight decay. Needs no torch.
 
-Every parameter is tagged with its role when it is created, and nothing outside this file multiplies anything by a width.
+Every parameter is tagged with its role when it is created, and nothing outside this file multiplies anything by a width or
+depth ratio. With m_N = width / base width and m_L = layers / base layers, a table holds for each role the exponents of both in
+init deviation, learning rate, weight decay and epsilon, with a column for AdamW and one for Muon.
 
 Sources. ``mup``: MiniCPM, arXiv 2404.06395, table 7 and appendix A.1, after width scaling (arXiv 2203.03466) and depth
 scaling (arXiv 2310.02244); the residual factor counts layers, not blocks, as in the released model. Init and learning rate
 of norm gains, embedding and head, which table 7 leaves open, follow the trainer that the authors released later. Weight
 decay is one number for all tensors, multiplied by each tensor's own learning rate. ``standard``: one standard deviation and
-one learning rate for all matrices, no forward multipliers, as in GPT-2 (init 0.02) and Llama.
+one learning rate for all matrices, no forward multipliers, as in GPT-2 (init 0.02) and Llama. ``completep``: arXiv 2505.01618,
+table 1 with α = 1, on top of ``mup``, whose numbers it has at the base width and depth: residual branches fall as 1/m_L
+instead of 1/√m_L, weight decay of hidden matrices grows as their learning rate falls, and epsilon shrinks like the gradient
+that it is compared with: 1/m_N outside the blocks, 1/(m_N·m_L) inside. The gain of QK-norm gathers over heads, so its epsilon
+does not know the width (arXiv 2512.22382).
+
+Muon: the update of a matrix has spectral norm η·√(d_out/d_in), the spectral condition of arXiv 2310.17813, so its learning rate
+has no exponent of width, and none of depth where the residual branches carry it. Plain weight decay then needs none either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from windtunnel.base.errors import RecipeError
+from windtunnel.base.identity import as_identity, later
 from windtunnel.model.shape import Shape
 
 if TYPE_CHECKING:
     from torch import nn
 
-Name = Literal["mup", "standard"]
+Name = Literal["mup", "standard", "completep"]
+Kind = Literal["adamw", "muon"]
 P = TypeVar("P")
 
 
@@ -35,19 +46,28 @@ class Role(Enum):
     HEAD = "head"
     HIDDEN = "hidden"
     NORM = "norm"
+    """The gain of a norm inside a block."""
+    HEAD_NORM = "head norm"
+    """The gain of QK-norm, shared by all heads."""
+    LAST_NORM = "last norm"
+
+
+NORMS = (Role.NORM, Role.HEAD_NORM, Role.LAST_NORM)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How to initialise and train one tensor: N(init_mean, init_std²), and factors on learning rate and weight decay.
+    """How to initialise and train one tensor: N(init_mean, init_std²), and factors on learning rate, weight decay and epsilon.
 
-    AdamW multiplies weight decay by the learning rate, so a ``decay_multiplier`` of 1 keeps one decay number for all tensors.
+    Plain weight decay is multiplied by the tensor's learning rate, so a ``decay_multiplier`` of 1 keeps one decay number for
+    all tensors.
     """
 
     init_mean: float
     init_std: float
     lr_multiplier: float
     decay_multiplier: float
+    epsilon_multiplier: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,37 +80,131 @@ class Multipliers:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: exponents of the width ratio m = width / base width."""
+class Power:
+    """The factor m_N^width · m_L^depth."""
 
-    init: float = 0.0
+    width: float = 0.0
+    depth: float = 0.0
+
+    def of(self, m_N: float, m_L: float) -> float:
+        return m_N**self.width * m_L**self.depth
+
+
+_ONE = Power()
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one optimizer does with one role: on learning rate, on weight decay (multiplied by that rate), on epsilon."""
+
+    lr: Power = _ONE
+    decay: Power = _ONE
+    epsilon: Power = _ONE
+
+
+_FLAT_COLUMN = Column()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. Muon trains hidden matrices only: the other roles have no column for it and follow AdamW's."""
+
+    init: Power = _ONE
+    adamw: Column = _FLAT_COLUMN
+    muon: Column | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a ratio of one axis does to an optimizer's constants. ``half_life``: of both moments, counted in steps."""
+
+    lr: float = 1.0
+    decay: float = 1.0
+    epsilon: float = 1.0
+    half_life: float = 1.0
+
+
+@dataclass(frozen=True)
+class AxisRule:
+    """Exponents of a ratio (of batch, tokens or vocabulary) in an optimizer's constants, and who says so.
+
+    ``decay`` is of plain weight decay; independent decay has the exponent ``lr + decay``.
+    """
+
     lr: float = 0.0
+    decay: float = 0.0
+    epsilon: float = 0.0
+    half_life: float = 0.0
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A parametrization: a row for each role, the logits' exponent of m, and the residual branch's exponent of depth."""
+    """A parametrization.
 
-    rows: dict[Role, Row]
+    Attributes:
+        rows: one for each role.
+        logits: the logits' exponent of m_N.
+        layers: the residual branch's exponent of the number of layers itself.
+        residual: the residual branch's exponent of m_L, on top.
+        axes: what it says about batch, tokens and vocabulary. A stage's constants are what its recipe says: these rules
+            are not applied to it, ``Parametrization.carried`` gives their factors to whoever asks.
+    """
+
+    rows: Mapping[Role, Row]
     logits: float
-    residual: float
+    layers: float
+    residual: float = 0.0
+    axes: Mapping[str, AxisRule] = field(default_factory=dict)
 
 
-_FLAT = {role: Row() for role in Role}
-TABLES: dict[str, Table] = {
-    "mup": Table(rows={**_FLAT, Role.HIDDEN: Row(init=-0.5, lr=-1.0)}, logits=-1.0, residual=-0.5),
-    "standard": Table(rows=_FLAT, logits=0.0, residual=0.0),
+def _inside(width: float) -> Column:
+    return Column(epsilon=Power(width, -1.0))
+
+
+_OUTSIDE = Column(epsilon=Power(-1.0))
+_FLAT: dict[Role, Row] = {role: Row(muon=_FLAT_COLUMN if role is Role.HIDDEN else None) for role in Role}
+_MUP_HIDDEN = Row(init=Power(-0.5), adamw=Column(lr=Power(-1.0)), muon=_FLAT_COLUMN)
+_COMPLETE_HIDDEN = replace(_MUP_HIDDEN, adamw=Column(lr=Power(-1.0), decay=Power(1.0), epsilon=Power(-1.0, -1.0)))
+_PAPER_AXES = {
+    "batch": AxisRule(source="nothing: arXiv 2404.06395, section 3.3, keeps 0.01 while the batch follows its own law"),
+    "tokens": AxisRule(source="nothing: arXiv 2404.06395, appendix A.1, finds equal rankings at 10N and 20N"),
+    "vocabulary": AxisRule(source="nothing: one vocabulary in arXiv 2404.06395"),
 }
+_NO_AXES = {axis: AxisRule(source="nothing") for axis in _PAPER_AXES}
+_SDE_AXES = {
+    "batch": AxisRule(
+        lr=0.5, decay=0.5, epsilon=-0.5, half_life=-1.0,
+        source="square-root rule of AdamW's stochastic differential equation, arXiv 2205.10287; decay keeps "
+        "τ = B/(η·λ·D), arXiv 2405.13698",
+    ),
+    "tokens": AxisRule(lr=-0.3, decay=-0.7, source="η ~ D^-0.3, arXiv 2409.19913; decay keeps τ, arXiv 2405.13698"),
+    "vocabulary": AxisRule(source="nothing: arXiv 2506.15025 scales the embedding's rate; not adopted, not measured here"),
+}  # fmt: skip
+TABLES: dict[str, Table] = {
+    "mup": Table({**_FLAT, Role.HIDDEN: _MUP_HIDDEN}, logits=-1.0, layers=-0.5, axes=_PAPER_AXES),
+    "standard": Table(_FLAT, logits=0.0, layers=0.0, axes=_NO_AXES),
+    "completep": Table(
+        {
+            Role.EMBEDDING: Row(adamw=_OUTSIDE), Role.TIED_EMBEDDING: Row(adamw=_OUTSIDE), Role.HEAD: Row(adamw=_OUTSIDE),
+            Role.LAST_NORM: Row(adamw=_OUTSIDE), Role.NORM: Row(adamw=_inside(-1.0)), Role.HEAD_NORM: Row(adamw=_inside(0.0)),
+            Role.HIDDEN: _COMPLETE_HIDDEN,
+        },
+        logits=-1.0, layers=-0.5, residual=-0.5, axes=_SDE_AXES,
+    ),
+}  # fmt: skip
 WIDTH_MULTIPLIERS = ("hidden_init", "hidden_lr", "logits")
 """The width multipliers that ``Parametrization.without`` can switch off, each of which the coordinate check must notice."""
+_POSITIVE = ("init_std", "scale_emb", "scale_depth", "hidden_init", "hidden_lr", "logits", "base_layers", "rebased")
 
 
 @dataclass(frozen=True)
 class Parametrization:
     """A table by name with its free constants.
 
-    ``hidden_init``, ``hidden_lr`` and ``logits`` compensate for a change of base width (see ``rebase``); 1 otherwise.
-    ``without`` names width multipliers that are switched off: for the coordinate check's negative controls only.
+    ``hidden_init``, ``hidden_lr``, ``logits`` and ``rebased`` compensate for a change of base width (see ``rebase``); 1
+    otherwise. ``without`` names width multipliers that are switched off: for the coordinate check's negative controls only.
+    ``base_layers`` is the depth at which ``completep`` is ``mup``; the other tables do not know it.
     """
 
     name: Name = "mup"
@@ -101,41 +215,62 @@ class Parametrization:
     hidden_lr: float = 1.0
     logits: float = 1.0
     without: tuple[str, ...] = ()
+    base_layers: int = later(2)
+    rebased: float = later(1.0)
 
     def __post_init__(self) -> None:
         if self.name not in TABLES:
             raise RecipeError("model.parametrization", f"expected {' or '.join(TABLES)}, got {self.name!r}")
-        for name in ("init_std", "scale_emb", "scale_depth", "hidden_init", "hidden_lr", "logits"):
+        for name in _POSITIVE:
             if not 0 < getattr(self, name) < float("inf"):
                 raise RecipeError(f"model.{name}", f"expected a positive number, got {getattr(self, name)!r}")
         if unknown := set(self.without) - set(WIDTH_MULTIPLIERS):
             raise RecipeError("model.without", f"expected names among {WIDTH_MULTIPLIERS}, got {sorted(unknown)}")
 
     @classmethod
-    def named(cls, name: Name) -> Parametrization:
-        """The parametrization with its own defaults: ``standard`` has init 0.02 and no forward multipliers."""
-        return cls(name, init_std=0.02, scale_emb=1.0, scale_depth=1.0) if name == "standard" else cls(name)
+    def named(cls, name: Name, base_layers: int = 2) -> Parametrization:
+        """The parametrization with its own defaults: ``standard`` has init 0.02 and no forward multipliers.
 
-    def rule(self, role: Role, shape: Shape) -> Rule:
-        """Initialisation, learning-rate and weight-decay factors of a tensor with that role."""
-        row, m = TABLES[self.name].rows[role], shape.width / shape.base_width
-        if role is Role.NORM:
-            return Rule(1.0, 0.0, m**row.lr, 1.0)
-        init, lr = self.init_std * m**row.init, m**row.lr
+        Args:
+            base_layers: of the family; used by ``completep`` alone.
+        """
+        if name == "standard":
+            return cls(name, init_std=0.02, scale_emb=1.0, scale_depth=1.0)
+        return cls(name, base_layers=base_layers) if name == "completep" else cls(name)
+
+    def rule(self, role: Role, shape: Shape, kind: Kind = "adamw") -> Rule:
+        """Initialisation and factors of a tensor with that role, trained by that kind of optimizer."""
+        row = TABLES[self.name].rows[role]
+        column = row.muon if kind == "muon" and row.muon is not None else row.adamw
+        m_N, m_L = shape.width / shape.base_width, shape.layers / self.base_layers
+        init, lr = self.init_std * row.init.of(m_N, m_L), column.lr.of(m_N, m_L)
+        decay, epsilon = (power.of(m_N * self.rebased, m_L) for power in (column.decay, column.epsilon))
+        if role in NORMS:
+            return Rule(1.0, 0.0, lr, decay, epsilon)
         if role is Role.HIDDEN:
             init = self.init_std if "hidden_init" in self.without else init * self.hidden_init
-            lr = 1.0 if "hidden_lr" in self.without else lr * self.hidden_lr
-        return Rule(0.0, init, lr, 1.0)
+            if column is row.adamw:
+                lr = 1.0 if "hidden_lr" in self.without else lr * self.hidden_lr
+        return Rule(0.0, init, lr, decay, epsilon)
 
     def multipliers(self, shape: Shape) -> Multipliers:
         """Factors of the forward pass. Under µP: scale_emb, scale_depth/√layers and base width/width."""
         table = TABLES[self.name]
-        m = shape.width / shape.base_width
-        logits = 1.0 if "logits" in self.without else self.logits * m**table.logits
-        return Multipliers(self.scale_emb, self.scale_depth * shape.layers**table.residual, logits)
+        m_N, m_L = shape.width / shape.base_width, shape.layers / self.base_layers
+        logits = 1.0 if "logits" in self.without else self.logits * m_N**table.logits
+        return Multipliers(self.scale_emb, self.scale_depth * shape.layers**table.layers * m_L**table.residual, logits)
+
+    def carried(self, *, batch: float = 1.0, tokens: float = 1.0, vocabulary: float = 1.0) -> Factors:
+        """What the table makes of an optimizer's constants where batch, tokens and vocabulary change by these ratios."""
+        ratios, axes = {"batch": batch, "tokens": tokens, "vocabulary": vocabulary}, TABLES[self.name].axes
+        out = {f.name: 1.0 for f in fields(Factors)}
+        for axis, ratio in ratios.items():
+            for name in out:
+                out[name] *= ratio ** getattr(axes[axis], name)
+        return Factors(**out)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "without": list(self.without)}
+        return {**as_identity(self), "without": list(self.without)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Parametrization:
@@ -152,18 +287,25 @@ class Parametrization:
 def rebase(parametrization: Parametrization, shape: Shape, base_width: int) -> tuple[Parametrization, Shape]:
     """The same training written with another base width.
 
-    Width ratios change by r = new/old; the compensation factors undo that in the table's hidden rows and in the logits, so
-    every size of the family is initialised and trained exactly as before.
+    Width ratios change by r = new/old; the compensation factors undo that in every column and in the logits, so every size
+    of the family is initialised and trained exactly as before. The base depth stays.
     """
     table, r = TABLES[parametrization.name], base_width / shape.base_width
     row = table.rows[Role.HIDDEN]
     changed = replace(
         parametrization,
-        hidden_init=parametrization.hidden_init * r**row.init,
-        hidden_lr=parametrization.hidden_lr * r**row.lr,
+        hidden_init=parametrization.hidden_init * r**row.init.width,
+        hidden_lr=parametrization.hidden_lr * r**row.adamw.lr.width,
         logits=parametrization.logits * r**table.logits,
+        rebased=parametrization.rebased * (r if _knows_width(table) else 1.0),
     )
     return changed, replace(shape, base_width=base_width)
+
+
+def _knows_width(table: Table) -> bool:
+    """Whether weight decay or epsilon of some role depends on the width."""
+    columns = [column for row in table.rows.values() for column in (row.adamw, row.muon) if column is not None]
+    return any(column.decay.width or column.epsilon.width for column in columns)
 
 
 def tag(parameter: P, role: Role) -> P:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from windtunnel.base.errors import RecipeError
+from windtunnel.base.identity import as_identity, later
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Shape:
     """A Llama-like decoder as in MiniCPM (arXiv 2404.06395, table 2).
 
     ``vocab`` is the tokenizer's size; the matrices have ``padded_vocab`` rows, whose surplus is never predicted and never
-    counted. ``base_width`` is the width at which the parametrization is neutral (256 for the released models).
+    counted. ``base_width`` is the width at which the parametrization is neutral (256 for the released models). ``qk_norm``
+    normalises every head's query and key before they are rotated (arXiv 2302.05442), with one gain for all query heads of a
+    layer and one for all its key heads; the paper tried it and did not keep it.
     """
 
     width: int
@@ -41,6 +44,7 @@ class Shape:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     max_positions: int = 4096
+    qk_norm: bool = later(False)
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ff", "vocab", "base_width", "max_positions"):
@@ -57,9 +61,19 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Non-embedding parameters N = L(2·d·(n_q+n_kv)·d_h + 3·d·d_ff + 2·d) + d."""
+        """Non-embedding parameters N = L(2·d·(n_q+n_kv)·d_h + 3·d·d_ff + 2·d) + d, with QK-norm 2·d_h more a layer."""
+        return self.matrices + self.gains
+
+    @property
+    def matrices(self) -> int:
+        """Parameters of the hidden matrices."""
         attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
-        return self.layers * (attention + 3 * self.width * self.ff + 2 * self.width) + self.width
+        return self.layers * (attention + 3 * self.width * self.ff)
+
+    @property
+    def gains(self) -> int:
+        """Parameters of the norms."""
+        return self.layers * (2 * self.width + (2 * self.head_dim if self.qk_norm else 0)) + self.width
 
     @property
     def embedding(self) -> int:
@@ -81,12 +95,11 @@ class Shape:
         Six for each weight of a matrix product (two forward, four backward), the head included, and causal attention, in
         which a token sees row/2 others on average: 3 · 2 · 2 · (row/2) · heads · head_dim in each layer.
         """
-        matrices = self.body - self.layers * 2 * self.width - self.width
         attention = 6 * row * self.heads * self.head_dim * self.layers
-        return Flops(6 * matrices, 6 * self.vocab * self.width, attention)
+        return Flops(6 * self.matrices, 6 * self.vocab * self.width, attention)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return as_identity(self)
 
     def untied(self) -> Shape:
         return replace(self, tied=False)

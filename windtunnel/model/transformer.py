@@ -56,17 +56,17 @@ class Matrix(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm: mean square in at least fp32, result cast back, then the gain."""
+    """RMSNorm over the last dimension: mean square in at least fp32, result cast back, then the gain."""
 
-    def __init__(self, width: int, eps: float, device: torch.device | str | None) -> None:
+    def __init__(self, width: int, eps: float, device: torch.device | str | None, role: Role = Role.NORM) -> None:
         super().__init__()
-        self.weight = tag(nn.Parameter(torch.empty(width, device=device)), Role.NORM)
+        self.weight = tag(nn.Parameter(torch.empty(width, device=device)), role)
         self.eps = eps
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        wide = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return scaled.to(x_BTD.dtype) * self.weight.to(x_BTD.dtype)
+        return scaled.to(x.dtype) * self.weight.to(x.dtype)
 
 
 def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
@@ -85,9 +85,15 @@ class Attention(nn.Module):
         self.key = Matrix(keys, shape.width, Role.HIDDEN, device)
         self.value = Matrix(keys, shape.width, Role.HIDDEN, device)
         self.output = Matrix(shape.width, inner, Role.HIDDEN, device)
+        self.query_norm = self.key_norm = None
+        if shape.qk_norm:
+            self.query_norm = Norm(shape.head_dim, shape.norm_eps, device, Role.HEAD_NORM)
+            self.key_norm = Norm(shape.head_dim, shape.norm_eps, device, Role.HEAD_NORM)
 
     def forward(self, x_BTD: Tensor, place: Place, layer: int) -> Tensor:
         q, k, v = (f(x_BTD).unflatten(-1, (-1, self.head_dim)) for f in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         q, k = rotate(q, place.cos_TK, place.sin_TK), rotate(k, place.cos_TK, place.sin_TK)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if place.cache is not None:
@@ -162,7 +168,7 @@ class Transformer(nn.Module):
         tied = Role.TIED_EMBEDDING if shape.tied else Role.EMBEDDING
         self.embedding = Matrix(shape.padded_vocab, shape.width, tied, device)
         self.layers = nn.ModuleList(Layer(shape, device) for _ in range(shape.layers))
-        self.norm = Norm(shape.width, shape.norm_eps, device)
+        self.norm = Norm(shape.width, shape.norm_eps, device, Role.LAST_NORM)
         self.head = None if shape.tied else Matrix(shape.padded_vocab, shape.width, Role.HEAD, device)
         # Multipliers are tensors, so that models that differ only in them share one compiled graph.
         for name in ("embedding_multiplier", "residual_multiplier", "logit_multiplier"):

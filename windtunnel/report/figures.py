@@ -93,9 +93,12 @@ class Cloud:
 
 
 def valley_figure(
-    clouds: Sequence[Cloud], chosen: float, name: str, width: int, *, height: int = 280, title: bool = True
-) -> str:
+    clouds: Sequence[Cloud], chosen: float, name: str, width: int, *, height: int = 280, title: bool = True,
+    labels: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Loss over one hyper-parameter, each size measured from its own best; the line is the lower edge of the points.
+
+    With ``labels`` the points stand at 1, 2, … for one word each, and no line joins them.
 
     Losses above the highest third of the range are drawn at its upper end as an open mark: what they say is "not here".
     """
@@ -105,12 +108,16 @@ def valley_figure(
     excess = [[(v, 100 * (loss / low - 1)) for v, loss in c.points] for c, low in zip(clouds, best, strict=True)]
     every = sorted(e for points in excess for _, e in points)
     ceiling = max(1.0, min(every[-1], 1.6 * every[int(0.75 * (len(every) - 1))])) * 1.06
-    x = Axis.over(
-        [v for c in clouds for v, _ in c.points] + [f for c in clouds for f in c.failed], left, width - 10, log=True
-    )
+    places = [v for c in clouds for v, _ in c.points] + [f for c in clouds for f in c.failed]
+    x = Axis(0.4, len(labels) + 0.6, left, width - 10) if labels else Axis.over(places, left, width - 10, log=True)
     y = Axis(-0.06 * ceiling, ceiling, height - 44, top)
     y_axis(canvas, y, left, width - 10, "loss above the size's best, %" if title else "", count=4)
-    x_axis(canvas, x, height - 44, name, show=compact, count=4 if width < NARROW else 7)
+    if labels:
+        for place, word in enumerate(labels, 1):
+            canvas.text(x(place), height - 28, word, "k", "middle")
+        canvas.text(width - 10, height - 8, name, "k", "end")
+    else:
+        x_axis(canvas, x, height - 44, name, show=compact, count=4 if width < NARROW else 7)
     canvas.line(x(chosen), top - 2, x(chosen), height - 44, "guide")
     if title:
         side = "end" if x(chosen) > width * 0.7 else "start"
@@ -118,8 +125,9 @@ def valley_figure(
     for index, (cloud, points) in enumerate(zip(clouds, excess, strict=True)):
         style = 1 if cloud.curve else 0
         inside = [(v, e) for v, e in points if e <= ceiling]
-        edge = inside if cloud.curve else lower_edge(inside)
-        canvas.path([(x(v), y(e)) for v, e in sorted(edge)], f"l{style}" if cloud.curve else "edge")
+        edge = inside if cloud.curve or labels else lower_edge(inside)
+        if not labels:
+            canvas.path([(x(v), y(e)) for v, e in sorted(edge)], f"l{style}" if cloud.curve else "edge")
         for v, e in points:
             if e > ceiling:
                 canvas.raw_path(_up(x(v), top + 3), "hollow")

@@ -178,12 +178,16 @@ def _tunnel(book: LabBook, program: str) -> Markup | None:
     if rate:
         at = found.choices["learning_rate"]
         valley = Pair.of(lambda width: figures.valley_figure(rate, at, "learning rate", width))
-    small = [(name, Pair.of(_small(cloud, found.choices[name], human(name)), 226)) for name, cloud in clouds.items()]
+    small = [(name, Pair.of(_small(found, name), 226)) for name in clouds]
     return macro("tunnel", found, valley, small, [human(name) for name in found.choices])
 
 
-def _small(clouds: list[figures.Cloud], chosen: float, name: str) -> Callable[[int], str]:
-    return lambda width: figures.valley_figure(clouds, chosen, name, width, height=190, title=False)
+def _small(found: story.Tunnel, name: str) -> Callable[[int], str]:
+    place = found.places[name]
+    title, chosen = f"{human(name)}, distance to 1" if name == "beta2" else human(name), place(found.choices[name])
+    return lambda width: figures.valley_figure(
+        found.clouds[name], chosen, title, width, height=190, title=False, labels=place.labels
+    )
 
 
 def _transfer(book: LabBook, program: str) -> Markup | None:

@@ -14,6 +14,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
 from windtunnel.laws.loss import LossLaw
 from windtunnel.report.figures import Band, Cloud, Curve
+from windtunnel.tunnel.space import shown_value
 
 LN2 = math.log(2)
 NAIVE = {"largest": "Naive: the largest proxy", "line": "Naive: line through two sizes"}
@@ -181,17 +182,40 @@ def _source(source: Any) -> str:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the values of one hyper-parameter stand on their axis.
+
+    Words are numbered as ``labels`` has them; β₂ stands at its distance to one.
+    """
+
+    name: str
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Any]) -> Places:
+        """The axis of the values that trials had."""
+        words = all(isinstance(value, bool | str) for value in values)
+        return cls(name, tuple(sorted({shown_value(value) for value in values})) if words else ())
+
+    def __call__(self, value: Any) -> float:
+        if self.labels:
+            return 1.0 + self.labels.index(shown_value(value))
+        return 1 - float(value) if self.name == "beta2" else float(value)
+
+
+@dataclass(frozen=True)
 class Tunnel:
     """What the search and the check found. Losses in bits per byte."""
 
     size: str
     trials: int
     failed: int
-    choices: dict[str, float]
-    first: dict[str, float]
+    choices: dict[str, Any]
+    first: dict[str, Any]
     edges: tuple[str, ...]
     gain: float | None
     clouds: dict[str, list[Cloud]]
+    places: dict[str, Places]
     check: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -204,9 +228,10 @@ def read_tunnel(book: LabBook, program: str) -> Tunnel | None:
     done = [t for t in trials if t["loss"] is not None]
     check = fact.get("check") or {}
     clouds: dict[str, list[Cloud]] = {}
-    for name in fact["choices"]:
-        points = tuple((float(t[name]), float(t["loss"]) / LN2) for t in done)
-        failed = tuple(float(t[name]) for t in trials if t["loss"] is None)
+    places = {name: Places.of(name, [t[name] for t in trials]) for name in fact["choices"]}
+    for name, place in places.items():
+        points = tuple((place(t[name]), float(t["loss"]) / LN2) for t in done)
+        failed = tuple(place(t[name]) for t in trials if t["loss"] is None and t.get("guess") is None)
         clouds[name] = [Cloud(str(fact["size"]), points, failed)] if points else []
     pairs = [
         (r, v / LN2) for r, v in zip(check.get("rates", []), check.get("losses", []), strict=True) if v is not None
@@ -218,7 +243,7 @@ def read_tunnel(book: LabBook, program: str) -> Tunnel | None:
     return Tunnel(
         str(fact["size"]), len(trials), len(trials) - len(done), fact["choices"],
         {name: trials[0][name] for name in fact["choices"]} if trials else {}, tuple(fact.get("edges", [])),
-        best / opening - 1 if best and opening else None, {k: v for k, v in clouds.items() if v}, check,
+        best / opening - 1 if best and opening else None, {k: v for k, v in clouds.items() if v}, places, check,
     )  # fmt: skip
 
 

@@ -13,11 +13,13 @@ from markupsafe import Markup
 
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, bytes_size, duration, si
+from windtunnel.tunnel.space import shown_value
 
 _THIN = "\u202f"
 _SETTINGS = {
     "learning_rate": "learning rate", "init_std": "initial spread of weights", "scale_emb": "embedding multiplier",
-    "scale_depth": "depth multiplier",
+    "scale_depth": "depth multiplier", "weight_decay": "weight decay", "beta2": "memory of the second moment, β₂",
+    "warmup": "warmup share", "qk_norm": "norm of queries and keys", "decay": "form of weight decay",
 }  # fmt: skip
 
 
@@ -47,6 +49,7 @@ def environment() -> Environment:
         "si": lambda value: si(float(value)), "bits": lambda value: f"{value:.4f}", "fixed": lambda v, d: f"{v:.{d}f}",
         "percent": lambda v, d: f"{100 * v:+.{d}f}{_THIN}%".replace("-", "−"), "times": times, "size": bytes_size,
         "abs_percent": lambda v, d: f"{abs(100 * v):.{d}f}{_THIN}%", "duration": _duration, "human": human, "moment": _moment,
+        "shown": shown_value,
         "length_of": _length,
     }  # fmt: skip
     return env
@@ -72,7 +75,7 @@ def _length(text: Any) -> str:
 def human(text: str) -> str:
     """Names of hyper-parameters in words."""
     for name, words in _SETTINGS.items():
-        text = text.replace(name, words)
+        text = re.sub(rf"\b{name}\b", words, text)
     return text
 
 

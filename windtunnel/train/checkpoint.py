@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,16 +26,16 @@ from windtunnel.base.errors import ArtefactError
 from windtunnel.base.runtime import Runtime
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.optimizer import Optimizer, clear_moments, moments
 from windtunnel.train.parallel import barrier
 from windtunnel.train.stage import Stage
 
 KIND = "checkpoint"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: updates of the trunk line, updates that AdamW counted, sequences consumed, updates skipped."""
+    """How far a run is: updates of the trunk line, updates that were applied, sequences consumed, updates skipped."""
 
     step: int = 0
     optimizer_step: int = 0
@@ -45,12 +44,12 @@ class Position:
 
 
 def save(
-    run: Path, stage: Stage, model: Transformer, optimizer: torch.optim.AdamW, position: Position, runtime: Runtime,
+    run: Path, stage: Stage, model: Transformer, optimizer: Optimizer, position: Position, runtime: Runtime,
     *, pinned: bool = False,
 ) -> Path:  # fmt: skip
     """Writes a checkpoint of this step and returns its folder. Every rank must call it."""
     path = checkpoint_path(run, position.step)
-    tensors = {"weights": _weights(model), "optimizer": dict(_moments(model, optimizer))}
+    tensors = {"weights": _weights(model), "optimizer": dict(moments(model, optimizer))}
     state = {**asdict(position), "stage": stage.to_dict(), "world": runtime.world}
     facts = {"numeric_class": runtime.numeric_class(), "pinned": pinned}
     if runtime.world == 1:
@@ -95,7 +94,7 @@ def newest_whole(run: Path, warn: Any = None, limit: int | None = None) -> tuple
     return None
 
 
-def restore(path: Path, model: Transformer, optimizer: torch.optim.AdamW | None) -> Position:
+def restore(path: Path, model: Transformer, optimizer: Optimizer | None) -> Position:
     """Loads verified weights, and moments if an optimizer is given, into this process's (slices of) tensors.
 
     Raises:
@@ -106,11 +105,8 @@ def restore(path: Path, model: Transformer, optimizer: torch.optim.AdamW | None)
     with torch.no_grad():
         _fill(path, "weights", _weights(model))
         if optimizer is not None:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    step = torch.tensor(float(state["optimizer_step"]), device=parameter.device)
-                    optimizer.state[parameter] = {"step": step, **{m: torch.zeros_like(parameter) for m in _MOMENTS}}
-            _fill(path, "optimizer", dict(_moments(model, optimizer)))
+            clear_moments(optimizer, state["optimizer_step"])
+            _fill(path, "optimizer", dict(moments(model, optimizer)))
     return Position(**{name: state[name] for name in Position.__dataclass_fields__})
 
 
@@ -152,13 +148,6 @@ def _is_pinned(path: Path) -> bool:
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def _moments(model: Transformer, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        for moment in _MOMENTS:
-            yield f"{moment}/{name}", state[moment] if moment in state else torch.zeros_like(parameter)
 
 
 def _rows(tensor: Tensor) -> tuple[int, int]:
@@ -204,7 +193,7 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
                     missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
     except (SafetensorError, KeyError) as error:
         raise ArtefactError(
-            str(path), f"expected the tensors of this shape, {error}", "is it another model's?"
+            str(path), f"expected the tensors of this shape, {error}", "is it another model's, or another optimizer's?"
         ) from None
     for key, rows in missing.items():
         if rows:

@@ -25,7 +25,7 @@ from windtunnel.train.metrics import Metrics, last_loss
 from windtunnel.train.objectives import OBJECTIVES
 from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.parallel import any_rank, barrier, shard, share
-from windtunnel.train.stage import AdamW, Stage
+from windtunnel.train.stage import AdamW, Stage, check_ranks
 from windtunnel.train.step import Trainer, make_compute, train_step
 
 _SAVE_SECONDS = 60.0
@@ -103,10 +103,12 @@ def run_stage(
     The run folder receives ``stage.json``, ``metrics.jsonl``, ``checkpoints/`` and at last ``result.json``.
 
     Raises:
+        UserError: its optimizer cannot train on several ranks.
         Stopped: a stop was asked for; a checkpoint of the last finished step is on disk.
         Diverged: ten updates in a row were not finite; the last checkpoint is from before them.
     """
     control, runtime = control or Control(), workshop.runtime
+    check_ranks(stage.optimizer, runtime.world)
     if runtime.rank == 0:
         write_json(run / STAGE, {"key": stage.key, **stage.to_dict()})
         sweep_checkpoints(run)
@@ -177,7 +179,7 @@ def _train(
             saved = step
             if runtime.rank == 0:
                 rotate(run, stage.keep_last, keep)
-        if control.due():
+        if clock.knows_speed and control.due():
             control.tell(clock.progress(stage, at))
         if stopping and not last:
             kept = f"a checkpoint of step {saved} is saved" if saved else "nothing was saved yet"
@@ -229,7 +231,9 @@ class Clock:
         self._lap("load")
 
     def stepped(self, tokens: int, loss: float) -> None:
-        self._recent.append((self._lap("step"), tokens))
+        lap = self._lap("step")
+        if self.tokens:  # the first step compiles
+            self._recent.append((lap, tokens))
         self._losses.append(loss)
         self.tokens += tokens
 
@@ -242,6 +246,10 @@ class Clock:
 
     def done(self) -> None:
         self._lap("other")
+
+    @property
+    def knows_speed(self) -> bool:
+        return bool(self._recent)
 
     def mean_loss(self) -> float:
         """Mean training loss of the last steps (at most 100), in the objective's unit."""

@@ -6,24 +6,31 @@ function of its identity: equal identities give equal weights, bit for bit in on
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, get_args
 
 from windtunnel.base.artefact import content_hash
+from windtunnel.base.errors import RecipeError, UserError
+from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
-from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.parametrization import Kind, Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.train.schedule import Schedule
 
 NUMERICS = 2
 """Raised whenever our own arithmetic changes (the golden losses force it): no stale trial may enter a law."""
 
+Decay = Literal["plain", "independent"]
+
 
 @dataclass(frozen=True)
 class AdamW:
     """Base learning rate and AdamW's constants (arXiv 2404.06395 released code: betas .9/.95, decay .1, clip 1).
 
-    ``learning_rate`` is the *base* rate; each role multiplies it. ``weight_decay`` is decoupled and multiplied by the rate.
+    ``learning_rate`` is the *base* rate; each role multiplies it. ``weight_decay`` is decoupled. With ``decay`` "plain" it is
+    multiplied by the tensor's own rate of the step, as in torch. With "independent" it is the share of every tensor that a
+    step at full rate takes away, w ← w − f·weight_decay·w with the schedule's factor f, whatever the learning rate (arXiv
+    2309.14322, section 3.2; 2405.13698 gives the reason: it keeps the time over which weights average their updates).
     """
 
     learning_rate: float = 0.01
@@ -32,6 +39,64 @@ class AdamW:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    decay: Decay = later("plain")
+    kind: ClassVar[Kind] = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.decay not in get_args(Decay):
+            raise RecipeError("optimizer.decay", f"expected {' or '.join(get_args(Decay))}, got {self.decay!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return as_identity(self)
+
+
+@dataclass(frozen=True)
+class Muon(AdamW):
+    """Muon for the hidden matrices, AdamW with the other constants for the rest.
+
+    Muon (K. Jordan, kellerjordan.github.io/posts/muon; arXiv 2502.16982) keeps B ← momentum·B + (1 − momentum)·g, looks ahead
+    (Nesterov), and takes the polar factor of that by five Newton-Schulz steps in bf16: a step has spectral norm near
+    η·√(d_out/d_in), whatever the gradient's size.
+    """
+
+    momentum: float = 0.95
+    kind = "muon"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise RecipeError("optimizer.momentum", f"expected a number from 0 on and below 1, got {self.momentum}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, **as_identity(self)}
+
+
+def optimizer_of(kind: str, base: AdamW) -> AdamW:
+    """The same constants for that kind of optimizer, "adamw" or "muon".
+
+    Raises:
+        RecipeError: there is no such kind.
+    """
+    kinds = {made.kind: made for made in (AdamW, Muon)}
+    if kind not in kinds:
+        raise RecipeError("optimizer.kind", f"expected {' or '.join(kinds)}, got {kind!r}")
+    if base.kind == kind:
+        return base
+    return kinds[kind](**{f.name: getattr(base, f.name) for f in fields(AdamW)})
+
+
+def check_ranks(optimizer: AdamW, ranks: int) -> None:
+    """Raises where an optimizer cannot train with its matrices cut into slices.
+
+    Raises:
+        UserError: Muon needs whole matrices, and several processes hold slices of them.
+    """
+    if ranks > 1 and isinstance(optimizer, Muon):
+        raise UserError(
+            "optimizer.kind",
+            f"expected one process for Muon, which needs whole matrices, got {ranks} with slices of them",
+            "restrict --devices to one, or choose adamw",
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +185,7 @@ class Stage:
             "corpora": dict(self.corpora),
             "shape": self.shape.to_dict(),
             "parametrization": self.parametrization.to_dict(),
-            "optimizer": asdict(self.optimizer),
+            "optimizer": self.optimizer.to_dict(),
             "schedule": self.schedule.to_dict(),
             "plan": self.plan.to_dict(),
             "start": asdict(self.start) if self.start else None,
@@ -136,7 +201,7 @@ class Stage:
                 "corpora": tuple(sorted(raw["corpora"].items())),
                 "shape": Shape(**raw["shape"]),
                 "parametrization": Parametrization.from_dict(raw["parametrization"]),
-                "optimizer": AdamW(**raw["optimizer"]),
+                "optimizer": _read_optimizer(raw["optimizer"]),
                 "schedule": Schedule(**raw["schedule"]),
                 "plan": DataPlan.from_dict(raw["plan"]),
                 "start": Start(**raw["start"]) if raw["start"] else None,
@@ -145,3 +210,8 @@ class Stage:
 
     def with_steps(self, steps: int) -> Stage:
         return replace(self, steps=steps)
+
+
+def _read_optimizer(raw: dict[str, Any]) -> AdamW:
+    values = dict(raw)
+    return (Muon if values.pop("kind", "adamw") == "muon" else AdamW)(**values)

@@ -14,7 +14,7 @@ from windtunnel.base.runtime import Runtime
 from windtunnel.corpus.loader import IGNORED, Rows
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.objectives import Objective
-from windtunnel.train.optimizer import set_learning_rate
+from windtunnel.train.optimizer import Optimizer, set_learning_rate
 from windtunnel.train.parallel import global_norm_clip, sum_over_ranks
 
 
@@ -23,7 +23,7 @@ class Trainer:
     """The moving parts of one run: weights, moments and the compiled objective. ``micro`` counts rows of a micro-batch."""
 
     model: Transformer
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     objective: Objective
     compute: Any
     runtime: Runtime

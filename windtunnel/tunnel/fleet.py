@@ -23,6 +23,9 @@ from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
 from windtunnel.train.stage import Stage
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+"""Environment of a worker with several threads: those that spin while they wait lose a hundredfold on a busy machine
+(docs/lab-log.md)."""
 _SILENCE = 900.0
 _TRIES = 2
 
@@ -76,7 +79,7 @@ class _Seat:
 
 
 @dataclass
-class _Work:
+class Work:
     """The jobs of one call: those that wait, what came of the others, and how often each was tried."""
 
     waiting: list[Job]
@@ -185,7 +188,7 @@ class Fleet:
             Stopped: ``stopping`` said so; every running stage has stopped at a step boundary.
             WindtunnelError: a worker met a problem that no other try can mend (full disk, damaged input).
         """
-        work = _Work(sorted(jobs, key=lambda job: -job.stage.flops), watcher)
+        work = Work(sorted(jobs, key=lambda job: -job.stage.flops), watcher)
         while work.waiting or any(seat.job for seat in self._seats):
             if stopping() and not work.stopped:
                 work.stopped, work.waiting = True, []
@@ -210,7 +213,7 @@ class Fleet:
         else:
             seat.send({"stop": True})
 
-    def _hand_out(self, work: _Work) -> None:
+    def _hand_out(self, work: Work) -> None:
         work.orphans()
         for job in list(work.waiting):
             if job.parent is not None and not (job.parent / MANIFEST).is_file():
@@ -251,10 +254,8 @@ class Fleet:
         gpu = self._idlest_gpu()
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        if (
-            self._threads > 1
-        ):  # threads that spin while they wait lose a hundredfold on a busy machine (docs/lab-log.md)
-            environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+        if self._threads > 1:
+            environment |= WAITING
         with explained(self._log):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as log:
@@ -280,7 +281,7 @@ class Fleet:
         seat.process.stdout.close()
         self._events.put((seat, None))
 
-    def _hear(self, seat: _Seat, message: dict[str, Any] | None, work: _Work) -> None:
+    def _hear(self, seat: _Seat, message: dict[str, Any] | None, work: Work) -> None:
         seat.heard, job = time.monotonic(), seat.job
         if message is None:
             if seat.process.stdin:
@@ -303,7 +304,7 @@ class Fleet:
             seat.job = None
             work.meet(job, message["error"], message["code"])
 
-    def _replace_silent(self, work: _Work) -> None:
+    def _replace_silent(self, work: Work) -> None:
         for seat in list(self._seats):
             if seat.job and time.monotonic() - seat.heard > _SILENCE:
                 job, seat.job = seat.job, None

@@ -7,94 +7,140 @@ most of them done and goes on; its final table equals that of a search that nobo
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import optuna
+from windtunnel.base.errors import UserError, WindtunnelError
+from windtunnel.tunnel.propose import Sampler, Trial, propose, propose_apart
+from windtunnel.tunnel.space import DEFAULT_SPACE, Axis, Space, Values, edges
 
-from windtunnel.base.errors import WindtunnelError
-from windtunnel.tunnel.space import Space
-
-Values = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One tried point. ``loss`` is None for a trial that diverged or failed."""
-
-    number: int
-    values: Values
-    loss: float | None
+__all__ = ["OnEdge", "SearchResult", "Trial", "Values", "first_round", "numbered_points", "propose", "search"]
+OnEdge = Literal["say", "widen", "refuse"]
+_WIDENINGS = 3
+Evaluate = Callable[[Sequence[tuple[int, Values]]], Sequence[float | None]]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All trials in order, the best one, and the axes on whose edge it lies."""
+    """All trials in order, the best one, the axes on whose edge it lies, and the space as it was in the end.
+
+    ``stopped`` says why the search ended before its last trial, if it did.
+    """
 
     trials: tuple[Trial, ...]
     best: Trial
     edges: tuple[str, ...]
+    space: Space = DEFAULT_SPACE
+    stopped: str = ""
 
 
-def propose(space: Space, earlier: Sequence[Trial], number: int, seed: int) -> list[Values]:
-    """The next ``number`` points to try: the same for the same space, earlier results and seed.
-
-    The first round is a scrambled Sobol sequence, later ones are TPE with the earlier results.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler: optuna.samplers.BaseSampler
-        if earlier:
-            sampler = optuna.samplers.TPESampler(
-                seed=seed * 1009 + len(earlier), n_startup_trials=0, multivariate=True, constant_liar=True
-            )
-        else:
-            sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-        study = optuna.create_study(sampler=sampler)
-        distributions = {
-            axis.name: optuna.distributions.FloatDistribution(axis.low, axis.high, log=True) for axis in space
-        }
-        worst = max((t.loss for t in earlier if t.loss is not None), default=0.0)
-        for trial in earlier:
-            loss = worst if trial.loss is None else trial.loss  # a diverged trial tells where not to look
-            study.add_trial(optuna.create_trial(params=trial.values, distributions=dict(distributions), value=loss))
-        return [rounded(study.ask(dict(distributions)).params) for _ in range(number)]
+def first_round(space: Space, per_round: int) -> int:
+    """Trials of the first round: two for each axis, but not fewer than in later rounds."""
+    return max(per_round, 2 * len(space))
 
 
-def rounded(values: Values) -> Values:
-    """Values with four significant digits, as shown and as used."""
-    return {name: float(f"{value:.4g}") for name, value in values.items()}
+@dataclass
+class _Run:
+    """One search in progress."""
+
+    seed: int
+    evaluate: Evaluate
+    per_round: int
+    first: Values | None
+    sampler: Sampler
+    revise: Callable[[Trial], Trial]
+    enough: Callable[[Space, Sequence[Trial]], str]
+
+    def until(self, space: Space, trials: int, done: list[Trial]) -> str:
+        """Adds rounds up to a number of trials; returns why it stopped before, or an empty string."""
+        while len(done) < trials:
+            whole = self.per_round if done else first_round(space, self.per_round)
+            number = min(whole, trials - len(done))
+            opening = [self.first] if self.first and not done else []
+            points = opening + propose_apart(space, done, number - len(opening), self.seed, self.sampler)
+            numbered = [(len(done) + i, values) for i, values in enumerate(points)]
+            losses = self.evaluate(numbered)
+            done += [Trial(i, values, loss) for (i, values), loss in zip(numbered, losses, strict=True)]
+            done[:] = [self.revise(trial) for trial in done]
+            if len(done) < trials and number == whole and (reason := self.enough(space, done)):
+                return reason
+        return ""
 
 
 def search(
-    space: Space, trials: int, seed: int, evaluate: Callable[[Sequence[tuple[int, Values]]], Sequence[float | None]],
-    *, per_round: int = 4, first: Values | None = None,
+    space: Space, trials: int, seed: int, evaluate: Evaluate, *, per_round: int = 4, first: Values | None = None,
+    sampler: Sampler = "tpe", on_edge: OnEdge = "say", revise: Callable[[Trial], Trial] = lambda trial: trial,
+    enough: Callable[[Space, Sequence[Trial]], str] = lambda space, done: "",
 ) -> SearchResult:  # fmt: skip
-    """Runs a search.
+    """Runs a search. A longer one with the same arguments begins with the same trials.
 
     Args:
         evaluate: trains the given (number, values) pairs and returns their losses, None for a diverged trial.
         per_round: trials of a round; it does not follow the number of workers, so the search is the same on any machine.
         first: a point that opens the first round, the defaults for example.
+        on_edge: a best value on the edge of the space is only named ("say"), or the axis is made half as long again on that
+            side, up to three times, with a quarter more trials each time ("widen"), or it is an error ("refuse").
+        revise: a trial as it stands after each round: a pruner may have taken an earlier one further.
+        enough: asked after each round; a reason ends the search.
 
     Raises:
         WindtunnelError: every trial failed.
+        UserError: the best value lies on the edge and ``on_edge`` is "refuse"; the trials are kept.
     """
+    run = _Run(seed, evaluate, per_round, first, sampler, revise, enough)
     done: list[Trial] = []
-    while len(done) < trials:
-        number = min(per_round if done else max(per_round, 2 * len(space)), trials - len(done))
-        opening = [first] if first and not done else []
-        points = opening + propose(space, done, number - len(opening), seed)
-        numbered = [(len(done) + i, values) for i, values in enumerate(points)]
-        losses = evaluate(numbered)
-        done += [Trial(i, values, loss) for (i, values), loss in zip(numbered, losses, strict=True)]
-    finite = [t for t in done if t.loss is not None and math.isfinite(t.loss)]
+    stopped = run.until(space, trials, done)
+    best = best_of(done)
+    more = max(per_round, trials // 4)
+    for _ in range(_WIDENINGS if on_edge == "widen" else 0):
+        wider = widened(space, edges(space, best.values))
+        if wider == space:
+            break
+        space = wider
+        stopped = run.until(space, len(done) + more, done)
+        best = best_of(done)
+    found = edges(space, best.values)
+    if found and on_edge == "refuse":
+        name, side = next(iter(found.items()))
+        axis = next(a for a in space if isinstance(a, Axis) and a.name == name)
+        raise UserError(
+            f"tunnel.space.{name}",
+            f"expected the best value inside the range, got {best.values[name]:.4g} at the {side} end of "
+            f"[{axis.low:g}, {axis.high:g}]",
+            'widen the range, or write on_edge = "say" or "widen"; the trials are kept',
+        )
+    return SearchResult(tuple(done), best, tuple(f"{name} ({side})" for name, side in found.items()), space, stopped)
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The trial with the lowest loss, of equals the first.
+
+    Raises:
+        WindtunnelError: no trial has a finite loss.
+    """
+    finite = [(t.loss, t.number, t) for t in trials if t.loss is not None and math.isfinite(t.loss)]
     if not finite:
         raise WindtunnelError(
-            f"all {trials} trials of the search failed or diverged; lower the learning rates in tunnel.space"
+            f"all {len(trials)} trials of the search failed or diverged; lower the learning rates in tunnel.space"
         )
-    best = min(finite, key=lambda t: (t.loss, t.number))
-    edges = tuple(f"{axis.name} ({side})" for axis in space if (side := axis.near_edge(best.values[axis.name])))
-    return SearchResult(tuple(done), best, edges)
+    return min(finite, key=lambda one: one[:2])[2]
+
+
+def widened(space: Space, sides: dict[str, str]) -> Space:
+    """The space with the named axes longer on the named side."""
+    return tuple(a.wider(sides[a.name]) if isinstance(a, Axis) and a.name in sides else a for a in space)
+
+
+def numbered_points(
+    space: Space, trials: int, seed: int, sampler: Sampler, per_round: int = 4, first: Values | None = None
+) -> list[tuple[int, Values]]:
+    """All points of a search whose sampler does not look at results, in order: what its parts share among themselves."""
+    points: list[tuple[int, Values]] = []
+
+    def blind(numbered: Sequence[tuple[int, Values]]) -> list[float | None]:
+        points.extend(numbered)
+        return [0.0] * len(numbered)
+
+    search(space, trials, seed, blind, per_round=per_round, first=first, sampler=sampler)
+    return [(number, dict(values)) for number, values in points]

@@ -30,7 +30,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One notice line."""
-        self.console.print(text, style="yellow" if self._live else None, markup=False)
+        self.console.print(text, style="yellow" if self._live else None, markup=False, soft_wrap=not self._live)
 
     @contextmanager
     def task(self, title: str, jobs: list[Job]) -> Iterator[None]:
@@ -70,7 +70,9 @@ class Screen:
             self._printed = time.monotonic()
             share = sum(self._done.values()) / self._total
             self.console.print(
-                f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name}: {note}", markup=False
+                f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name}: {note}",
+                markup=False,
+                soft_wrap=True,
             )
 
     def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None:

@@ -1,0 +1,71 @@
+"""What an earlier version derived or searched is found again, and a changed optimizer is another search."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from windtunnel.base.errors import UserError
+from windtunnel.base.units import bytes_size
+from windtunnel.home import Home
+from windtunnel.pipeline import run
+from windtunnel.planning import known_pins, plan
+from windtunnel.program import Program
+from windtunnel.recipe import load_recipe
+
+TOTAL = 2_442_057_984 + 122_753 * 2304
+SEARCH = "d06154f2b79167b8ab88d2a335441aabf3dff456cbc48a9daf7b3f695e14a580"
+TRUNK = "5f1c2cead5f891c12fe0532db2849da207e6a37b74dc416f03eb1b6f70546cc3"
+"""Of the quickstart's search and trunk before any data is prepared, in version e349dfa."""
+
+
+def test_the_quickstart_has_the_keys_that_it_had_before_its_tables_gained_fields() -> None:
+    program = Program(load_recipe("quickstart"))
+    assert (program.search_key, program.trunk().key) == (SEARCH, TRUNK)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.parametrization=completep",
+        "model.qk_norm=true",
+        "optimizer.beta2=0.99",
+        "optimizer.weight_decay=0.2",
+        "optimizer.lr=0.02",
+    ],
+)
+def test_a_search_with_other_constants_is_another_search(override: str) -> None:
+    assert Program(load_recipe("quickstart", [override])).search_key != SEARCH
+
+
+def test_pins_of_a_version_that_knew_fewer_keys_still_hold(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart")
+    model = {
+        "family": "tiny", "size": "0.3M", "shape": None, "tied": True, "row": 128, "parametrization": "mup",
+        "base_width": None, "init_std": None, "scale_emb": None, "scale_depth": None,
+    }  # fmt: skip
+    pinned = {"model": {"model": model, "tokenizer": "t", "warmup": "2%", "batch": 1024, "budget": None}}
+    folder = Home(tmp_path).program("quickstart")
+    folder.mkdir(parents=True)
+    (folder / "pinned.json").write_text(json.dumps({**pinned, "batch": 8, "warmup": 125}), encoding="utf-8")
+    assert known_pins(Home(tmp_path), recipe, "t") == {"batch": 8, "warmup": 125}
+    for other in ("model.parametrization=completep", "model.row=64", "model.qk_norm=true"):
+        assert known_pins(Home(tmp_path), load_recipe("quickstart", [other]), "t") is None
+
+
+def test_muon_needs_one_moment_less_for_each_hidden_matrix(tmp_path: Path) -> None:
+    said = {}
+    for kind in ("adamw", "muon"):
+        view = plan(load_recipe("minicpm-2.4b", [f"optimizer.kind={kind}"]), tmp_path, measure=False)
+        said[kind] = next(str(part) for part in view.parts if str(part).startswith("memory"))
+    assert said["adamw"].startswith(f"memory   {bytes_size(16 * TOTAL)} for")
+    assert said["muon"].startswith(f"memory   {bytes_size(16 * TOTAL - 4 * (2_442_057_984 - 81 * 2304))} for")
+
+
+def test_muon_on_several_gpus_is_one_line_before_any_work(tmp_path: Path) -> None:
+    recipe = load_recipe("minicpm-1.2b", ["optimizer.kind=muon"])
+    with pytest.raises(UserError, match=r"optimizer\.kind: expected one process for Muon, .* got 2"):
+        run(recipe, tmp_path, devices="0,1", quiet=True)
+    assert not list(tmp_path.rglob("prepared.json"))
