@@ -9,12 +9,18 @@ from windtunnel.model.transformer import Transformer
 from windtunnel.train.stage import AdamW
 
 
-def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True) -> torch.optim.AdamW:
-    """AdamW over all parameters of a model, grouped by the learning-rate and decay multipliers of their roles."""
+def build_optimizer(
+    model: Transformer, config: AdamW, *, fused: bool = True, by_role: bool = True
+) -> torch.optim.AdamW:
+    """AdamW over all parameters of a model, grouped by the learning-rate and decay multipliers of their roles.
+
+    Without ``by_role`` every learning-rate multiplier is 1.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rule = model.parametrization.rule(model.roles[name], model.shape)
-        groups.setdefault((rule.lr_multiplier, rule.decay_multiplier), []).append(parameter)
+        rate = rule.lr_multiplier if by_role else 1.0
+        groups.setdefault((rate, rule.decay_multiplier), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "lr_multiplier": rate, "weight_decay": config.weight_decay * decay}
