@@ -22,7 +22,7 @@ from windtunnel.preparation import prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import with_budget
-from windtunnel.study import known_choices, mean_loss
+from windtunnel.study import mean_loss, with_known_choices
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.audit import Audit, Slope, audit, find_valley
 from windtunnel.tunnel.study_config import TransferAxis, TransferConfig
@@ -91,7 +91,7 @@ def open_program(desk: Desk, recipe: Recipe) -> Program:
         book.put_fact(recipe.name, "recipe", "resolved", recipe.resolved())
         book.put_fact(recipe.name, "recipe", "base", str(recipe.base))
     program = with_budget(Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash)))
-    return replace(program, choices=known_choices(desk.home, program))
+    return with_known_choices(desk.home, program)
 
 
 Ladders = dict[tuple[str, str], list[Rung]]
@@ -116,7 +116,8 @@ class Study:
         """Those that are compared. The recipe's constants and the search's choices hold for the recipe's own one."""
         own = self.program.setting().parametrization
         names = self.config.parametrizations or (own.name,)
-        return [own if name == own.name else Parametrization.named(name) for name in names]
+        layers = self.program.recipe.model.base_layers or self.program.recipe.family.base_layers
+        return [own if name == own.name else Parametrization.named(name, layers) for name in names]
 
     def centre(self, name: str) -> float:
         """The middle of a parametrization's first grid."""

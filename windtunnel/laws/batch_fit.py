@@ -89,6 +89,11 @@ def find_minima(runs: Sequence[BatchRun], count: int = 5) -> list[Minimum]:
     return out
 
 
+def polynomial(x: Array, y: Array, degree: int) -> Array:
+    """Least-squares coefficients, the highest power first."""
+    return np.asarray(np.polyfit(x, y, degree), dtype=np.float64)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+
+
 def _minimum(size: float, loss: float, found: Sequence[tuple[float, float]]) -> Minimum:
     """Of a least-squares parabola of log tokens over log2 batch, through up to five batches around the lowest."""
     x: Array = np.log2([b for b, _ in found])
@@ -99,7 +104,7 @@ def _minimum(size: float, loss: float, found: Sequence[tuple[float, float]]) -> 
         return Minimum(size, loss, batch, tokens, math.nan, math.nan, "small" if lowest == 0 else "large")
     for side in (2, 1):
         first, last = max(0, lowest - side), min(len(found) - 1, lowest + side)
-        fit: Array = np.polyfit(x[first : last + 1] - x[lowest], y[first : last + 1], 2)
+        fit = polynomial(x[first : last + 1] - x[lowest], y[first : last + 1], 2)
         c, b, a = float(fit[0]), float(fit[1]), float(fit[2])
         place = -b / (2 * c) if c > 0 else math.nan
         if x[first] - x[lowest] <= place <= x[last] - x[lowest]:
@@ -161,5 +166,7 @@ def fit_batch_law(minima: Sequence[Minimum], source: str = "this tunnel") -> Fit
 
 
 def _line(minima: Sequence[Minimum]) -> tuple[float, float]:
-    slope, intercept = np.polyfit([-math.log(m.loss) for m in minima], [math.log(m.batch) for m in minima], 1)
+    slope, intercept = polynomial(
+        np.array([-math.log(m.loss) for m in minima]), np.array([math.log(m.batch) for m in minima]), 1
+    )
     return float(intercept), float(slope)
