@@ -149,9 +149,7 @@ def plan(
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="STAGE", help="Stop after a stage of the plan.")
-    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
     devices: Devices = None,
     home: Home = HOME,
 ) -> None:
@@ -166,9 +164,7 @@ def run(
 def forecast(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file, or a shipped recipe.")] = None,
     overrides: Overrides = None,
-    every: Annotated[
-        bool, typer.Option("--list", help="Show all forecasts of the home with their outcomes, misses too.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--list", help="Show all forecasts with outcomes, misses too.")] = False,
     devices: Devices = None,
     home: Home = HOME,
     as_json: AsJson = False,
@@ -189,9 +185,7 @@ def forecast(
 
 @app.command()
 def status(
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="First write the lab book anew from the run folders.")
-    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First write the lab book anew from the runs.")] = False,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
@@ -207,9 +201,7 @@ def status(
 @app.command()
 def report(
     program: Annotated[str | None, typer.Argument(metavar="[PROGRAM]", help="Default: the one that ran last.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file to write; default: into the program's folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file; default: in the program's folder.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Leave all training text and samples out.")] = False,
     home: Home = HOME,
 ) -> None:
@@ -264,9 +256,7 @@ def evaluate(
 @app.command()
 def export(
     name: RunName,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write; default: export/ in the run's program.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: exports/ of the run's program.")] = None,
     home: Home = HOME,
 ) -> None:
     """Write a Hugging Face folder, and check its logits."""
@@ -299,11 +289,7 @@ def chat(
 
 
 @app.command()
-def quickstart(
-    home: Home = HOME,
-    overrides: Overrides = None,
-    devices: Devices = None,
-) -> None:
+def quickstart(home: Home = HOME, overrides: Overrides = None, devices: Devices = None) -> None:
     """Real text to forecast, model, report and chat in minutes."""
     run("quickstart", overrides, None, devices, home)
 
@@ -349,10 +335,7 @@ def data_show(
 
 @data.command("compression")
 def data_compression(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    home: Home = HOME,
-    as_json: AsJson = False,
+    recipe: RecipeFile, overrides: Overrides = None, home: Home = HOME, as_json: AsJson = False
 ) -> None:
     """Bytes for each token, by corpus and vocabulary size."""
     loaded = _load(recipe, overrides)
@@ -362,9 +345,20 @@ def data_compression(
 
 
 @tunnel.command("search")
-def tunnel_search(recipe: RecipeFile, overrides: Overrides = None, devices: Devices = None, home: Home = HOME) -> None:
+def tunnel_search(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="K/N", help="Only this share of the trials: 3/28.")
+    ] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+) -> None:
     """Search hyper-parameters, check them on a wider model."""
-    run(recipe, overrides, "search", devices, home)
+    loaded = _load(recipe, overrides)
+    from windtunnel.pipeline import run as call
+
+    _show(call(loaded, home, until="search", devices=devices, part=part))
 
 
 @tunnel.command("scale")
@@ -390,6 +384,17 @@ def tunnel_transfer(
 
     wanted = [name.strip() for name in axes.split(",") if name.strip()] if axes else []
     _show(call(loaded, home, axes=wanted, devices=devices), as_json)
+
+
+@tunnel.command("merge")
+def tunnel_merge(
+    homes: Annotated[list[Path], typer.Argument(metavar="HOME ...", help="Homes in which parts were trained.")],
+    into: Annotated[Path, typer.Option("--into", help="Home that receives all runs; made if it is new.")],
+) -> None:
+    """Join the runs of several homes into one study."""
+    from windtunnel.merging import merge as call
+
+    _show(call(homes, into))
 
 
 @law.command("list")

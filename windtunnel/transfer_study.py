@@ -22,7 +22,7 @@ from windtunnel.preparation import prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import with_budget
-from windtunnel.study import known_choices, mean_loss
+from windtunnel.study import mean_loss, with_known_choices
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.audit import Audit, Slope, audit, find_valley
 from windtunnel.tunnel.study_config import TransferAxis, TransferConfig
@@ -88,7 +88,7 @@ def open_program(desk: Desk, recipe: Recipe) -> Program:
     """The program with its corpora built, its batch and size known, and what an earlier search chose."""
     prepared = prepare(desk, recipe)
     program = with_budget(Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash)))
-    return replace(program, choices=known_choices(desk.home, program))
+    return with_known_choices(desk.home, program)
 
 
 Ladders = dict[tuple[str, str], list[Rung]]
@@ -135,7 +135,7 @@ class Study:
             for axis in config.axes:
                 if axis == "size":
                     assert recipe.tunnel is not None
-                    shapes = [(size, recipe.shape_of(size, self.program.vocab)) for size in recipe.tunnel.proxies]
+                    shapes = [(size, self.program.shape_of(size)) for size in recipe.tunnel.proxies]
                     ladder = [Rung(size, replace(base, shape=s)) for size, s in sorted(shapes, key=lambda p: p[1].body)]
                 else:
                     ladder = rungs(axis, base, config.factors, rules)
