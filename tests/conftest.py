@@ -11,15 +11,21 @@ from typing import Any
 
 import pytest
 
+from windtunnel import desk as desk_module
+from windtunnel import manage as manage_module
+from windtunnel import pipeline as pipeline_module
 from windtunnel.base.runtime import Runtime
 from windtunnel.corpus.build import build_corpus
 from windtunnel.corpus.config import SourceConfig
-from windtunnel.corpus.store import Corpus
+from windtunnel.corpus.store import Corpus, open_corpus
 from windtunnel.corpus.tokenizer import train as train_tokenizer
+from windtunnel.finishing import VERBS as FINISHING
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trial_stage, trunk_stage
+from windtunnel.train.control import Control
+from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.stage import AdamW, Stage
 
 NOUNS = ("river", "stone", "garden", "bread", "window", "letter", "forest", "harbour", "candle", "mountain", "teacher",
@@ -88,3 +94,38 @@ def make_trial(tiny_setting: Setting) -> Callable[..., Stage]:
 def eager() -> Runtime:
     """One thread, nothing compiled."""
     return Runtime(compiled=False)
+
+
+class InProcess:
+    """A fleet without processes: trains one job after the other, right here. Starting workers takes longer than these steps."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names, self._workshop = names, Workshop(Runtime(compiled=False))
+
+    def __call__(self, *_: Any, **__: Any) -> InProcess:
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def run(self, jobs, watcher, *, stopping):
+        results = {}
+        for job in sorted(jobs, key=lambda job: job.parent is not None):
+            self._names.append(job.stage.name)
+            watcher.started(job)
+            control = Control(say=watcher.say, finish=job.finish.exists if job.finish else lambda: False)
+            corpora = {name: open_corpus(path) for name, path in job.corpora.items()}
+            result = run_stage(job.stage, job.run, corpora, self._workshop, parent=job.parent, control=control)
+            results[str(job.run)] = {**result, "wall": 0.0}
+            watcher.done(job, results[str(job.run)], "")
+        return results
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Names of the stages that are trained from here on."""
+    names: list[str] = []
+    monkeypatch.setattr(desk_module, "Fleet", InProcess(names))
+    for module in (pipeline_module, manage_module):
+        monkeypatch.setattr(module, "finishing", lambda verb, **job: FINISHING[verb](job))
+    return names

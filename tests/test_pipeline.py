@@ -14,16 +14,11 @@ import pytest
 from rich.console import Console
 
 from windtunnel import desk as desk_module
-from windtunnel import manage as manage_module
-from windtunnel import pipeline as pipeline_module
 from windtunnel.base import labbook
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError, LimitReached, UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.runtime import Runtime
 from windtunnel.comparison import compare, find_run
-from windtunnel.corpus.store import open_corpus
-from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.laws.sealed import read_forecast
 from windtunnel.manage import clean, evaluate, finish, status
@@ -32,9 +27,7 @@ from windtunnel.planning import plan
 from windtunnel.rebuild import rebuild
 from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.train.checkpoint import newest_whole
-from windtunnel.train.control import Control
 from windtunnel.train.folder import checkpoint_path, steps_saved
-from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.tunnel import fleet as fleet_module
 
 RECIPE = """
@@ -117,41 +110,6 @@ def ran(folder) -> tuple[Path, list[tuple[str, bool]], Any]:
         patch.setattr(desk_module.Desk, "train", train)
         view = run(recipe(folder), folder / "home", quiet=True)
     return folder / "home", order, view
-
-
-class InProcess:
-    """A fleet without processes: trains one job after the other, right here. Starting workers takes longer than these steps."""
-
-    def __init__(self, names: list[str]) -> None:
-        self._names, self._workshop = names, Workshop(Runtime(compiled=False))
-
-    def __call__(self, *_: Any, **__: Any) -> InProcess:
-        return self
-
-    def close(self) -> None:
-        pass
-
-    def run(self, jobs, watcher, *, stopping):
-        results = {}
-        for job in sorted(jobs, key=lambda job: job.parent is not None):
-            self._names.append(job.stage.name)
-            watcher.started(job)
-            control = Control(say=watcher.say, finish=job.finish.exists if job.finish else lambda: False)
-            corpora = {name: open_corpus(path) for name, path in job.corpora.items()}
-            result = run_stage(job.stage, job.run, corpora, self._workshop, parent=job.parent, control=control)
-            results[str(job.run)] = {**result, "wall": 0.0}
-            watcher.done(job, results[str(job.run)], "")
-        return results
-
-
-@pytest.fixture
-def trained(monkeypatch) -> list[str]:
-    """Names of the stages that are trained from here on."""
-    names: list[str] = []
-    monkeypatch.setattr(desk_module, "Fleet", InProcess(names))
-    for module in (pipeline_module, manage_module):
-        monkeypatch.setattr(module, "finishing", lambda verb, **job: VERBS[verb](job))
-    return names
 
 
 @pytest.fixture

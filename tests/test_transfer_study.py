@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.model.parametrization import TABLES
 from windtunnel.recipe import Recipe, load_recipe
+from windtunnel.report.page import render
+from windtunnel.report.studies import ValleyCurve, read_transfer, transfer_figure
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import transfer
 
@@ -174,3 +177,40 @@ def test_the_shipped_studies_are_valid_and_say_command_time_and_expectation_firs
     assert found.tunnel is not None
     assert found.tunnel.transfer is not None
     assert found.tunnel.transfer.seeds >= 3
+
+
+def test_the_report_draws_one_curve_a_size_and_marks_each_best_rate(folder, tmp_path, trained):
+    transfer(recipe(folder), tmp_path, quiet=True)
+    book = LabBook(Home(tmp_path).labbook, readonly=True)
+    html = render(book, "tiny")
+    (axis,) = read_transfer(book, "tiny")
+    book.close()
+    section = html.split('<section id="transfer">')[1].split("</section>")[0]
+    figures = re.findall(r"<svg.*?</svg>", section, re.DOTALL)
+    assert len(figures) == 4  # two parametrizations, each for a page and for a phone
+    for part, figure in zip(axis.parts, figures[::2], strict=True):
+        assert len(re.findall(r'<path d="[^"]*" class="ql', figure)) == 3
+        assert [curve.name for curve in part.curves] == ["width 32", "width 64", "width 128"]
+        feet = [float(x) for x in re.findall(r'<line x1="([\d.]+)"[^>]*class="ql\d"', figure)]
+        assert len(feet) == 3
+        if part.parametrization == "mup":
+            assert max(feet) - min(feet) < 2
+        else:
+            assert feet == sorted(feet, reverse=True)
+            assert max(feet) - min(feet) > 50
+    assert "carries over" in section
+    assert "does not carry over" in section
+    assert "<dfn>regret</dfn>" in section
+    assert "<dfn>parametrization</dfn>" in section
+
+
+def test_a_figure_survives_what_diverged_and_what_lies_far_above():
+    curves = [
+        ValleyCurve("one", ((0.01, 0.0), (0.02, 0.5), (0.04, 900.0)), (0.08,), 0.01, edge=True),
+        ValleyCurve("none", (), (0.01,), None),
+    ]
+    for width in (720, 340):
+        figure = transfer_figure(curves, "width", width)
+        assert figure.count('class="cross"') == 4
+        assert figure.count('class="hollow"') == 1
+        assert "nan" not in figure

@@ -415,12 +415,37 @@ def law_predict(
         str | None, typer.Option("--parameters", help="With --tokens: the loss at this size and length.")
     ] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", help="See --parameters.")] = None,
+    inference: Annotated[
+        str | None,
+        typer.Option("--inference-tokens", help="With --flops: tokens expected in use, which it then pays for too."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The loss at a size and length, or the best for a compute."""
     from windtunnel.cli_tables import Prediction
 
-    _show(Prediction.of(name, flops, parameters, tokens), as_json)
+    _show(Prediction.of(name, flops, parameters, tokens, inference), as_json)
+
+
+@law.command("fit")
+def law_fit(
+    path: Annotated[
+        str, typer.Argument(metavar="FILE", help="CSV of runs with columns n, d, loss and, if any, cluster.")
+    ],
+    form: Annotated[str, typer.Option("--form", help="additive, coupled, skaling, or best of the three.")] = "additive",
+    unit: Annotated[str, typer.Option("--unit", help="Unit of the losses.")] = "nats per byte",
+    counts: Annotated[str, typer.Option("--counts", help="What n counts: body or body+head.")] = "body",
+    delta: Annotated[
+        float, typer.Option("--delta", min=1e-6, help="Log residual beyond which a point counts less.")
+    ] = 1e-3,
+    draws: Annotated[int, typer.Option("--draws", min=0, help="Refits to resampled trunks for intervals.")] = 200,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for windtunnel law predict --law.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit L(N, D) to finished runs in a table."""
+    from windtunnel.cli_tables import FittedTable
+
+    _show(FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out), as_json)
 
 
 @model.command("shapes")

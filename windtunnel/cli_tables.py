@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from windtunnel.base.artefact import read_json
+from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.units import parse_count, si
-from windtunnel.laws.loss import NAMED, LossLaw
+from windtunnel.laws.forms import FORMS, free_parameters
+from windtunnel.laws.loss import NAMED, LossLaw, fit_loss_law
+from windtunnel.laws.optimum import COUNTS, optimum
+from windtunnel.laws.points import read_points
 from windtunnel.model.family import FAMILIES, Family
 
 
@@ -70,6 +73,19 @@ class NamedLaws:
         )
 
 
+def law_called(name: str) -> LossLaw:
+    """A named law, or a fitted one from a JSON file.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if name not in NAMED and not Path(name).is_file():
+        raise UserError(
+            "--law", f"expected a named law or a file, got {name[:60]!r}", f"named laws: {', '.join(NAMED)}"
+        )
+    return NAMED[name] if name in NAMED else LossLaw.from_dict(read_json(Path(name)))
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a law says about one size and length."""
@@ -80,39 +96,123 @@ class Prediction:
     tokens: float
     flops: float
     loss: float
+    counts: str = "body"
+    inference_tokens: float = 0.0
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, name: str, flops: str | None, parameters: str | None, tokens: str | None) -> Prediction:
+    def of(
+        cls, name: str, flops: str | None, parameters: str | None, tokens: str | None, inference: str | None = None
+    ) -> Prediction:
         """Of a named law, or of a fitted one in a JSON file.
+
+        Args:
+            inference: tokens expected to be read and written in use; the compute then pays for them too.
 
         Raises:
             UserError: there is no such law, or neither a compute nor a size and length is given.
         """
-        if name not in NAMED and not Path(name).is_file():
-            raise UserError(
-                "--law", f"expected a named law or a file, got {name[:60]!r}", f"named laws: {', '.join(NAMED)}"
-            )
-        law = NAMED[name] if name in NAMED else LossLaw.from_dict(read_json(Path(name)))
+        law = law_called(name)
         if flops is not None and parameters is None and tokens is None:
-            compute = float(parse_count(flops, "--flops"))
-            n, d = law.optimum(compute)
-        elif flops is None and parameters is not None and tokens is not None:
+            served = float(parse_count(inference, "--inference-tokens")) if inference is not None else 0.0
+            best = optimum(law, float(parse_count(flops, "--flops")), inference_tokens=served)
+            n, d, compute, intervals = best.parameters, best.tokens, best.training_flops, best.intervals
+        elif flops is None and inference is None and parameters is not None and tokens is not None:
             n, d = float(parse_count(parameters, "--parameters")), float(parse_count(tokens, "--tokens"))
-            compute = 6 * n * d
+            compute, served, intervals = 6 * n * d, 0.0, {}
         else:
             fix = "see windtunnel law predict --help"
             raise UserError("law predict", "expected either --flops, or --parameters and --tokens", fix)
-        return cls(name, law.unit, n, d, compute, law.predict(n, d, force=True))
+        notes = (*law.outside(n, d), *law.warnings)
+        return cls(name, law.unit, n, d, compute, law.predict(n, d, force=True), law.counts, served, intervals, notes)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "law": self.law, "unit": self.unit, "parameters": self.parameters, "tokens": self.tokens,
             "tokens_per_parameter": self.tokens / self.parameters, "flops": self.flops, "loss": self.loss,
+            "counts": self.counts, "inference_tokens": self.inference_tokens,
+            "inference_flops": 2 * self.parameters * self.inference_tokens,
+            "intervals": {key: list(value) for key, value in self.intervals.items()}, "notes": list(self.notes),
         }  # fmt: skip
 
     def __str__(self) -> str:
         ratio = self.tokens / self.parameters
-        return (
+        use = f" and {si(2 * self.parameters * self.inference_tokens)} in use" if self.inference_tokens else ""
+        lines = [
             f"{self.law}: {si(self.parameters)} parameters on {si(self.tokens)} tokens ({ratio:.0f} for each parameter, "
-            f"{si(self.flops)} FLOPs): {self.loss:.4g} {self.unit}"
-        )
+            f"{si(self.flops)} FLOPs{use}): {self.loss:.4g} {self.unit}"
+        ]
+        if self.intervals:
+            shown = [
+                f"{key.replace('_', ' ')} {_short(key, low)} to {_short(key, high)}"
+                for key, (low, high) in self.intervals.items()
+            ]
+            lines.append(f"  90 %: {', '.join(shown)}")
+        lines.append(f"  N counts {_COUNTED[self.counts]}; FLOPs are 6ND")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+_COUNTED = {"body": "non-embedding parameters", "body+head": "non-embedding parameters and the head"}
+
+
+def _short(key: str, value: float) -> str:
+    return si(value) if key in ("parameters", "tokens") else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class FittedTable:
+    """A law fitted to the runs of a CSV file, and every form that was tried."""
+
+    law: LossLaw
+    tried: dict[str, float]
+    """Root mean square log residual of each form."""
+    out: Path | None
+
+    @classmethod
+    def of(
+        cls, path: str, form: str, *, unit: str, counts: str, delta: float, draws: int, out: Path | None
+    ) -> FittedTable:
+        """Fits a form (or the one with the smallest residual for its number of constants) and writes it if asked to.
+
+        Raises:
+            UserError: the file, its points, the form or the convention is not usable.
+        """
+        if counts not in COUNTS:
+            raise UserError("--counts", f"expected one of {', '.join(COUNTS)}, got {counts[:40]!r}")
+        points = read_points(Path(path))
+        trunks = len({p.cluster for p in points})
+        draws = draws if trunks >= _TRUNKS else 0
+        tried: dict[str, float] = {}
+        laws: dict[str, LossLaw] = {}
+        for one in FORMS if form == "best" else (form,):
+            found = fit_loss_law(points, one, delta=delta, draws=draws, unit=unit, name=Path(path).stem, counts=counts)
+            freedom = len(points) - free_parameters(one)
+            tried[one], laws[one] = found.residual * (len(points) / freedom) ** 0.5, found
+        law = laws[min(tried, key=tried.__getitem__)]
+        if not draws:
+            note = f"{trunks} independent trunks are too few to resample: no intervals (at least {_TRUNKS})"
+            law = replace(law, warnings=(*law.warnings, note))
+        if out is not None:
+            write_json(out, law.to_dict())
+        return cls(law, tried, out)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.law.to_dict(), "tried": self.tried}
+
+    def __str__(self) -> str:
+        law = self.law
+        lines = [f"{law.name}: {law.form} law, {law.points} points, residual {100 * law.residual:.2f} % ({law.unit})"]
+        for key, value in law.constants.items():
+            low, high = law.intervals.get(key, (None, None))
+            lines.append(f"  {key:<8} {value:<12.5g}" + (f" 95 %: {low:.4g} to {high:.4g}" if low is not None else ""))
+        if len(self.tried) > 1:
+            shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in self.tried.items())
+            lines.append(f"  residual for the freedom left: {shown}")
+        lines += [f"  note: {note}" for note in law.warnings]
+        if self.out is not None:
+            lines.append(f"wrote {self.out}; next: windtunnel law predict --law {self.out} --flops ...")
+        return "\n".join(lines)
+
+
+_TRUNKS = 6

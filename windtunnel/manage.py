@@ -31,6 +31,7 @@ from windtunnel.recipe import Recipe, parse_recipe
 from windtunnel.recipe_schema import Origin
 from windtunnel.report.page import write_report
 from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.stage import FINISHED
 from windtunnel.views import View, line, table
 
 
@@ -152,7 +153,7 @@ def _current_runs(home: Home, book: LabBook, program: str) -> set[str]:
     """Folders that the latest sessions needed, all finished models, and every run that one of these grows from."""
     rows = {Path(row["folder"]).name: row for row in book.runs(program=program)}
     keep = {run for runs in book.facts(program, "used").values() for run in runs}
-    keep |= {name for name, row in rows.items() if row["kind"] == "decay" and not row["study"]}
+    keep |= {name for name, row in rows.items() if row["kind"] in FINISHED and not row["study"]}
     while parents := {rows[name]["parent"].partition("/")[2] for name in keep if name in rows} - keep - {""}:
         keep |= parents
     return keep

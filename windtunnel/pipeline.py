@@ -201,13 +201,17 @@ def finished_at(request: Path, trunk: Path, asked: int) -> int | None:
 
 def branch_stages(job: Job) -> list[Stage]:
     """The branches, each from the checkpoint at its branch point, or from the nearest earlier one that exists."""
-    program, out = job.program, []
+    program = job.program
+    out: dict[str, Stage] = {}
     trunk = job.desk.run_folder(program.trunk(job.trunk_end))
     saved = steps_saved(trunk)
     names = list(program.recipe.branch)
     if job.until in names:
         names = names[: names.index(job.until) + 1]
     for name in names:
+        if program.recipe.branch[name].kind != "decay":
+            out[name] = program.branch(name, parent=out[program.recipe.branch[name].parent])
+            continue
         at = job.trunk_end or program.branch_point(name)
         if at not in saved:
             earlier = [step for step in saved if step <= at]
@@ -217,20 +221,28 @@ def branch_stages(job: Job) -> list[Stage]:
                 )
             job.desk.screen.say(f"{name}: branches at step {earlier[-1]}, the nearest checkpoint before {at}")
             at = earlier[-1]
-        out.append(program.branch(name, at))
-    return out
+        out[name] = program.branch(name, at)
+    return list(out.values())
+
+
+def generations(stages: list[Stage]) -> list[list[Stage]]:
+    """Branches in groups that can be trained side by side: each group grows from those before it."""
+    depth: dict[str, int] = {}
+    for stage in stages:
+        depth[stage.key] = depth.get(stage.start.stage, -1) + 1 if stage.start else 0
+    return [[s for s in stages if depth[s.key] == level] for level in range(max(depth.values(), default=-1) + 1)]
 
 
 def _branches(job: Job) -> None:
-    """All branches side by side, then their scores beside the forecast and their first samples."""
+    """All branches of a generation side by side, then their scores beside the forecast and their first samples."""
     desk, program = job.desk, job.program
     assert program.prepared is not None
-    stages = branch_stages(job)
-    results = desk.train("branches: " + ", ".join(stage.name for stage in stages), "", stages, program.prepared)
-    desk.need_all(stages, results)
-    for stage in stages:
-        _score_forecast(job, stage, results[stage.key])
-        _finish_model(job, stage)
+    for stages in generations(branch_stages(job)):
+        results = desk.train("branches: " + ", ".join(stage.name for stage in stages), "", stages, program.prepared)
+        desk.need_all(stages, results)
+        for stage in stages:
+            _score_forecast(job, stage, results[stage.key])
+            _finish_model(job, stage)
 
 
 def _score_forecast(job: Job, stage: Stage, result: Result) -> None:

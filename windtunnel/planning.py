@@ -274,7 +274,7 @@ def cost_lines(recipe: Recipe, seconds: float) -> list[str]:
 
 
 def _checkpoints(program: Program) -> int:
-    points = {program.branch_point(name) for name in program.recipe.branch} | {program.trunk_steps}
+    points = {program.branch_point(name) for name in program.recipe.decays} | {program.trunk_steps}
     return len(points) + len(program.recipe.branch) + program.recipe.trunk.keep
 
 

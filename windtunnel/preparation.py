@@ -8,7 +8,9 @@ from windtunnel.base.artefact import content_hash, read_json, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.corpus.build import build_corpus, build_tokenizer, corpus_key, tokenizer_key
 from windtunnel.corpus.mixture import check_epochs
+from windtunnel.corpus.packing import row_index
 from windtunnel.corpus.sources import source_fingerprint
+from windtunnel.corpus.store import Corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.desk import Desk
 from windtunnel.home import Home
@@ -21,7 +23,8 @@ _FILE = "prepared.json"
 def preparation_key(recipe: Recipe) -> str:
     """What the preparation depends on, as far as the recipe tells."""
     tables = {name: corpus.model_dump(mode="json") for name, corpus in sorted(recipe.corpus.items())}
-    return content_hash([tables, recipe.tokenizer.model_dump(mode="json"), sorted(recipe.tokenizer_corpora)])
+    packed = [[list(recipe.packed), recipe.model.row]] if recipe.packed else []
+    return content_hash([tables, recipe.tokenizer.model_dump(mode="json"), sorted(recipe.tokenizer_corpora), *packed])
 
 
 def known_preparation(home: Home, recipe: Recipe) -> Prepared | None:
@@ -63,6 +66,8 @@ def prepare(desk: Desk, recipe: Recipe) -> Prepared:
                 "folder": str(out.relative_to(home.root)), "hash": corpus.hash, "tokens": corpus.tokens,
                 "heldout_tokens": len(corpus.heldout.tokens), "heldout_bytes": int(corpus.heldout.bytes.sum()),
             }  # fmt: skip
+            if name in recipe.packed:
+                corpora[name]["packed"] = _packed(corpus, recipe.model.row, say)
             with desk.book as book:
                 book.put_fact(
                     recipe.name, "corpus", name, {**corpora[name], "stats": corpus.stats, "licence": config.licence}
@@ -70,6 +75,17 @@ def prepare(desk: Desk, recipe: Recipe) -> Prepared:
     prepared = Prepared(str(folder.relative_to(home.root)), tokenizer.hash, tokenizer.vocab_size, corpora)
     write_json(home.program(recipe.name) / _FILE, {"key": preparation_key(recipe), **prepared.__dict__})
     return prepared
+
+
+def _packed(corpus: Corpus, row: int, say: Any) -> dict[str, Any]:
+    """Exact counts of a corpus in rows of whole documents; says what was cut or left out."""
+    facts = row_index(corpus, row).facts()
+    if facts["cut"] or facts["left_out"]:
+        say(
+            f"corpus '{corpus.name}': {facts['cut']:,} documents are cut to the row of {row} tokens, {facts['left_out']:,} are "
+            f"left out because nothing of them would be scored; {facts['documents']:,} take part"
+        )
+    return facts
 
 
 def _tokenizer(home: Home, recipe: Recipe, prints: dict[str, str], say: Any) -> tuple[Tokenizer, Any]:
@@ -98,6 +114,7 @@ def check_supply(program: Program, say: Any) -> None:
     """
     assert program.prepared is not None
     rows = program.prepared.rows(program.recipe.model.row)
+    packed = {name: corpus["packed"]["rows"] for name, corpus in program.prepared.corpora.items() if "packed" in corpus}
     for stage in [program.trunk(), *(program.branch(name) for name in program.recipe.branch)]:
-        for warning in check_epochs(stage.plan, rows, stage.steps * stage.batch):
+        for warning in check_epochs(stage.plan, packed if stage.plan.packed else rows, stage.steps * stage.batch):
             say(f"{stage.name}: {warning}")

@@ -12,6 +12,7 @@ from typing import Any
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
+from windtunnel.growth import posttrained
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.branch import decay_stage
@@ -180,7 +181,7 @@ class Program:
         return replace(self, choices=choices, pinned={"batch": self.batch, "warmup": steps})
 
     def decay_steps(self, branch: str) -> int:
-        return max(1, round(self._tokens(self.recipe.branch[branch].tokens) / (self.batch * self.recipe.model.row)))
+        return max(1, round(self._tokens(self.recipe.branch[branch].length) / (self.batch * self.recipe.model.row)))
 
     def branch_point(self, branch: str) -> int:
         """The step of the trunk at which a branch begins."""
@@ -191,11 +192,11 @@ class Program:
 
     @property
     def trunk_steps(self) -> int:
-        return max([self.branch_point(name) for name in self.recipe.branch] or [self.steps])
+        return max([self.branch_point(name) for name in self.recipe.decays] or [self.steps])
 
     def trunk(self, finished_at: int | None = None) -> Stage:
         """The trunk's stage; ``finished_at`` shortens it to a step at which it was told to end."""
-        points = [finished_at] if finished_at else [self.branch_point(name) for name in self.recipe.branch]
+        points = [finished_at] if finished_at else [self.branch_point(name) for name in self.recipe.decays]
         setting = self.setting()
         every = max(1, round(self._tokens(self.recipe.trunk.checkpoint_every) / setting.step_tokens))
         steps = finished_at or self.trunk_steps
@@ -203,9 +204,19 @@ class Program:
             trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep
         )
 
-    def branch(self, name: str, finished_at: int | None = None) -> Stage:
-        """A branch's stage."""
+    def branch(self, name: str, finished_at: int | None = None, parent: Stage | None = None) -> Stage:
+        """A branch's stage.
+
+        Args:
+            finished_at: step of the trunk at which decays begin, if it was told to end there.
+            parent: what a post-trained branch grows from, if that is not as the recipe says.
+        """
         config, setting = self.recipe.branch[name], self.setting()
+        if config.kind != "decay":
+            corpora = self.prepared.corpora if self.prepared else {}
+            packed = {corpus: facts["packed"] for corpus, facts in corpora.items() if "packed" in facts}
+            parent = parent or self.branch(config.parent, finished_at)
+            return posttrained(name, config, parent, setting, packed, max(1, self.total_tokens // 10))
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
         half_life = self._tokens(config.half_life) / setting.step_tokens if config.half_life else None

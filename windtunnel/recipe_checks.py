@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
 from windtunnel.model.shape import Shape
 from windtunnel.recipe_errors import nearest
+from windtunnel.recipe_posttraining import Problem, posttraining
 from windtunnel.recipe_schema import Recipe
 from windtunnel.tunnel.space import space_of
 
@@ -19,14 +19,6 @@ _STATED = {
 }  # fmt: skip
 """Where a recipe states what an axis would search."""
 _SCHEMES = ("pypi:", "hf:")
-
-
-class Problem(NamedTuple):
-    """A contradiction: the key to point at, what is wrong, the way out."""
-
-    key: str
-    problem: str
-    fix: str = ""
 
 
 def check(recipe: Recipe) -> None:
@@ -117,11 +109,11 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
         )
     if "trunk" in recipe.branch:
         yield Problem("branch.trunk", "expected a name other than the trunk's, got 'trunk'", "rename the branch")
-    for name, branch in recipe.branch.items():
-        if branch.parent != "trunk":
+    for name in recipe.decays:
+        if recipe.branch[name].parent != "trunk":
             yield Problem(
                 f"branch.{name}.parent",
-                f"expected 'trunk' for a decay, got {branch.parent!r}",
+                f"expected 'trunk' for a decay, got {recipe.branch[name].parent!r}",
                 "a decay grows from the stable run",
             )
     if recipe.export.branch and recipe.export.branch not in recipe.branch:
@@ -209,7 +201,7 @@ def _tunnel(recipe: Recipe) -> Iterator[Problem]:
             "tunnel.tokens", "expected different lengths, got one of them twice", "three lengths or more give a law"
         )
     yield from _studies(recipe)
-    if not recipe.branch:
+    if not recipe.decays:
         yield Problem(
             "tunnel", "expected a branch to forecast, got none", 'add a table such as [branch.same] with tokens = "10%"'
         )
@@ -252,8 +244,8 @@ def _lengths(recipe: Recipe) -> Iterator[Problem]:
             "trunk.tokens", f"expected at least one step of {trunk.batch or recipe.model.row} tokens, got {whole}"
         )
     warmup = _tokens(trunk.warmup, recipe, shape, whole)
-    for name, branch in recipe.branch.items():
-        key = f"branch.{name}"
+    for name in recipe.decays:
+        key, branch = f"branch.{name}", recipe.branch[name]
         yield from _decay(key, recipe, shape, whole)
         if branch.half_life is not None and branch.form != "exponential":
             yield Problem(f"{key}.half_life", f"expected form = 'exponential' beside a half-life, got {branch.form!r}")
@@ -269,14 +261,14 @@ def _lengths(recipe: Recipe) -> Iterator[Problem]:
 
 def _decay(key: str, recipe: Recipe, shape: Shape | None, whole: int | None) -> Iterator[Problem]:
     branch = recipe.branch[key.partition(".")[2]]
-    own = _tokens(branch.tokens, recipe, shape, whole)
+    own = _tokens(branch.length, recipe, shape, whole)
     if whole is None or own is None:
-        if branch.tokens == Length(1.0, "fraction"):
+        if branch.length == Length(1.0, "fraction"):
             yield Problem(f"{key}.tokens", "expected less than the whole of trunk.tokens, got 100%")
         return
     if own >= whole:
         fix = "trunk.tokens is the whole training, its decay included"
-        yield Problem(f"{key}.tokens", f"expected less than trunk.tokens = {si(whole)}, got {branch.tokens}", fix)
+        yield Problem(f"{key}.tokens", f"expected less than trunk.tokens = {si(whole)}, got {branch.length}", fix)
     at = _tokens(branch.at, recipe, shape, whole)
     if at is not None and at > whole:
         yield Problem(
@@ -302,5 +294,5 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _dial, _names, _shape, _optimizer, _tunnel, _space, _lengths,
+    _dial, _names, _shape, _optimizer, posttraining, _tunnel, _space, _lengths,
 )  # fmt: skip

@@ -17,7 +17,8 @@ from windtunnel.corpus.tokenizer_config import TokenizerConfig
 from windtunnel.model.config import ModelConfig
 from windtunnel.model.family import FAMILIES, Family
 from windtunnel.model.shape import Shape
-from windtunnel.pretrain.config import BranchConfig, TrunkConfig
+from windtunnel.posttrain.config import POSTTRAINED, GrownConfig
+from windtunnel.pretrain.config import TrunkConfig
 from windtunnel.train.config import OptimizerConfig
 from windtunnel.tunnel.config import TunnelConfig
 
@@ -172,7 +173,7 @@ class Recipe(Config):
         default=None, description="the studies on tiny models; without it, nothing is tuned or forecast"
     )
     trunk: TrunkConfig = Field(default=TrunkConfig(), description="the stable run")
-    branch: dict[Name, BranchConfig] = Field(default_factory=dict, description="finished models, one table each")
+    branch: dict[Name, GrownConfig] = Field(default_factory=dict, description="finished models, one table each")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="scoring")
     export: ExportConfig = Field(default=ExportConfig(), description="export")
     machine: MachineConfig | None = Field(
@@ -229,13 +230,23 @@ class Recipe(Config):
     @property
     def evaluated(self) -> tuple[str, ...]:
         """The corpora whose held-out parts are scored."""
-        return self.evaluate.corpora or tuple(self.corpus)
+        return self.evaluate.corpora or tuple(name for name, corpus in self.corpus.items() if not corpus.pairs)
+
+    @property
+    def decays(self) -> tuple[str, ...]:
+        """The branches that decay from the trunk."""
+        return tuple(name for name, branch in self.branch.items() if branch.kind == "decay")
+
+    @property
+    def packed(self) -> tuple[str, ...]:
+        """The corpora whose documents are packed whole into rows: those of post-trained branches."""
+        used = (branch.mixture or {} for branch in self.branch.values() if branch.kind in POSTTRAINED)
+        return tuple(sorted({name for mixture in used for name in mixture}))
 
     @property
     def forecast_branch(self) -> str | None:
         """The branch that the forecast is about: the first decay on the trunk's own mixture."""
-        same = (name for name, branch in self.branch.items() if branch.mixture in (None, self.trunk.mixture))
-        return next(same, None)
+        return next((n for n in self.decays if self.branch[n].mixture in (None, self.trunk.mixture)), None)
 
     @property
     def exported(self) -> str | None:

@@ -15,6 +15,7 @@ from windtunnel.desk import THREADED_FROM, Desk
 from windtunnel.planning import cost_lines
 from windtunnel.program import Program
 from windtunnel.train.folder import RESULT, read_result
+from windtunnel.train.stage import FINISHED
 from windtunnel.views import View, line, table
 
 LN2 = math.log(2)
@@ -124,7 +125,9 @@ def outcome_view(desk: Desk, program: Program, sealed: dict[str, Any] | None) ->
     """What ``windtunnel run`` prints at its end: forecast beside outcome, losses of the branches, where things lie."""
     book, folder = desk.book, desk.home.program(program.name)
     outcomes = list(book.facts(program.name, "outcome").values())
-    branches = [run for run in book.runs(program=program.name, kind="decay", study="") if run["status"] == "done"]
+    branches = [
+        run for run in book.runs(program=program.name, study="") if run["kind"] in FINISHED and run["status"] == "done"
+    ]
     scores = {
         run["name"]: {s["corpus"]: s["value"] for s in book.scores(run["id"]) if s["name"] == "bits_per_byte"}
         for run in branches

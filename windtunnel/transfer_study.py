@@ -87,6 +87,9 @@ def study_config(recipe: Recipe, axes: Sequence[str] = ()) -> TransferConfig:
 def open_program(desk: Desk, recipe: Recipe) -> Program:
     """The program with its corpora built, its batch and size known, and what an earlier search chose."""
     prepared = prepare(desk, recipe)
+    with desk.book as book:  # what a report says of the question
+        book.put_fact(recipe.name, "recipe", "resolved", recipe.resolved())
+        book.put_fact(recipe.name, "recipe", "base", str(recipe.base))
     program = with_budget(Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash)))
     return with_known_choices(desk.home, program)
 

@@ -62,7 +62,8 @@ SURFACE = {
     "tunnel transfer": "--axes --devices --help --home --json --set recipe",
     "law": "--help",
     "law list": "--help --json",
-    "law predict": "--flops --help --json --law --parameters --tokens",
+    "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
+    "law fit": "--counts --delta --draws --form --help --json --out --unit path",
     "model": "--help",
     "model shapes": "--family --help --json --vocab",
 }

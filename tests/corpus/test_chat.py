@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import jinja2
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -10,6 +13,9 @@ from hypothesis import strategies as st
 
 from windtunnel.base.errors import DataError
 from windtunnel.corpus.chat import CHATML_JINJA, check_messages, render, render_batch, stop_ids
+from windtunnel.corpus.loader import IGNORED, empty_rows, fill_row
+from windtunnel.corpus.packing import pack
+from windtunnel.corpus.store import TokenStream
 from windtunnel.corpus.tokenizer import SPECIAL_TOKENS
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(str.strip)
@@ -39,6 +45,46 @@ def test_no_control_token_comes_from_content(tokenizer, messages):
     assert ids.count(tokenizer.im_start_id) == ids.count(tokenizer.im_end_id) == len(messages)
     assert ids.count(tokenizer.bos_id) == 1
     assert ids.count(tokenizer.eos_id) == ids.count(tokenizer.pad_id) == 0
+
+
+@pytest.mark.parametrize("template", ["chatml", "minicpm"])
+def test_ten_thousand_hostile_strings_give_no_control_id(tokenizer, template):
+    draw = random.Random(0)
+    pieces = [*SPECIAL_TOKENS, "<|im_", "start|>", "<", "|>", "assistant\n", "user", "\n", "</", "s>", "\u200b", "＜s＞", "<|endoftext|>",
+              "\ufeff", "<S>", "|im_end|", "Ġ", "é", "世", "🙂", "\x00"]  # fmt: skip
+    texts = ["x" + "".join(draw.choice(pieces) for _ in range(draw.randint(1, 8))) for _ in range(10_000)]
+    own = 5 if template == "chatml" else 2  # the renderer's: begin of text, begins and ends of turns
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in texts]
+    counted = np.concatenate([ids for ids, _ in render_batch(chats, tokenizer, template)])
+    plain = np.concatenate([tokenizer.encode(text.strip()) for text in texts])
+    assert (plain < len(SPECIAL_TOKENS)).sum() == 0
+    assert (counted < len(SPECIAL_TOKENS)).sum() == own * len(texts)
+
+
+ORDERS = [
+    ("user", "assistant"), ("system", "user", "assistant"), ("user", "assistant") * 3, ("system", *("user", "assistant") * 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("roles", ORDERS)
+@pytest.mark.parametrize("template", ["chatml", "minicpm"])
+def test_wherever_a_chat_is_cut_the_loss_is_on_answers_and_ends_that_are_still_there(tokenizer, roles, template):
+    turns = [{"role": role, "content": f"{role} says {number} things"} for number, role in enumerate(roles)]
+    ids, mask = (np.array(part) for part in render(turns, tokenizer, template))
+    end = tokenizer.im_end_id if template == "chatml" else tokenizer.eos_id
+    answers = [[*tokenizer.encode(t["content"]), end] for t in turns if t["role"] == "assistant"]
+    for row in range(1, len(ids) + 3):
+        stream = TokenStream(ids.astype(np.uint16), np.array([0, len(ids)]), mask.astype(np.uint8))
+        index = pack(stream, row)
+        kept = ids[1 : row + 1][mask[1 : row + 1] == 1].tolist()
+        assert index.scored == len(kept)
+        assert index.rows == (1 if kept else 0)
+        assert index.left_out == (0 if kept else 1)
+        assert kept == [token for answer in answers for token in answer][: len(kept)]  # a cut forges no end of turn
+        if index.rows:
+            rows = empty_rows(1, row)
+            fill_row(rows, 0, stream, index.of(0))
+            assert rows.targets[0][rows.targets[0] != IGNORED].tolist() == kept
 
 
 @given(messages=chats(HOSTILE))

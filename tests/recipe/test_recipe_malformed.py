@@ -51,6 +51,8 @@ tokens = "10%"
 mixture = { more = 1 }
 """
 
+LAST, CHAT = "mixture = { more = 1 }\n", '\n[branch.chat]\nkind = "sft"\n'
+
 # (line of GOOD to replace, what stands there instead, words of the message)
 LINES = [
     ('name = "good"', "name = 3", "name: expected a text in quotes, got 3"),
@@ -174,7 +176,15 @@ LINES = [
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nform = "quadratic"', "branch.same.form: expected"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nform = "linear"\nhalf_life = "5 steps"', "expected form = 'exponential'"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nparent = "better"', "branch.same.parent: expected 'trunk'"),
-    ('[branch.same]\ntokens = "10%"', '[branch.same]\nkind = "sft"', "branch.same.kind: expected 'decay', got 'sft'"),
+    ('[branch.same]\ntokens = "10%"', '[branch.same]\nkind = "moe"', "branch.same.kind: expected 'decay', 'sft' or 'dpo', got 'moe'"),
+    ('[branch.same]\ntokens = "10%"', '[branch.same]\nkind = "sft"', "branch.same.parent: expected a branch that stands above, got 'trunk'"),
+    ('[branch.same]\ntokens = "10%"', '[branch.same]\nlr = 0.001', "branch.same.lr: expected it beside kind = 'sft' or 'dpo', got kind = 'decay'"),
+    (LAST, LAST + CHAT + 'parent = "beter"\nmixture = { more = 1 }', "branch.chat.parent: expected a branch that stands above, got 'beter'; did you mean 'better'?"),
+    (LAST, LAST + CHAT + 'parent = "better"', "branch.chat.mixture: expected weights of corpora, got none"),
+    (LAST, LAST + CHAT + 'parent = "better"\nmixture = { more = 1 }', "branch.chat.mixture: expected at least one corpus of chats, got none"),
+    (LAST, LAST + CHAT + 'parent = "better"\nhalf_life = "9 steps"\nmixture = { more = 1 }', "branch.chat.half_life: expected it beside kind = 'decay', got kind = 'sft'"),
+    (LAST, LAST + CHAT + 'parent = "better"\nepochs = 2\ntokens = "1M"\nmixture = { more = 1 }', "branch.chat.epochs: expected tokens or epochs, got both"),
+    (LAST, LAST + CHAT + 'parent = "better"\nepochs = 0\nmixture = { more = 1 }', "branch.chat.epochs: expected a number above 0, got 0"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nat = "9M"', "branch.same.at: expected a point on the trunk of 6.4M tokens, got 9M"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nat = "0.1%"', "branch.same.at: expected a point after the warmup"),
     ('[branch.same]\ntokens = "10%"', "[branch.same]\nmixture = { more = 1 }", "expected a decay on the trunk's own mixture"),

@@ -102,6 +102,11 @@ class SourceConfig(Config):
         """Whether documents are chats rather than text."""
         return self.messages is not None or self.user is not None
 
+    @property
+    def pairs(self) -> bool:
+        """Whether documents are pairs of answers to one prompt."""
+        return False
+
     def identity(self) -> dict[str, object]:
         """The values that decide what is built, apart from the content read; the basis of the build's key.
 

@@ -9,13 +9,12 @@ sum of losses over all rows divided by ln 2 times ``Scored.bytes`` is bits per b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from windtunnel.corpus.loader import IGNORED, Rows
+from windtunnel.corpus.loader import Rows, empty_rows, fill_row
 from windtunnel.corpus.store import HeldOut
-from windtunnel.corpus.tokenizer import Tokenizer
 
 _OPEN_ROWS = 64
 _Window = tuple[int, int, int]
@@ -89,20 +88,7 @@ def _packed(heldout: HeldOut, row: int, limit: int | None) -> Iterator[list[_Win
 
 
 def _filled(heldout: HeldOut, bins: list[list[_Window]], row: int, batch: int) -> Rows:
-    inputs = np.full((batch, row), Tokenizer.pad_id, np.int64)
-    targets = np.full((batch, row), IGNORED, np.int64)
-    documents = np.zeros((batch, row), np.int32)
+    rows = empty_rows(batch, row)
     for place, windows in enumerate(bins):
-        at = 0
-        for number, (first, length, _) in enumerate(windows):
-            run = heldout.tokens[first : first + length + 1].astype(np.int64)
-            inputs[place, at : at + length] = run[:-1]
-            if heldout.mask is None:
-                targets[place, at : at + length] = run[1:]
-            else:
-                counted = heldout.mask[first + 1 : first + length + 1] == 1
-                targets[place, at : at + length] = np.where(counted, run[1:], IGNORED)
-            documents[place, at : at + length] = number
-            at += length
-        documents[place, at:] = len(windows)
-    return Rows(inputs, targets, documents, sum(size for windows in bins for _, _, size in windows))
+        fill_row(rows, place, heldout, [(first, length) for first, length, _ in windows])
+    return replace(rows, bytes=sum(size for windows in bins for _, _, size in windows))

@@ -102,6 +102,8 @@ def _advice(fields: Fields, name: str) -> str:
         return 'this is a ShareGPT record (conversations of from and value): set messages = "conversations"'
     if isinstance(fields.get("messages"), list):
         return 'these are chats: set messages = "messages"'
+    if {"prompt", "completion"} <= fields.keys():
+        return 'these are prompts with completions: set user = "{{ prompt }}" and assistant = "{{ completion }}"'
     texts = [str(k) for k, v in fields.items() if isinstance(v, str)]
     near = difflib.get_close_matches(name, texts, 1) or sorted(texts, key=lambda k: -len(fields[k]))[:1]
     return f'set text = "{near[0]}"' if near else "name the field that holds the text"

@@ -37,11 +37,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Seed, tokens in a row, and the segments in order; the first begins at 0."""
+    """Seed, tokens in a row, and the segments in order; the first begins at 0.
+
+    ``packed`` pairs each corpus with the hash of its row index where rows hold whole documents; empty where rows are slices.
+    """
 
     seed: int
     row: int
     segments: tuple[Segment, ...]
+    packed: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.row < 1:
@@ -64,19 +68,20 @@ class DataPlan:
             raise RecipeError("data.segments", f"expected a sequence from 0 on, got {at}")
         kept = tuple(segment for segment in self.segments if segment.start < at)
         if kept and kept[-1].mixture == mixture:
-            return DataPlan(self.seed, self.row, kept)
-        return DataPlan(self.seed, self.row, (*kept, Segment(at, mixture)))
+            return DataPlan(self.seed, self.row, kept, self.packed)
+        return DataPlan(self.seed, self.row, (*kept, Segment(at, mixture)), self.packed)
 
     def to_dict(self) -> dict[str, Any]:
         segments = [
             {"start": s.start, "mixture": [[name, weight] for name, weight in s.mixture]} for s in self.segments
         ]
-        return {"seed": self.seed, "row": self.row, "segments": segments}
+        packed = {"packed": dict(self.packed)} if self.packed else {}  # absent in plans of slices, whose keys stay
+        return {"seed": self.seed, "row": self.row, "segments": segments, **packed}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataPlan:
         segments = tuple(Segment(s["start"], tuple((n, float(w)) for n, w in s["mixture"])) for s in values["segments"])
-        return cls(values["seed"], values["row"], segments)
+        return cls(values["seed"], values["row"], segments, tuple(sorted(values.get("packed", {}).items())))
 
     def counts(self, until: int) -> dict[str, int]:
         """How many sequences of each corpus lie before the sequence ``until``."""

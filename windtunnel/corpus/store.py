@@ -51,6 +51,11 @@ class Corpus:
     config: dict[str, Any]
 
     @property
+    def pairs(self) -> bool:
+        """Whether documents come in twos: the better and the worse answer to one prompt."""
+        return bool(self.config.get("chosen"))
+
+    @property
     def tokens(self) -> int:
         """Train tokens."""
         return len(self.train.tokens)

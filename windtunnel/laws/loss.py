@@ -46,6 +46,10 @@ class LossLaw:
     """Root mean square of the log residuals."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     warnings: tuple[str, ...] = ()
+    counts: str = "body"
+    """What N counts: ``body`` (non-embedding parameters) or ``body+head``."""
+    draws: tuple[tuple[float, ...], ...] = ()
+    """The constants refitted to resampled trunks, in the order of ``constants``."""
 
     def __post_init__(self) -> None:
         wanted = _CONSTANTS.get(self.form)
@@ -131,12 +135,22 @@ class LossLaw:
             return ratio * _log(c["N_c"]), ratio, _log(c["D_c"]), 1.0, c["alpha_D"]
         return _log(c["A"]), c["a"], _log(c["B"]), c["b"], c["k"]
 
+    def drawn(self) -> list[LossLaw]:
+        """One law for each draw that falls with both N and D."""
+        names = _CONSTANTS[self.form]
+        laws = [replace(self, constants=dict(zip(names, draw, strict=True)), draws=()) for draw in self.draws]
+        return [law for law in laws if all(value > 0 for key, value in law.constants.items() if key not in ("L0", "E"))]
+
     def to_dict(self) -> dict[str, Any]:
+        more: dict[str, Any] = {} if self.counts == "body" else {"counts": self.counts}
+        if self.draws:
+            more["draws"] = [list(draw) for draw in self.draws]
         return {
             "form": self.form, "constants": dict(self.constants),
             "sizes": list(self.sizes), "lengths": list(self.lengths), "name": self.name, "source": self.source,
             "unit": self.unit, "points": self.points, "residual": self.residual,
             "intervals": {key: list(value) for key, value in self.intervals.items()}, "warnings": list(self.warnings),
+            **more,
         }  # fmt: skip
 
     @classmethod
@@ -153,6 +167,7 @@ class LossLaw:
                 values[key] = (float(low), float(high))
             values["intervals"] = {str(k): (float(v[0]), float(v[1])) for k, v in values.get("intervals", {}).items()}
             values["warnings"] = tuple(str(w) for w in values.get("warnings", ()))
+            values["draws"] = tuple(tuple(float(v) for v in draw) for draw in values.get("draws", ()))
             return cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise LawError("law", f"expected a law as windtunnel writes it, got {error!r}") from None
@@ -164,7 +179,7 @@ def _log(value: float) -> float:
 
 def fit_loss_law(
     points: Sequence[Point], form: FormName | str = "additive", *, delta: float = 1e-3, prior: Prior | None = None,
-    draws: int = 0, seed: int = 0, unit: str = "nats per byte", name: str = "fitted",
+    draws: int = 0, seed: int = 0, unit: str = "nats per byte", name: str = "fitted", counts: str = "body",
 ) -> LossLaw:  # fmt: skip
     """Fits one form to finished runs.
 
@@ -175,6 +190,7 @@ def fit_loss_law(
             deviations of the seed noise where points are few).
         prior: for few points, ``forms.weak_prior``.
         draws: bootstrap draws over trunks for 95 % intervals of the constants; 0 for none.
+        counts: what N counts in the points, ``body`` or ``body+head``; kept with the law.
 
     Raises:
         LawError: the points cannot be used (``check_points``), or are fewer than the form's constants plus one.
@@ -189,17 +205,21 @@ def fit_loss_law(
     fitted = fit_robust(model, log_loss, starts_for(form, log_loss), delta=delta, prior=prior)
     law = LossLaw(
         form, constants_of(form, fitted.theta, at), (float(n.min()), float(n.max())), (float(d.min()), float(d.max())),
-        name=name, unit=unit, points=len(points), residual=float(np.sqrt(np.mean(fitted.residuals**2))),
+        name=name, unit=unit, points=len(points), residual=float(np.sqrt(np.mean(fitted.residuals**2))), counts=counts,
     )  # fmt: skip
+    kept: tuple[tuple[float, ...], ...] = ()
     intervals: dict[str, tuple[float, float]] = {}
     if draws:
         thetas = bootstrap(model, log_loss, fitted.theta[None], [p.cluster for p in points],
                            delta=delta, prior=prior, draws=draws, seed=seed)  # fmt: skip
         drawn = [constants_of(form, theta, at) for theta in thetas]
+        kept = tuple(tuple(c[key] for key in _CONSTANTS[form]) for c in drawn)
         for key in law.constants:
             low, high = np.percentile([c[key] for c in drawn], [2.5, 97.5])
             intervals[key] = (float(low), float(high))
-    return replace(law, intervals=intervals, warnings=tuple(_unidentified(law, fitted, n, d, log_loss, prior)))
+    return replace(
+        law, intervals=intervals, draws=kept, warnings=tuple(_unidentified(law, fitted, n, d, log_loss, prior))
+    )
 
 
 def _unidentified(law: LossLaw, fitted: Fitted, n: Array, d: Array, log_loss: Array, prior: Prior | None) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from windtunnel.base.units import si
+from windtunnel.base.errors import RecipeError
+from windtunnel.base.units import parse_count, si
 from windtunnel.laws.fit import Array, LawError
 
 
@@ -28,6 +31,47 @@ class Point:
             "parameters": self.parameters, "tokens": self.tokens, "loss": self.loss, "cluster": self.cluster,
             "seed": self.seed,
         }  # fmt: skip
+
+
+def read_points(path: Path) -> list[Point]:
+    """Runs from a CSV file with columns n, d, loss and, if several rows come from one trunk, cluster (and seed).
+
+    Without a cluster each row is a run of its own. Counts may be written as 6.4M.
+
+    Raises:
+        LawError: the file cannot be read, lacks a column, or holds something else than numbers.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LawError(str(path), f"expected a CSV file, got: {getattr(error, 'strerror', None) or error}") from None
+    missing = [name for name in ("n", "d", "loss") if not rows or rows[0].get(name) is None]
+    if missing:
+        raise LawError(
+            str(path), "expected rows under the columns n, d, loss (and cluster), got none of " + ", ".join(missing)
+        )
+    points: list[Point] = []
+    for index, row in enumerate(rows):
+        where = f"{path}, row {index + 2}"
+        try:
+            loss = float(row["loss"])
+            seed = int(row.get("seed") or 0)
+        except (TypeError, ValueError):
+            raise LawError(where, f"expected a loss as a number, got {row['loss']!r}") from None
+        n, d = (_count(row[key], where, key) for key in ("n", "d"))
+        points.append(Point(n, d, loss, row.get("cluster") or f"row {index + 2}", seed))
+    return points
+
+
+def _count(text: str, where: str, key: str) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        try:
+            return float(parse_count(text, key))
+        except RecipeError:
+            raise LawError(where, f"expected {key} as a count such as 6400000 or 6.4M, got {text!r}") from None
 
 
 def check_points(points: Sequence[Point], *, sizes: int = 2) -> None:

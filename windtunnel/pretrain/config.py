@@ -60,8 +60,10 @@ class BranchConfig(Config):
         description="tokens of the trunk at which it begins; without it, trunk.tokens less its own tokens",
         examples=["5.4M"],
     )
-    tokens: LengthValue = Field(
-        default=Length(0.1, "fraction"), description="length of the decay; a share is of trunk.tokens", examples=["10%"]
+    tokens: LengthValue | None = Field(
+        default=None,
+        description="its length; a share is of trunk.tokens; without it, a decay takes 10%",
+        examples=["10%"],
     )
     form: Form = Field(default="exponential", description="how the learning rate falls", examples=["exponential"])
     floor: float | None = Field(
@@ -85,3 +87,8 @@ class BranchConfig(Config):
     batch: Count | None = Field(
         default=None, description="tokens in a step; without it, the trunk's", examples=["4096"]
     )
+
+    @property
+    def length(self) -> Length:
+        """Its tokens, stated or not."""
+        return self.tokens or Length(0.1, "fraction")

@@ -17,7 +17,7 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import curves, figures, programme, story
+from windtunnel.report import curves, figures, programme, story, studies
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -81,6 +81,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "forecast": _forecast(book, program, forecasts),
         "question": _question(book, program, runs),
         "tunnel": _tunnel(book, program),
+        "transfer": _transfer(book, program),
         "law": _law(forecasts),
         "training": _training(book, runs),
         "decay": _decay(book, runs),
@@ -107,6 +108,7 @@ _TITLES = {
     "forecast": ("Forecast and outcome", "The sealed forecast beside the outcome"),
     "question": ("Question", "What was asked"),
     "tunnel": ("Tunnel", "What the tunnel found"),
+    "transfer": ("Transfer", "What carries over, and what it costs where it does not"),
     "law": ("Law", "The law and its points"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "decay": ("Decay data", "What the decay data did"),
@@ -186,6 +188,17 @@ def _small(found: story.Tunnel, name: str) -> Callable[[int], str]:
     return lambda width: figures.valley_figure(
         found.clouds[name], chosen, title, width, height=190, title=False, labels=place.labels
     )
+
+
+def _transfer(book: LabBook, program: str) -> Markup | None:
+    found = studies.read_transfer(book, program)
+    if not found:
+        return None
+    return macro("transfer", [(axis, [(part, Pair.of(_valleys(axis, part))) for part in axis.parts]) for axis in found])
+
+
+def _valleys(axis: studies.TransferAxis, part: studies.TransferPart) -> Callable[[int], str]:
+    return lambda width: studies.transfer_figure(part.curves, f"{axis.axis}, {part.parametrization}", width)
 
 
 def _law(forecasts: list[story.Sealed]) -> Markup | None:

@@ -31,20 +31,26 @@ def _step_tokens(run: Row) -> int:
     return int(run["config"]["batch"]) * int(run["config"]["plan"]["row"])
 
 
+def _fresh(run: Row) -> bool:
+    """Whether a run began with its parent's weights alone, counting steps from 0."""
+    return bool((run["config"].get("start") or {}).get("fresh"))
+
+
 def read_limbs(book: LabBook, runs: list[Row]) -> list[Limb]:
     """Curves of the tree over the tokens that a model has read in all."""
     numbers = {run["id"]: i for i, run in enumerate(runs)}
-    limbs = []
+    limbs: list[Limb] = []
     for run in runs:
-        size = _step_tokens(run)
-        start = (run["config"].get("start") or {}).get("step", 0) * size
+        size, parent = _step_tokens(run), numbers.get(run["parent"])
+        # A fresh start counts steps from 0, but its model has read what its parent had.
+        before = limbs[parent].end if _fresh(run) and parent is not None else 0.0
+        start = before + (0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0) * size)
         curves = {}
         for name in ("loss", "learning_rate"):
             steps, values = book.metrics(run["id"], name)
-            curves[name] = tuple((s * size, v) for s, v in zip(steps, values, strict=True) if v == v)
-        end = run["tokens"] or max([start, *(d for d, _ in curves["loss"])])
+            curves[name] = tuple((before + s * size, v) for s, v in zip(steps, values, strict=True) if v == v)
+        end = before + run["tokens"] if run["tokens"] else max([start, *(d for d, _ in curves["loss"])])
         note = f"{si(end)} tokens" + ("" if run["status"] == "done" else f", {run['status']}")
-        parent = numbers.get(run["parent"])
         limbs.append(Limb(str(run["name"]), note, start, float(end), curves["loss"], curves["learning_rate"], parent))
     return limbs
 
@@ -71,9 +77,10 @@ def read_tree(runs: list[Row]) -> list[Finished]:
     for run in runs:
         depth[run["id"]] = depth.get(run["parent"], -1) + 1
         config = run["config"]
-        start = (config.get("start") or {}).get("step")
+        start = None if _fresh(run) else (config.get("start") or {}).get("step")
         steps = f"steps {start + 1:,} – {config['steps']:,}" if start is not None else f"steps 1 – {config['steps']:,}"
-        tokens = f"{si(run['tokens'])} tokens read in all" if run["tokens"] else "tokens not yet counted"
+        since = "since its fresh start" if _fresh(run) else "read in all"
+        tokens = f"{si(run['tokens'])} tokens {since}" if run["tokens"] else "tokens not yet counted"
         out.append(Finished(
             str(run["name"]), str(run["parent"]), depth[run["id"]], str(run["status"]), steps, tokens, _schedule(config),
             run["seconds"], without_paths(str(run["reason"] or "")),
@@ -112,9 +119,9 @@ class Decay:
 
 
 def read_decay(book: LabBook, runs: list[Row]) -> Decay | None:
-    """The finished branches side by side, or None without any score."""
+    """The finished decays side by side, or None without any score."""
     trunk = runs[0] if runs else None
-    done = [run for run in runs if run["kind"] != "trunk" and run["status"] == "done"]
+    done = [run for run in runs if run["kind"] == "decay" and run["status"] == "done"]
     loss = {str(run["name"]): losses(book, run["id"]) for run in done}
     loss = {name: found for name, found in loss.items() if found}
     if not loss or trunk is None:

@@ -45,13 +45,16 @@ class Position:
 
 def save(
     run: Path, stage: Stage, model: Transformer, optimizer: Optimizer, position: Position, runtime: Runtime,
-    *, pinned: bool = False,
+    facts: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Writes a checkpoint of this step and returns its folder. Every rank must call it."""
+    """Writes a checkpoint of this step and returns its folder. Every rank must call it.
+
+    ``facts`` are recorded but not hashed; with ``pinned`` among them, ``rotate`` never deletes it.
+    """
     path = checkpoint_path(run, position.step)
     tensors = {"weights": _weights(model), "optimizer": dict(moments(model, optimizer))}
     state = {**asdict(position), "stage": stage.to_dict(), "world": runtime.world}
-    facts = {"numeric_class": runtime.numeric_class(), "pinned": pinned}
+    facts = {"numeric_class": runtime.numeric_class(), "pinned": False, **(facts or {})}
     if runtime.world == 1:
         with write_artefact(path, KIND, state, facts=facts) as folder:
             for name, part in tensors.items():
@@ -108,6 +111,26 @@ def restore(path: Path, model: Transformer, optimizer: Optimizer | None) -> Posi
             clear_moments(optimizer, state["optimizer_step"])
             _fill(path, "optimizer", dict(moments(model, optimizer)))
     return Position(**{name: state[name] for name in Position.__dataclass_fields__})
+
+
+def check_parent(stage: Stage, path: Path, tokenizer: str) -> None:
+    """Raises where a stage cannot grow from this checkpoint.
+
+    Raises:
+        ArtefactError: it is damaged, of another shape, or of another tokenizer than ``tokenizer`` (if both are known).
+    """
+    manifest = read_manifest(path, KIND, verify=False)
+    found, wanted = manifest.config["stage"]["shape"], stage.shape.to_dict()
+    if differing := sorted(name for name in wanted if found.get(name) != wanted[name]):
+        here, there = (", ".join(f"{name} {shape.get(name)}" for name in differing) for shape in (wanted, found))
+        raise ArtefactError(str(path), f"expected a checkpoint with {here}, found {there}", "grow from another model")
+    known = manifest.facts.get("tokenizer")
+    if known and tokenizer and known != tokenizer:
+        raise ArtefactError(
+            str(path),
+            f"expected a checkpoint of the tokenizer that the corpora were built with ({tokenizer[:10]}), found {known[:10]}",
+            "build the corpora with the model's tokenizer",
+        )
 
 
 def load_model(

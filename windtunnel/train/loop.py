@@ -18,7 +18,7 @@ from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.bits_per_byte import score_heldout
-from windtunnel.train.checkpoint import Position, newest_whole, restore, rotate, save, sweep_checkpoints
+from windtunnel.train.checkpoint import Position, check_parent, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
 from windtunnel.train.folder import RESULT, STAGE, steps_saved
 from windtunnel.train.metrics import Metrics, last_loss
@@ -57,7 +57,7 @@ class Workshop:
         model.zero_grad(set_to_none=True)  # a step that failed half-way may have left some
         model.init_weights(stage.seed)
         shard(model, self.runtime)
-        optimizer = build_optimizer(model, stage.optimizer)
+        optimizer = build_optimizer(model, stage.optimizer, by_role=stage.lr_by_role)
         micro = max(1, _MICRO_TOKENS[self.runtime.torch_device.type] // stage.plan.row)
         micro = min(micro, -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
@@ -73,15 +73,16 @@ def scorer(model: Transformer, runtime: Runtime, row: int = 256) -> Trainer:
     )
 
 
-def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, control: Control) -> Position:
+def begin(
+    stage: Stage, run: Path, parent: Path | None, trainer: Trainer, control: Control, tokenizer: str = ""
+) -> Position:
     """Where a stage begins. The order, stated here and nowhere else:
 
     1. the newest whole checkpoint of its own that lies before every step it has still to keep;
-    2. the parent's checkpoint that the stage names, weights, moments, step count and all;
+    2. the parent's checkpoint that the stage names: weights, moments, step count and all, or its weights alone;
     3. fresh weights from its seed.
     """
-    first = stage.start.step if stage.start else 0
-    missing = {step for step in stage.keep if first < step <= stage.steps} - set(steps_saved(run))
+    missing = {step for step in stage.keep if stage.first_step < step <= stage.steps} - set(steps_saved(run))
     own = newest_whole(run, control.say, min(missing, default=stage.steps))
     if own is not None:
         return restore(own[1], trainer.model, trainer.optimizer)
@@ -90,7 +91,9 @@ def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, contro
             raise ArtefactError(
                 str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first"
             )
-        return restore(parent, trainer.model, trainer.optimizer)
+        check_parent(stage, parent, tokenizer)
+        position = restore(parent, trainer.model, None if stage.start.fresh else trainer.optimizer)
+        return Position() if stage.start.fresh else position
     return Position()
 
 
@@ -113,7 +116,8 @@ def run_stage(
         write_json(run / STAGE, {"key": stage.key, **stage.to_dict()})
         sweep_checkpoints(run)
     trainer = workshop.trainer(stage)
-    at = begin(stage, run, parent, trainer, control)
+    tokenizer = next((corpora[name].tokenizer_hash for name, _ in stage.corpora if name in corpora), "")
+    at = begin(stage, run, parent, trainer, control, tokenizer)
     barrier(runtime)
     metrics = Metrics(run, at.step, stage.steps) if runtime.rank == 0 else None
     try:
@@ -174,7 +178,8 @@ def _train(
         if step in keep or (last and stage.save_final) or (stage.save_final and (due or stopping)):
             if metrics:
                 metrics.flush()
-            save(run, stage, trainer.model, trainer.optimizer, at, runtime, pinned=step in keep or last)
+            facts = {"pinned": step in keep or last, "tokenizer": loader.tokenizer}
+            save(run, stage, trainer.model, trainer.optimizer, at, runtime, facts)
             clock.saved()
             saved = step
             if runtime.rank == 0:

@@ -50,14 +50,18 @@ class Together:
 Optimizer = torch.optim.AdamW | Together
 
 
-def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True) -> Optimizer:
-    """The optimizer of all parameters of a model, grouped by the multipliers of their roles."""
+def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True, by_role: bool = True) -> Optimizer:
+    """The optimizer of all parameters of a model, grouped by the multipliers of their roles.
+
+    Without ``by_role`` every learning-rate multiplier is 1.
+    """
     muon = isinstance(config, Muon)
     groups: dict[bool, dict[tuple[float, ...], list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in model.named_parameters():
         role = model.roles[name]
         own = muon and role is Role.HIDDEN
         rule = model.parametrization.rule(role, model.shape, config.kind)
+        rule = rule if by_role else replace(rule, lr_multiplier=1.0)
         rule = _spectral(rule, parameter) if own else rule
         key = (rule.lr_multiplier, weight_decay(config, rule), config.epsilon * rule.epsilon_multiplier)
         groups[own].setdefault(key, []).append(parameter)

@@ -6,7 +6,7 @@ function of its identity: equal identities give equal weights, bit for bit in on
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from windtunnel.base.artefact import content_hash
@@ -19,6 +19,8 @@ from windtunnel.train.schedule import Schedule
 
 NUMERICS = 2
 """Raised whenever our own arithmetic changes (the golden losses force it): no stale trial may enter a law."""
+FINISHED = ("decay", "sft", "dpo")
+"""Kinds of stages that end in a finished model."""
 
 Decay = Literal["plain", "independent"]
 
@@ -101,10 +103,18 @@ def check_ranks(optimizer: AdamW, ranks: int) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a stage begins if it has no checkpoint of its own: at a step of another stage, moments and all."""
+    """Where a stage begins if it has no checkpoint of its own: at a step of another stage, moments and all.
+
+    ``fresh``: with that checkpoint's weights alone; moments are empty, and steps and sequences count from 0.
+    """
 
     stage: str
     step: int
+    fresh: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; ``fresh`` only where it is set, so that the keys of other stages stay what they were."""
+        return {"stage": self.stage, "step": self.step, **({"fresh": True} if self.fresh else {})}
 
 
 @dataclass(frozen=True)
@@ -112,8 +122,9 @@ class Stage:
     """Everything that one training run depends on.
 
     ``batch`` counts sequences in a step and ``steps`` is the number of the last update, counted from the beginning of the
-    trunk. ``open_ended`` marks a trunk: its identity does not contain its length, so more tokens extend it. ``keep`` lists
-    the steps whose checkpoints stay; ``score`` names the held-out parts that are scored at the end.
+    trunk, or of this stage if its start is fresh. ``open_ended`` marks a trunk: its identity does not contain its length, so
+    more tokens extend it. ``keep`` lists the steps whose checkpoints stay; ``score`` names the held-out parts that are scored
+    at the end.
     """
 
     name: str
@@ -137,6 +148,8 @@ class Stage:
     save_every: int | None = None
     save_final: bool = True
     keep_last: int = 2
+    lr_by_role: bool = True
+    """Whether roles multiply the learning rate; without, every tensor trains at the same one."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -169,7 +182,12 @@ class Stage:
     @property
     def own_steps(self) -> int:
         """Updates that this stage itself makes."""
-        return self.steps - (self.start.step if self.start else 0)
+        return self.steps - self.first_step
+
+    @property
+    def first_step(self) -> int:
+        """The step at which this stage begins."""
+        return self.start.step if self.start and not self.start.fresh else 0
 
     @property
     def flops(self) -> float:
@@ -188,7 +206,8 @@ class Stage:
             "optimizer": self.optimizer.to_dict(),
             "schedule": self.schedule.to_dict(),
             "plan": self.plan.to_dict(),
-            "start": asdict(self.start) if self.start else None,
+            "start": self.start.to_dict() if self.start else None,
+            **({} if self.lr_by_role else {"lr_by_role": False}),
         }  # fmt: skip
 
     @classmethod

@@ -1,0 +1,103 @@
+"""A recipe with a chat model: parents first, each grown once, finished, shown and exported like any branch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from windtunnel.base.artefact import read_json
+from windtunnel.base.labbook import LabBook
+from windtunnel.home import Home
+from windtunnel.manage import clean
+from windtunnel.pipeline import run
+from windtunnel.planning import plan
+from windtunnel.recipe import load_recipe
+
+RECIPE = """
+name = "family"
+seed = 3
+
+[corpus.plain]
+source = "plain.jsonl"
+heldout = 0.1
+
+[corpus.chats]
+source = "chats.jsonl"
+messages = "messages"
+heldout = 0.1
+minimum_characters = 8
+
+[tokenizer]
+vocab = 320
+corpora = ["plain", "chats"]
+
+[model]
+family = "tiny"
+size = "0.02M"
+row = 64
+
+[trunk]
+tokens = "5120"
+batch = "256"
+warmup = "4 steps"
+mixture = { plain = 1 }
+
+[branch.same]
+tokens = "20%"
+
+[branch.chat]
+kind = "sft"
+parent = "same"
+epochs = 2
+batch = "512"
+mixture = { chats = 3, plain = 1 }
+
+[evaluate]
+tokens = "1k"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_made_up) -> Path:
+    made = tmp_path_factory.mktemp("family")
+    write_made_up(made / "plain.jsonl", 300)
+    lines = []
+    for i in range(120):
+        question, answer = f"What is {i} plus {i % 7}?", f"It is {i + i % 7}, said the teacher of village {i}."
+        lines.append(
+            json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+        )
+    (made / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (made / "family.toml").write_text(RECIPE, encoding="utf-8")
+    return made
+
+
+def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing(folder, tmp_path, trained, capsys):
+    recipe = load_recipe(folder / "family.toml")
+    before = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
+    assert before["chat"] == "new"
+    run(recipe, tmp_path, quiet=True)
+    assert trained == ["trunk", "same", "chat"]
+    book = LabBook(Home(tmp_path).labbook)
+    rows = {row["name"]: row for row in book.runs(program="family")}
+    assert (rows["chat"]["kind"], rows["chat"]["parent"]) == ("sft", rows["same"]["id"])
+    packed = read_json(Home(tmp_path).program("family") / "prepared.json")["corpora"]
+    chats, texts = packed["chats"]["packed"], packed["plain"]["packed"]
+    stage = rows["chat"]["config"]
+    assert stage["steps"] == round(2 * (chats["rows"] + texts["rows"]) / 8)
+    assert stage["plan"]["packed"] == {"chats": chats["hash"], "plain": texts["hash"]}
+    weights = dict(stage["plan"]["segments"][0]["mixture"])
+    assert weights["chats"] * chats["fill"] / (weights["plain"] * texts["fill"]) == pytest.approx(3)
+    fact = book.facts("family", "model")[Path(rows["chat"]["folder"]).name]
+    assert len(fact["answers"]) > 0
+    assert {s["corpus"] for s in book.scores(rows["chat"]["id"])} >= {"plain", "chats"}
+    assert "chat" in (Home(tmp_path).program("family") / "report.html").read_text(encoding="utf-8")
+    after = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
+    assert set(after.values()) == {"done"}
+    run(recipe, tmp_path, quiet=True)
+    assert trained == ["trunk", "same", "chat"]
+    run(load_recipe(folder / "family.toml", ["branch.chat.lr=0.002"]), tmp_path, quiet=True)
+    assert trained == ["trunk", "same", "chat", "chat"]
+    assert not [name for name in clean(tmp_path).data["folders"] if "/runs/same" in name or "/runs/trunk" in name]

@@ -1,0 +1,158 @@
+"""Whole documents in rows: the row index of stages that train on chats or pairs. A pure function of a corpus and a row length.
+
+Rows of a trunk are slices of the token stream. A chat must not be cut, so here each row holds whole ones, each seeing only
+itself. A document of n tokens takes the n − 1 places from which its tokens are predicted. The index is built once, in one order
+for all epochs, and hashed into the stage; the data plan permutes its rows as it does any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import blake3
+import numpy as np
+
+from windtunnel.base.errors import DataError
+from windtunnel.corpus.store import Corpus, TokenStream
+
+_VERSION = b"1"
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """Which documents stand in which row.
+
+    ``windows`` int64 [w, 2]: first token and number of predictions; ``offsets`` int64 [rows + 1]: where each row's windows begin.
+    ``scored`` counts the predictions that have a loss, ``cut`` the documents that were shortened to a row, ``left_out`` those
+    that do not take part: nothing of them would be scored, or (pairs) they do not fit.
+    """
+
+    row: int
+    windows: np.ndarray
+    offsets: np.ndarray
+    scored: int
+    cut: int
+    left_out: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Predictions in all rows, scored or not: what the rows hold besides padding."""
+        return int(self.windows[:, 1].sum())
+
+    @property
+    def fill(self) -> float:
+        """Share of the places that is not padding."""
+        return self.tokens / max(1, self.rows * self.row)
+
+    @cached_property
+    def hash(self) -> str:
+        """Identifies the rows and what stands in them."""
+        digest = blake3.blake3(_VERSION + np.int64(self.row).tobytes())
+        digest.update(np.ascontiguousarray(self.windows).tobytes())
+        digest.update(self.offsets.tobytes())
+        return digest.hexdigest()
+
+    def of(self, row: int) -> list[tuple[int, int]]:
+        """The windows of one row."""
+        return [(first, count) for first, count in self.windows[self.offsets[row] : self.offsets[row + 1]].tolist()]
+
+    def facts(self) -> dict[str, Any]:
+        """Exact counts, as JSON."""
+        return {
+            "row": self.row, "rows": self.rows, "documents": len(self.windows), "tokens": self.tokens, "scored": self.scored,
+            "fill": self.fill, "cut": self.cut, "left_out": self.left_out, "hash": self.hash,
+        }  # fmt: skip
+
+
+def row_index(corpus: Corpus, row: int) -> RowIndex:
+    """The rows of a corpus' train part: pairs one to a row, anything else packed.
+
+    Raises:
+        DataError: no document fits.
+    """
+    index = pack_pairs(corpus.train, row) if corpus.pairs else pack(corpus.train, row)
+    if not index.rows:
+        what = "pair of answers" if corpus.pairs else "scored token"
+        raise DataError(
+            f"corpus.{corpus.name}", f"expected a {what} within rows of {row} tokens, found none", "raise model.row"
+        )
+    return index
+
+
+def pack(stream: TokenStream, row: int) -> RowIndex:
+    """Documents packed into rows by best fit, longest first (Johnson 1973: at most 11/9 of the fewest rows, and a little).
+
+    A chat (a stream with a mask) longer than a row keeps its beginning, and is left out if nothing scored is in it. A longer
+    text is divided into windows that see only themselves (as the released trainer of arXiv 2404.06395 does with both).
+    """
+    begins, predictions = stream.documents[:-1], np.diff(stream.documents) - 1
+    if stream.mask is None:
+        windows, scored, cut, left_out = _windows(begins, predictions, row), None, 0, 0
+    else:
+        counts = np.minimum(predictions, row)
+        sums = np.concatenate([[0], np.cumsum(stream.mask, dtype=np.int64)])
+        scored = sums[begins + counts + 1] - sums[begins + 1]
+        kept = scored > 0
+        windows, cut, left_out = (
+            np.stack([begins, counts], 1)[kept],
+            int((predictions > row)[kept].sum()),
+            int((~kept).sum()),
+        )
+    order = _best_fit(windows[:, 1], row)
+    offsets = np.concatenate([[0], np.cumsum([len(members) for members in order])]).astype(np.int64)
+    flat = np.array([at for members in order for at in members], np.int64)
+    total = int(scored.sum()) if scored is not None else int(windows[:, 1].sum())
+    return RowIndex(row, windows[flat], offsets, total, cut, left_out)
+
+
+def _windows(begins: np.ndarray, predictions: np.ndarray, row: int) -> np.ndarray:
+    pieces = -(-predictions // row)
+    number = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return np.stack(
+        [np.repeat(begins, pieces) + number * row, np.minimum(row, np.repeat(predictions, pieces) - number * row)], 1
+    )
+
+
+def _best_fit(lengths: np.ndarray, row: int) -> list[list[int]]:
+    """Members of each row: the longest first, each into the fullest row with room for it."""
+    rows: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(row + 1)]
+    present = 0  # bit r is set where a row with r free places exists
+    for at in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[at])
+        fitting = present >> length
+        if length and fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            place = by_room[room].pop()
+            if not by_room[room]:
+                present &= ~(1 << room)
+        else:
+            place, room = len(rows), row
+            rows.append([])
+        rows[place].append(at)
+        by_room[room - length].append(place)
+        present |= 1 << (room - length)
+    return rows
+
+
+def pack_pairs(stream: TokenStream, row: int) -> RowIndex:
+    """Rows of two windows, the better answer and the worse one after the same prompt; pairs that do not fit are left out."""
+    windows = np.stack([stream.documents[:-1], np.diff(stream.documents) - 1], 1)
+    pairs = windows.reshape(-1, 2, 2)
+    fits = pairs[:, :, 1].sum(1) <= row
+    kept = pairs[fits].reshape(-1, 2)
+    assert stream.mask is not None
+    scored = sum(int(stream.mask[first + 1 : first + count + 1].sum()) for first, count in kept.tolist())
+    return RowIndex(row, kept, np.arange(0, len(kept) + 1, 2, dtype=np.int64), scored, 0, int((~fits).sum()))
+
+
+def corrected(mixture: Mapping[str, float], fill: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Weights of rows that give the *token* shares a mixture asks for, where the rows of its corpora are not equally full."""
+    return tuple(sorted((name, weight / fill[name]) for name, weight in mixture.items()))

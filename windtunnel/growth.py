@@ -1,0 +1,66 @@
+"""From a recipe's post-trained branch to its stage: lengths, rates and weights. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from windtunnel.base.units import Length
+from windtunnel.corpus.packing import corrected
+from windtunnel.posttrain.config import GrownConfig
+from windtunnel.posttrain.sft import end_rate, fresh_stage, sft_schedule
+from windtunnel.pretrain.setting import Setting
+from windtunnel.train.stage import Stage
+
+_WARMUP, _DECAY = Length(0.03, "fraction"), Length(0.5, "fraction")
+
+
+def posttrained(
+    name: str,
+    config: GrownConfig,
+    parent: Stage,
+    setting: Setting,
+    packed: Mapping[str, Mapping[str, Any]],
+    unknown: int,
+) -> Stage:
+    """The stage of an ``sft`` branch.
+
+    Args:
+        packed: ``RowIndex.facts`` of each corpus; empty before the corpora are read.
+        unknown: tokens to assume while the rows to read are not known yet.
+
+    Raises:
+        RecipeError: the parent's decay ended too low to go on from, and no rate is stated.
+    """
+    row = parent.plan.row
+    mixture = dict(config.mixture or {})
+    known = all(corpus in packed for corpus in mixture)
+    batch = (config.batch or parent.step_tokens) // row
+    steps = _steps(config, mixture, packed if known else {}, batch, row, unknown)
+    rate = config.lr if config.lr is not None else end_rate(parent, f"branch.{name}.lr")
+    warmup = _part(config.warmup or _WARMUP, steps, batch * row)
+    decay = min(steps - 1, _part(config.decay or _DECAY, steps, batch * row))
+    fill = {corpus: packed[corpus]["fill"] if known else 1.0 for corpus in mixture}
+    hashes = tuple((corpus, packed[corpus]["hash"] if known else "") for corpus in mixture)
+    return fresh_stage(
+        parent, name, config.kind, setting, rate=rate, batch=batch, steps=steps, mixture=corrected(mixture, fill),
+        packed=hashes, by_role=config.lr_by_role, schedule=sft_schedule(steps, warmup, decay, config.floor or 0.1),
+    )  # fmt: skip
+
+
+def _steps(
+    config: GrownConfig, mixture: Mapping[str, float], packed: Mapping[str, Mapping[str, Any]], batch: int, row: int,
+    unknown: int,
+) -> int:  # fmt: skip
+    if config.tokens is not None:
+        rows = config.tokens.tokens(whole=unknown * 10, batch=batch * row, row=row) / row
+    elif packed:
+        rows = (config.epochs or 2.0) * sum(packed[corpus]["rows"] for corpus in mixture)
+    else:
+        rows = unknown / row
+    return max(2, round(rows / batch))
+
+
+def _part(length: Length, steps: int, step_tokens: int) -> int:
+    """A part of the stage in steps, one at least."""
+    return max(1, round(length.tokens(whole=steps * step_tokens, batch=step_tokens) / step_tokens))

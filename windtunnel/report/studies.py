@@ -1,0 +1,146 @@
+"""The single studies of a tunnel in the report: what the lab book tells about each, and its figure. Losses in bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from windtunnel.base.labbook import LabBook
+from windtunnel.report.figures import NARROW
+from windtunnel.report.story import LN2
+from windtunnel.report.svg import SHADES, Axis, Canvas, compact, x_axis, y_axis
+
+
+@dataclass(frozen=True)
+class ValleyCurve:
+    """One size of a transfer study, seeds averaged: (base rate, loss above its best in %), rates that diverged, best rate."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    failed: tuple[float, ...]
+    best: float | None
+    edge: bool = False
+
+
+@dataclass(frozen=True)
+class TransferPart:
+    """One axis under one parametrization: numbers already in the units in which they are shown."""
+
+    parametrization: str
+    curves: tuple[ValleyCurve, ...]
+    rows: tuple[tuple[str, float, str, str, str], ...]
+    """Label, parameters, best base rate, its range over seeds, bits per byte."""
+    verdict: str
+    at_worst: str
+    drift: str
+    regret: str
+    compute: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TransferAxis:
+    """One axis of the transfer study."""
+
+    axis: str
+    rule: str
+    seeds: int
+    trials: int
+    parts: tuple[TransferPart, ...]
+
+
+def read_transfer(book: LabBook, program: str) -> list[TransferAxis]:
+    """All axes that were studied, in the order of their names."""
+    return [
+        TransferAxis(
+            axis, fact["rule"], len(fact["seeds"]), fact["cost"]["trials"],
+            tuple(_part(name, part) for name, part in fact["parametrizations"].items()),
+        )
+        for axis, fact in book.facts(program, "transfer").items()
+    ]  # fmt: skip
+
+
+def _part(name: str, part: Mapping[str, Any]) -> TransferPart:
+    rows = []
+    for value in part["values"]:
+        rates, losses = ([v[key] for v in value.get("valleys", [])] for key in ("rate", "loss"))
+        best = f"{_geometric_mean(rates):.3g}" if rates else "–"
+        span = f"{min(rates):.3g} – {max(rates):.3g}" if len(rates) > 1 else "–"
+        loss = f"{sum(losses) / len(losses) / LN2:.4f}" if losses else "–"
+        rows.append((value["label"], float(value["parameters"]), best, span, loss))
+    regret = part.get("regret_share")
+    lost = "the target diverges at the proxy's best rate" if regret and regret["value"] is None else ""
+    return TransferPart(
+        name, tuple(_curve(value) for value in part["values"]), tuple(rows), part["verdict"], part["at_worst"],
+        _estimate(part.get("drift"), 1, 2), lost or _estimate(regret, 100, 2, " %"),
+        _estimate(part.get("compute"), 100, 1, " %"), tuple(part["notes"]),
+    )  # fmt: skip
+
+
+def _curve(value: Mapping[str, Any]) -> ValleyCurve:
+    valleys = value.get("valleys", [])
+    means = {
+        rate: sum(losses) / len(losses)
+        for rate, losses in zip(value["rates"], value["losses"], strict=True)
+        if None not in losses
+    }
+    low = sum(v["loss"] for v in valleys) / len(valleys) if valleys else min(means.values(), default=1.0)
+    failed = tuple(rate for rate in value["rates"] if rate not in means)
+    points = tuple((rate, 100 * (loss / low - 1)) for rate, loss in means.items())
+    best = _geometric_mean([v["rate"] for v in valleys]) if valleys else None
+    return ValleyCurve(value["label"], points, failed, best, any(v["edge"] for v in valleys))
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _estimate(found: Mapping[str, Any] | None, scale: float, digits: int, unit: str = "") -> str:
+    """A mean with its interval, as text; a dash where there is none."""
+    if not found or found["value"] is None:
+        return "–"
+    value = f"{scale * found['value']:.{digits}f}{unit}"
+    if found["low"] is None or found["high"] is None:
+        return value.replace("-", "−")
+    return f"{value} [{scale * found['low']:.{digits}f}, {scale * found['high']:.{digits}f}]".replace("-", "−")
+
+
+def transfer_figure(curves: Sequence[ValleyCurve], title: str, width: int, *, height: int = 300) -> str:
+    """One curve a size over the base learning rate, each above its own best; strokes below mark where the best lies.
+
+    Losses far above are drawn at the upper end as open marks, rates that diverged as crosses.
+    """
+    left, right, top, base = 44, 12, 34 + 16 * (len(curves) if width < NARROW else 0), height - 44
+    right = right if width < NARROW else 104
+    canvas = Canvas(width, height, f"{title}: held-out loss over the base learning rate, one curve a size")
+    rates = [rate for c in curves for rate in (*(r for r, _ in c.points), *c.failed)]
+    every = sorted(e for c in curves for _, e in c.points) or [1.0]
+    ceiling = max(0.5, min(every[-1], 2.0 * every[int(0.7 * (len(every) - 1))])) * 1.06
+    x = Axis.over(rates or [0.01], left, width - right, log=True)
+    y = Axis(-0.12 * ceiling, ceiling, base, top)
+    y_axis(canvas, y, left, width - right, "loss above the size's best, %", count=4)
+    x_axis(canvas, x, base, "base learning rate", show=compact, count=4 if width < NARROW else 7)
+    for index, curve in enumerate(curves):
+        shade = _shade(index, len(curves))
+        inside = [(x(r), y(e)) for r, e in curve.points if e <= ceiling]
+        canvas.path(inside, f"ql{shade}")
+        for place in inside:
+            canvas.circle(*place, 3.5, f"qd{shade}")
+        for r, e in curve.points:
+            if e > ceiling:
+                canvas.diamond(x(r), top + 3, 4, "hollow")
+        for r in curve.failed:
+            canvas.cross(x(r), top + 3)
+        if curve.best is not None:
+            canvas.line(x(curve.best), y(0), x(curve.best), base, f"ql{shade}")
+        place = (left + 6, 30 + 16 * index) if width < NARROW else (width - right + 10, top + 8 + 18 * index)
+        canvas.circle(place[0], place[1] - 4, 4, f"qd{shade}")
+        best = "" if curve.best is None else f"  {'beyond ' if curve.edge else ''}{curve.best:.3g}"
+        canvas.text(place[0] + 9, place[1], curve.name + (best if width < NARROW else ""), "k")
+    return canvas.render()
+
+
+def _shade(index: int, count: int) -> int:
+    return SHADES - 1 if count < 2 else round(index * (SHADES - 1) / (count - 1))
