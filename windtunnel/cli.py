@@ -21,14 +21,10 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
 import typer
-from typer.core import TyperGroup
 
 from windtunnel.base.errors import UserError, WindtunnelError
+from windtunnel.cli_options import EPILOG, HOME, AsJson, Devices, Home, Overrides, RecipeFile, RunName, ShowByDefault
 
-_EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 wrong recipe, option or input, 3 the forecast exceeds a limit, 4 training diverged, "
-    "75 stopped on request (the same command continues), 130 interrupted."
-)
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 _INTERRUPTED = 130
 _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
@@ -36,42 +32,15 @@ _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 _SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(
-    help="Design, forecast and train small language models.", epilog=_EPILOG, add_completion=True, **_SETTINGS
+    help="Design, forecast and train small language models.", epilog=EPILOG, add_completion=True, **_SETTINGS
 )
 
-
-class _ShowByDefault(TyperGroup):
-    """``windtunnel data PATH`` is ``windtunnel data show PATH``."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        return super().resolve_command(ctx, args if args and args[0] in self.commands else ["show", *args])
-
-
-data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=_ShowByDefault, **_SETTINGS)
+data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=ShowByDefault, **_SETTINGS)
 tunnel = typer.Typer(help="The studies on tiny models, one at a time.", **_SETTINGS)
 law = typer.Typer(help="Named and fitted laws.", **_SETTINGS)
 model = typer.Typer(help="Shapes and sizes.", **_SETTINGS)
 for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model", model)):
     app.add_typer(_group, name=_name)
-
-Home = Annotated[
-    Path,
-    typer.Option(
-        "--home", envvar="WINDTUNNEL_HOME", help="Folder of runs, corpora and the lab book.", show_default=True
-    ),
-]
-HOME = Path("windtunnel-home")
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run: PROGRAM/NAME, NAME if it is unique, or its folder.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set trunk.tokens=6.4M.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Devices = Annotated[
-    str | None, typer.Option("--devices", help="Devices to use: cpu, cuda, cuda:0,1. Default: what is there.")
-]
 
 
 class _Result(Protocol):
