@@ -21,14 +21,10 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
 import typer
-from typer.core import TyperGroup
 
 from windtunnel.base.errors import UserError, WindtunnelError
+from windtunnel.cli_options import EPILOG, HOME, AsJson, Devices, Home, Overrides, RecipeFile, RunName, ShowByDefault
 
-_EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 wrong recipe, option or input, 3 the forecast exceeds a limit, 4 training diverged, "
-    "75 stopped on request (the same command continues), 130 interrupted."
-)
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 _INTERRUPTED = 130
 _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
@@ -36,42 +32,15 @@ _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 _SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(
-    help="Design, forecast and train small language models.", epilog=_EPILOG, add_completion=True, **_SETTINGS
+    help="Design, forecast and train small language models.", epilog=EPILOG, add_completion=True, **_SETTINGS
 )
 
-
-class _ShowByDefault(TyperGroup):
-    """``windtunnel data PATH`` is ``windtunnel data show PATH``."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        return super().resolve_command(ctx, args if args and args[0] in self.commands else ["show", *args])
-
-
-data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=_ShowByDefault, **_SETTINGS)
+data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=ShowByDefault, **_SETTINGS)
 tunnel = typer.Typer(help="The studies on tiny models, one at a time.", **_SETTINGS)
 law = typer.Typer(help="Named and fitted laws.", **_SETTINGS)
 model = typer.Typer(help="Shapes and sizes.", **_SETTINGS)
 for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model", model)):
     app.add_typer(_group, name=_name)
-
-Home = Annotated[
-    Path,
-    typer.Option(
-        "--home", envvar="WINDTUNNEL_HOME", help="Folder of runs, corpora and the lab book.", show_default=True
-    ),
-]
-HOME = Path("windtunnel-home")
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
-RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run: PROGRAM/NAME, NAME if it is unique, or its folder.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set trunk.tokens=6.4M.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Devices = Annotated[
-    str | None, typer.Option("--devices", help="Devices to use: cpu, cuda, cuda:0,1. Default: what is there.")
-]
 
 
 class _Result(Protocol):
@@ -149,9 +118,7 @@ def plan(
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    until: Annotated[
-        str | None, typer.Option("--until", metavar="STAGE", help="Stop after a stage of the plan.")
-    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
     devices: Devices = None,
     home: Home = HOME,
 ) -> None:
@@ -166,9 +133,7 @@ def run(
 def forecast(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A .toml file, or a shipped recipe.")] = None,
     overrides: Overrides = None,
-    every: Annotated[
-        bool, typer.Option("--list", help="Show all forecasts of the home with their outcomes, misses too.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--list", help="Show all forecasts with outcomes, misses too.")] = False,
     devices: Devices = None,
     home: Home = HOME,
     as_json: AsJson = False,
@@ -189,9 +154,7 @@ def forecast(
 
 @app.command()
 def status(
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="First write the lab book anew from the run folders.")
-    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="First write the lab book anew from the runs.")] = False,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
@@ -207,9 +170,7 @@ def status(
 @app.command()
 def report(
     program: Annotated[str | None, typer.Argument(metavar="[PROGRAM]", help="Default: the one that ran last.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file to write; default: into the program's folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file; default: in the program's folder.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Leave all training text and samples out.")] = False,
     home: Home = HOME,
 ) -> None:
@@ -264,9 +225,7 @@ def evaluate(
 @app.command()
 def export(
     name: RunName,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write; default: export/ in the run's program.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: exports/ of the run's program.")] = None,
     home: Home = HOME,
 ) -> None:
     """Write a Hugging Face folder, and check its logits."""
@@ -355,9 +314,20 @@ def data_compression(
 
 
 @tunnel.command("search")
-def tunnel_search(recipe: RecipeFile, overrides: Overrides = None, devices: Devices = None, home: Home = HOME) -> None:
+def tunnel_search(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="K/N", help="Only this share of the trials: 3/28.")
+    ] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+) -> None:
     """Search hyper-parameters, check them on a wider model."""
-    run(recipe, overrides, "search", devices, home)
+    loaded = _load(recipe, overrides)
+    from windtunnel.pipeline import run as call
+
+    _show(call(loaded, home, until="search", devices=devices, part=part))
 
 
 @tunnel.command("scale")
@@ -398,6 +368,17 @@ def tunnel_coordinates(
     from windtunnel.coordinate_study import coordinates as call
 
     _show(call(loaded, home, out=out), as_json)
+
+
+@tunnel.command("merge")
+def tunnel_merge(
+    homes: Annotated[list[Path], typer.Argument(metavar="HOME ...", help="Homes in which parts were trained.")],
+    into: Annotated[Path, typer.Option("--into", help="Home that receives all runs; made if it is new.")],
+) -> None:
+    """Join the runs of several homes into one study."""
+    from windtunnel.merging import merge as call
+
+    _show(call(homes, into))
 
 
 @law.command("list")

@@ -23,11 +23,12 @@ from windtunnel.program import Program
 from windtunnel.recipe import Recipe, differences, introduction, shipped
 from windtunnel.report.page import write_report
 from windtunnel.sizing import with_budget
-from windtunnel.study import choose, mean_loss, seal_forecast
+from windtunnel.study import choose, mean_loss, seal_forecast, train_part
 from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
 from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
 from windtunnel.train.stage import AdamW, Stage, check_ranks, optimizer_of
-from windtunnel.views import View
+from windtunnel.tunnel.search import part_of
+from windtunnel.views import View, line
 
 FINISH = "finish.json"
 
@@ -41,6 +42,8 @@ class Job:
     until: str | None
     sealed: dict[str, Any] | None = None
     trunk_end: int | None = None
+    part: tuple[int, int] | None = None
+    trials: int = 0
 
 
 def stage_names(recipe: Recipe) -> list[str]:
@@ -51,18 +54,21 @@ def stage_names(recipe: Recipe) -> list[str]:
 
 def run(
     recipe: Recipe, home: Path, *, until: str | None = None, devices: str | None = None, stop_after_forecast: bool = False,
-    quiet: bool = False,
+    quiet: bool = False, part: str | None = None,
 ) -> View:  # fmt: skip
     """Does what a recipe says: corpora, tunnel, forecast, trunk, branches, scores, export, report.
 
     What is done is skipped, what was stopped continues, what changed is redone with all that depends on it.
+
+    Args:
+        part: ``3/28`` trains only that share of the search's trials, and nothing after it.
 
     Raises:
         RecipeError: ``until`` names no stage, or the recipe has no tunnel to forecast with.
         LimitReached: the forecast exceeds max_loss, max_hours or max_cost.
         Stopped: a stop was asked for.
     """
-    names = stage_names(recipe)
+    names, share = stage_names(recipe), part_of(part) if part is not None else None
     if until is not None and until not in names:
         raise UserError("--until", f"expected one of {', '.join(names)}, got {until!r}")
     if stop_after_forecast:
@@ -79,7 +85,7 @@ def run(
         if recipe.name in shipped() and desk.book.fact(recipe.name, "recipe", "resolved") is None:
             desk.screen.say(introduction(recipe.name))
         _note_change(desk, recipe)
-        job = Job(desk, Program(recipe), until)
+        job = Job(desk, Program(recipe), until, part=share)
         for name, step in _steps(job):
             step(job)
             if name == until or (until in recipe.branch and step is _branches):
@@ -91,6 +97,8 @@ def run(
         if job.sealed is not None and until == "forecast":
             remaining = remaining_cost(desk, job.program)
             return forecast_view(job.program, job.sealed, remaining)
+        if share is not None:
+            return _part_view(job, share)
         return View({"program": recipe.name, "until": until}, (f"'{recipe.name}' is done up to '{until}'",))
 
 
@@ -99,6 +107,14 @@ def _check_ranks(desk: Desk, recipe: Recipe) -> None:
     target = recipe.target_shape()
     if target is None or target.body >= THREADED_FROM:
         check_ranks(optimizer_of(recipe.optimizer.kind, AdamW()), desk.machine.ranks)
+
+
+def _part_view(job: Job, part: tuple[int, int]) -> View:
+    text = (
+        f"part {part[0]} of {part[1]}: {job.trials} trials are done; when all parts are, join their homes with: "
+        "windtunnel tunnel merge HOME HOME ... --into HOME"
+    )
+    return View({"program": job.program.name, "part": list(part), "trials": job.trials}, (line(text),))
 
 
 def _steps(job: Job) -> list[tuple[str, Callable[[Job], None]]]:
@@ -119,6 +135,9 @@ def _prepare(job: Job) -> None:
 
 
 def _choose(job: Job) -> None:
+    if job.part is not None:
+        job.trials = train_part(job.desk, job.program, job.part)
+        return
     job.program = choose(job.desk, job.program)
 
 

@@ -21,7 +21,7 @@ from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
 from windtunnel.train.stage import AdamW, Stage, optimizer_of
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
-from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, shown_value, space_of
+from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, apply_to_shape, shown_value, space_of
 
 _PAPER = "arXiv 2404.06395, appendix A.1"
 _SEARCH_KEYS = {"space", "sampler", "per_round", "on_edge"}
@@ -83,7 +83,12 @@ class Program:
         shape = self.target or self.recipe.target_shape(self.vocab)
         if shape is None:
             raise RecipeError("budget", "the size follows from the budget, and has not been chosen yet")
-        return shape if shape.vocab == self.vocab else replace(shape, vocab=self.vocab)
+        shape = shape if shape.vocab == self.vocab else replace(shape, vocab=self.vocab)
+        return apply_to_shape(shape, self.choices or {})
+
+    def shape_of(self, size: str) -> Shape:
+        """The shape of one of the tunnel's sizes, with what was searched about it."""
+        return apply_to_shape(self.recipe.shape_of(size, self.vocab), self.choices or {})
 
     @property
     def total_tokens(self) -> int:
@@ -235,7 +240,7 @@ class Program:
         tunnel = self.recipe.tunnel
         if tunnel is None:
             return []
-        sizes = [(size, self.recipe.shape_of(size, self.vocab)) for size in tunnel.proxies]
+        sizes = [(size, self.shape_of(size)) for size in tunnel.proxies]
         setting = self.setting()
         runs = []
         for name, shape in sizes:
@@ -276,7 +281,8 @@ class Program:
             "learning_rate": optimizer.learning_rate, "init_std": parametrization.init_std,
             "scale_emb": parametrization.scale_emb, "scale_depth": parametrization.scale_depth,
             "weight_decay": optimizer.weight_decay, "beta2": optimizer.beta2,
-            "warmup": (choices or {}).get("warmup", self.warmup / self.steps),
+            "warmup": (choices or {}).get("warmup", self.warmup / self.steps), "qk_norm": self.shape.qk_norm,
+            "optimizer": optimizer.kind, "decay": optimizer.decay,
         }  # fmt: skip
 
     def derived(self) -> list[Derived]:

@@ -33,10 +33,10 @@ def rebuild(home: Path) -> View:
     _remove(fresh)
     book, count = LabBook(fresh), 0
     rows = [(name, run) for name in programs for run in sorted(place.runs(name).glob("*/")) if (run / STAGE).is_file()]
-    found = sorted(((_row(home, name, run), run) for name, run in rows), key=lambda pair: pair[0]["started"] or 0.0)
+    found = sorted(((run_row(home, name, run), run) for name, run in rows), key=lambda pair: pair[0]["started"] or 0.0)
     with book:
         for row, run in found:
-            _put(book, row, run)
+            put_run_folder(book, row, run)
             count += 1
         for name in programs:
             for kind, fact, text in _read(place.program(name) / FACTS, []):
@@ -56,7 +56,7 @@ def rebuild(home: Path) -> View:
     return View({"runs": count, "programs": programs}, tuple(parts))
 
 
-def _row(home: Path, program: str, run: Path) -> dict[str, Any]:
+def run_row(home: Path, program: str, run: Path) -> dict[str, Any]:
     """A run's row: as the driver noted it, or as far as its stage and its result tell."""
     stage = {name: value for name, value in read_json(run / STAGE).items() if name != "key"}
     noted = _read(run / RECORD, {}).get("row")
@@ -74,7 +74,8 @@ def _row(home: Path, program: str, run: Path) -> dict[str, Any]:
     return row
 
 
-def _put(book: LabBook, row: dict[str, Any], run: Path) -> None:
+def put_run_folder(book: LabBook, row: dict[str, Any], run: Path) -> None:
+    """Writes a run's row, metrics and scores into a book, from what its folder holds."""
     name = row["id"]
     book.put_run(name, **{column: value for column, value in row.items() if column != "id"})
     if row["status"] == "done":

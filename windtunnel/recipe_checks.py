@@ -15,7 +15,7 @@ from windtunnel.tunnel.space import space_of
 _STATED = {
     "learning_rate": "optimizer.lr", "init_std": "model.init_std", "scale_emb": "model.scale_emb",
     "scale_depth": "model.scale_depth", "weight_decay": "optimizer.weight_decay", "beta2": "optimizer.beta2",
-    "warmup": "trunk.warmup",
+    "warmup": "trunk.warmup", "qk_norm": "model.qk_norm", "optimizer": "optimizer.kind", "decay": "optimizer.decay",
 }  # fmt: skip
 """Where a recipe states what an axis would search."""
 _SCHEMES = ("pypi:", "hf:")

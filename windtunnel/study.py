@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from windtunnel.base.artefact import content_hash, read_json, write_json
-from windtunnel.base.errors import ArtefactError
+from windtunnel.base.errors import ArtefactError, UserError
 from windtunnel.desk import Desk, Result
 from windtunnel.laws.forecast import forecast
 from windtunnel.laws.points import Point
@@ -18,8 +18,9 @@ from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trial_stage
 from windtunnel.program import Program
 from windtunnel.train.stage import Stage
-from windtunnel.tunnel.search import SearchResult, search
-from windtunnel.tunnel.space import Values, apply, inside, to_dicts
+from windtunnel.tunnel.propose import BLIND
+from windtunnel.tunnel.search import SearchResult, numbered_points, search
+from windtunnel.tunnel.space import Values, apply, apply_to_shape, inside, to_dicts
 
 _CHECK_FACTORS = (0.5, 1.0, 2.0)
 _TRIAL_DECAY = 0.2
@@ -67,6 +68,32 @@ def choose(desk: Desk, program: Program) -> Program:
     return chosen
 
 
+def train_part(desk: Desk, program: Program, part: tuple[int, int]) -> int:
+    """Trains one share of a search whose points are known before any result; returns the number of its trials.
+
+    Raises:
+        UserError: the sampler looks at results, so that a share alone does not know its points; or there is no search.
+    """
+    tunnel, prepared = program.recipe.tunnel, program.prepared
+    assert prepared is not None
+    if tunnel is None or not tunnel.trials or not program.searched:
+        raise UserError("--part", "expected a search to take part in, got a recipe without one", "give [tunnel] trials")
+    if tunnel.sampler not in BLIND:
+        raise UserError(
+            "--part", f"expected a search whose trials do not depend on results, got the sampler '{tunnel.sampler}'",
+            'write tunnel.sampler = "sobol" or "random"',
+        )  # fmt: skip
+    points = numbered_points(
+        program.space, tunnel.trials, program.recipe.seed, tunnel.sampler, tunnel.per_round,
+        inside(program.space, program.starting_values()),
+    )  # fmt: skip
+    own = [point for point in points if point[0] % part[1] == part[0] - 1]
+    if own:
+        stages = search_stages(program, own)
+        desk.train(f"search: part {part[0]} of {part[1]}, {len(own)} trials", "search", stages, prepared)
+    return len(own)
+
+
 def with_known_choices(home: Any, program: Program) -> Program:
     """The program with the choices that an earlier search recorded, or as it is."""
     if program.recipe.tunnel is None or not program.recipe.tunnel.trials:
@@ -90,14 +117,14 @@ def make_trial(program: Program, name: str, shape: Shape, values: Values, tokens
     steps, decay, warmup = trial_steps(tokens, setting)
     setting = apply(replace(setting, warmup=warmup), values, steps)
     names = tuple(corpus for corpus, _ in setting.mixture)
-    return trial_stage(name, shape, replace(setting, score=names), steps, decay)
+    return trial_stage(name, apply_to_shape(shape, values), replace(setting, score=names), steps, decay)
 
 
 def search_stages(program: Program, points: Sequence[tuple[int, Values]]) -> list[Stage]:
     """Trials of the search, on the recipe's search size."""
     tunnel = program.recipe.tunnel
     assert tunnel is not None
-    shape = program.recipe.shape_of(tunnel.search_size or tunnel.proxies[0], program.vocab)
+    shape = program.shape_of(tunnel.search_size or tunnel.proxies[0])
     tokens = tunnel.trial_tokens or 10 * shape.body
     return [make_trial(program, f"trial-{number:03d}", shape, values, tokens) for number, values in points]
 
@@ -135,8 +162,8 @@ def _check(desk: Desk, program: Program) -> dict[str, Any]:
     size = recipe.tunnel.check_size or recipe.tunnel.proxies[-1]
     if "learning_rate" not in choices:
         return {}
-    shape = recipe.shape_of(size, program.vocab)
-    searched = recipe.shape_of(recipe.tunnel.search_size or recipe.tunnel.proxies[0], program.vocab)
+    shape = program.shape_of(size)
+    searched = program.shape_of(recipe.tunnel.search_size or recipe.tunnel.proxies[0])
     tokens = recipe.tunnel.trial_tokens or 10 * searched.body
     rates = [float(f"{float(choices['learning_rate']) * factor:.4g}") for factor in _CHECK_FACTORS]
     stages = [

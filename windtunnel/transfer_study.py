@@ -139,7 +139,7 @@ class Study:
             for axis in config.axes:
                 if axis == "size":
                     assert recipe.tunnel is not None
-                    shapes = [(size, recipe.shape_of(size, self.program.vocab)) for size in recipe.tunnel.proxies]
+                    shapes = [(size, self.program.shape_of(size)) for size in recipe.tunnel.proxies]
                     ladder = [Rung(size, replace(base, shape=s)) for size, s in sorted(shapes, key=lambda p: p[1].body)]
                 else:
                     ladder = rungs(axis, base, config.factors, rules)

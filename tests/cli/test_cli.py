@@ -56,7 +56,8 @@ SURFACE = {
     "data show": "--help --home --json --set paths",
     "data compression": "--help --home --json --set recipe",
     "tunnel": "--help",
-    "tunnel search": "--devices --help --home --set recipe",
+    "tunnel search": "--devices --help --home --part --set recipe",
+    "tunnel merge": "--help --into homes",
     "tunnel scale": "--devices --help --home --set recipe",
     "tunnel transfer": "--axes --devices --help --home --json --set recipe",
     "tunnel coordinates": "--help --home --json --out --set recipe",
@@ -238,7 +239,7 @@ HOME = Path("some-home")
         ("data a.txt b.txt", "inspect_data", (HOME, ["a.txt", "b.txt"]), {"recipe": None}),
         ("data show a.txt", "inspect_data", (HOME, ["a.txt"]), {"recipe": None}),
         ("data compression quickstart", "compression", (HOME,), {}),
-        ("tunnel search quickstart", "run", (HOME,), {"until": "search", "devices": None}),
+        ("tunnel search quickstart", "run", (HOME,), {"until": "search", "devices": None, "part": None}),
         ("tunnel scale quickstart", "run", (HOME,), {"until": "scaling", "devices": None}),
         ("tunnel transfer quickstart", "transfer", (HOME,), {"axes": [], "devices": None}),
         (

@@ -35,7 +35,7 @@ FIELDS = {
     "optimizer": "kind lr beta1 beta2 eps weight_decay decay clip",
     "tunnel": "preset proxies tokens seeds trials space sampler per_round on_edge trial_tokens search_size check_size forms "
     "transfer",
-    "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup",
+    "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
     "trunk": "tokens batch warmup mixture masking checkpoint_every keep",
     "branch.x": "kind parent at tokens form floor half_life mixture batch epochs lr lr_by_role warmup decay",

@@ -14,16 +14,28 @@ from windtunnel.base.errors import RecipeError, UserError, WindtunnelError
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Setting
-from windtunnel.train.stage import AdamW
+from windtunnel.train.stage import AdamW, Muon
 from windtunnel.tunnel.propose import BLIND
 from windtunnel.tunnel.scaling import Decay, scaling_runs
 from windtunnel.tunnel.search import Trial, numbered_points, propose, search
-from windtunnel.tunnel.space import DEFAULT_SPACE, LIMITS, Axis, apply, from_dicts, inside, space_of, to_dicts
+from windtunnel.tunnel.space import (
+    DEFAULT_SPACE,
+    LIMITS,
+    Axis,
+    apply,
+    apply_to_shape,
+    from_dicts,
+    inside,
+    space_of,
+    to_dicts,
+)
 
 SPACE = DEFAULT_SPACE[:2]
 WIDE = space_of(
-    {"learning_rate": [0.001, 0.1], "beta2": [0.95, 0.999], "warmup": [0.005, 0.05], "weight_decay": [0.01, 1.0]}
-)
+    {"learning_rate": [0.001, 0.1], "beta2": [0.95, 0.999], "warmup": [0.005, 0.05], "weight_decay": [0.01, 1.0],
+     "qk_norm": [False, True], "optimizer": ["adamw", "muon"]}
+)  # fmt: skip
+NUMERIC = [axis for axis in WIDE if isinstance(axis, Axis)]
 SAMPLERS = ("tpe", "gp", "sobol", "random")
 
 
@@ -79,10 +91,13 @@ def test_the_gaussian_process_proposes_in_a_process_of_its_own_and_the_driver_st
 def test_every_sampler_covers_a_space_of_all_kinds_of_axes(sampler):
     trials = [Trial(i, values, values["learning_rate"]) for i, values in enumerate(propose(WIDE, (), 16, 0, sampler))]
     points = [t.values for t in trials] + propose(WIDE, trials, 4, 0, sampler)
-    for axis in WIDE:
+    for axis in NUMERIC:
         values = [point[axis.name] for point in points]
         assert all(axis.low <= value <= axis.high for value in values)
         assert len({int(4 * min(axis.place(value), 0.999)) for value in values[:16]}) >= 3
+    for name, options in (("qk_norm", [False, True]), ("optimizer", ["adamw", "muon"])):
+        assert sorted({point[name] for point in points}) == options
+        assert {type(point[name]) for point in points} == {type(options[0])}
     assert sum(point["beta2"] > 0.993 for point in points[:16]) >= 5  # half of the axis: the log of 1 − β₂
     assert from_dicts(json.loads(json.dumps(to_dicts(WIDE)))) == WIDE
 
@@ -190,7 +205,7 @@ def test_a_search_that_may_widen_its_space_finds_a_valley_beyond_it_and_stops_wi
     assert inner == search(SPACE, 24, 1, evaluate, on_edge="refuse")
 
 
-@pytest.mark.parametrize("axis", WIDE, ids=lambda axis: axis.name)
+@pytest.mark.parametrize("axis", NUMERIC, ids=lambda axis: axis.name)
 def test_an_axis_grows_by_half_of_its_length_and_never_beyond_what_makes_sense(axis):
     for side in ("low", "high"):
         wider = axis.wider(side)
@@ -230,6 +245,13 @@ def test_found_values_go_where_they_belong_and_leave_the_rest():
     assert apply(make_setting(), {}) == make_setting()
     setting = apply(make_setting(), {"weight_decay": 0.3, "beta2": 0.99, "warmup": 0.05}, steps=200)
     assert setting == replace(make_setting(), optimizer=AdamW(weight_decay=0.3, beta2=0.99), warmup=10)
+    muon = apply(
+        make_setting(), {"optimizer": "muon", "weight_decay": 0.2, "decay": "independent", "learning_rate": 0.01}
+    )
+    assert muon.optimizer == Muon(weight_decay=0.002, decay="independent")  # at 0.01 as strong as a plain 0.2
+    shape = Shape(32, 2, 2, 2, 16, 80, 320, 32)
+    assert apply_to_shape(shape, {"qk_norm": True}) == replace(shape, qk_norm=True)
+    assert apply_to_shape(shape, {"learning_rate": 1.0}) == shape
     assert apply(make_setting(), {"warmup": 0.05}) == make_setting()  # a share of an unknown length says nothing
 
 

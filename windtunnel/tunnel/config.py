@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple
+from windtunnel.train.stage import Decay, Kind
 from windtunnel.tunnel.study_config import TransferConfig
 
 LawForm = Literal["additive", "coupled", "skaling"]
@@ -14,7 +15,7 @@ Range = Annotated[Tuple[Positive] | None, Field(min_length=2, max_length=2)]
 
 
 class SpaceConfig(Config):
-    """What the search varies, instead of learning_rate, init_std, scale_emb and scale_depth: [low, high] on a log axis each."""
+    """What the search varies instead of the paper's four axes: [low, high] on a log axis each, or a list of words."""
 
     learning_rate: Range = Field(default=None, description="base learning rate", examples=[[0.002, 0.08]])
     init_std: Range = Field(default=None, description="base init deviation", examples=[[0.03, 0.3]])
@@ -29,6 +30,17 @@ class SpaceConfig(Config):
         examples=[[0.9, 0.999]],
     )
     warmup: Range = Field(default=None, description="warmup as a share of a run's steps", examples=[[0.005, 0.1]])
+    qk_norm: Tuple[bool] | None = Field(
+        default=None, description="queries and keys normalised or not", examples=[[False, True]]
+    )
+    optimizer: Tuple[Kind] | None = Field(
+        default=None, description="the kinds of optimizer that compete", examples=[["adamw", "muon"]]
+    )
+    decay: Tuple[Decay] | None = Field(
+        default=None,
+        description="the forms of weight decay that compete, equally strong at a learning rate of 0.01",
+        examples=[["plain", "independent"]],
+    )
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -40,6 +40,18 @@ def first_round(space: Space, per_round: int) -> int:
     return max(per_round, 2 * len(space))
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """``3/28`` as (3, 28).
+
+    Raises:
+        UserError: it is no share of a whole.
+    """
+    number, slash, whole = text.partition("/")
+    if slash and number.isdecimal() and whole.isdecimal() and 1 <= int(number) <= int(whole) <= 100_000:
+        return int(number), int(whole)
+    raise UserError("--part", f"expected a share such as 3/28, got {text[:40]!r}", "parts count from 1")
+
+
 @dataclass
 class _Run:
     """One search in progress."""

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from windtunnel.base.errors import RecipeError
+from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Setting
+from windtunnel.train.stage import optimizer_of
 
 Value = float | str
 """A number, a word, or (as a bool, which Python counts among the numbers) a yes or no."""
@@ -34,8 +36,14 @@ LIMITS = {
 }
 """The axes by name. ``beta2`` is searched on the logarithm of 1 − β₂; ``warmup`` is a share of a run's steps."""
 KNOWN = tuple(LIMITS)
-CHOICES: dict[str, tuple[Value, ...]] = {}
+CHOICES: dict[str, tuple[Value, ...]] = {
+    "qk_norm": (False, True),
+    "optimizer": ("adamw", "muon"),
+    "decay": ("plain", "independent"),
+}
 """The choices by name, with all that each can be."""
+REFERENCE_RATE = 0.01
+"""Learning rate at which a searched weight decay is equally strong in both forms: the paper's base rate."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +198,16 @@ def edges(space: Space, values: Values) -> dict[str, str]:
     return {name: side for name, side in found.items() if side}
 
 
+def apply_to_shape(shape: Shape, values: Mapping[str, Value]) -> Shape:
+    """A shape with what was searched about it."""
+    return replace(shape, qk_norm=bool(values["qk_norm"])) if "qk_norm" in values else shape
+
+
 def apply(setting: Setting, values: Mapping[str, Value], steps: int | None = None) -> Setting:
     """A setting with searched values put where they belong.
+
+    A searched ``decay`` "independent" takes the weight decay times ``REFERENCE_RATE``: at that learning rate both forms are
+    equally strong, so that one axis serves both.
 
     Args:
         steps: length of the run, of which ``warmup`` is a share; without it the warmup stays as it is.
@@ -200,8 +216,12 @@ def apply(setting: Setting, values: Mapping[str, Value], steps: int | None = Non
     constants = {name: values[name] for name in ("init_std", "scale_emb", "scale_depth") if name in values}
     if "warmup" in values and steps is not None:
         setting = replace(setting, warmup=max(1, round(float(values["warmup"]) * steps)))
+    made = replace(setting.optimizer, **optimizer)  # pyright: ignore[reportArgumentType]
+    if "decay" in values:
+        share = made.weight_decay * (REFERENCE_RATE if values["decay"] == "independent" else 1.0)
+        made = replace(made, decay=str(values["decay"]), weight_decay=share)  # pyright: ignore[reportArgumentType]
     return replace(
         setting,
-        optimizer=replace(setting.optimizer, **optimizer),  # pyright: ignore[reportArgumentType]
+        optimizer=optimizer_of(str(values["optimizer"]), made) if "optimizer" in values else made,
         parametrization=replace(setting.parametrization, **constants),  # pyright: ignore[reportArgumentType]
     )

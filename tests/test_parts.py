@@ -1,0 +1,237 @@
+"""A search that is cut into parts, killed, extended or moved is one search: nothing is lost and nothing is trained twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from windtunnel import desk as desk_module
+from windtunnel.base.artefact import read_json, write_json
+from windtunnel.base.errors import UserError
+from windtunnel.base.labbook import LabBook
+from windtunnel.corpus.store import open_corpus
+from windtunnel.home import Home
+from windtunnel.merging import merge
+from windtunnel.pipeline import run
+from windtunnel.recipe import load_recipe
+
+RECIPE = """
+name = "parts"
+seed = 3
+
+[corpus.plain]
+source = "plain.jsonl"
+heldout = 0.1
+
+[tokenizer]
+vocab = 320
+
+[model]
+family = "tiny"
+size = "0.2M"
+row = 32
+
+[tunnel]
+proxies = ["0.02M", "0.05M", "0.1M"]
+tokens = ["2560", "3840", "5120"]
+trials = 14
+trial_tokens = "1280"
+sampler = "sobol"
+
+[trunk]
+tokens = "7680"
+batch = "128"
+warmup = "4 steps"
+
+[branch.same]
+tokens = "20%"
+"""
+
+
+class Killed(BaseException):
+    """Ends a driver as a signal would: no handler runs."""
+
+
+class Planted:
+    """A fleet that trains nothing: a stage's loss is a bowl around a rate of 0.02; it can be killed before any job."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.die_after: int | None = None
+
+    def __call__(self, *_, **__) -> Planted:
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def run(self, jobs, watcher, *, stopping):
+        results = {}
+        for job in jobs:
+            if self.die_after == 0:
+                raise Killed
+            self.die_after = None if self.die_after is None else self.die_after - 1
+            stage = job.stage
+            self.trained.append(stage.name)
+            watcher.started(job)
+            loss = 1.5 + 0.1 * math.log(stage.optimizer.learning_rate / 0.02) ** 2
+            loss += 0.05 * math.log(stage.parametrization.init_std / 0.1) ** 2
+            score = {"nats": loss * 1000, "bytes": 1000, "tokens": 500, "bits_per_byte": loss / math.log(2)}
+            result = {
+                "key": stage.key, "step": stage.steps, "tokens": stage.tokens, "skipped": 0, "score_tokens": stage.score_tokens,
+                "scores": {name: {**score, "corpus": open_corpus(job.corpora[name]).hash} for name in stage.score},
+                "loss": loss, "numeric_class": {}, "peak_memory": 0, "seconds": {"step": 1.0}, "timed_tokens": 1,
+                "flops": stage.flops,
+            }  # fmt: skip
+            write_json(job.run / "stage.json", {"key": stage.key, **stage.to_dict()})
+            write_json(job.run / "result.json", result)
+            results[str(job.run)] = {**result, "wall": 0.0}
+            watcher.done(job, results[str(job.run)], "")
+        return results
+
+
+@pytest.fixture
+def fleet(monkeypatch) -> Planted:
+    made = Planted()
+    monkeypatch.setattr(desk_module, "Fleet", made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_made_up) -> Path:
+    made = tmp_path_factory.mktemp("parts")
+    write_made_up(made / "plain.jsonl", 300)
+    (made / "parts.toml").write_text(RECIPE, encoding="utf-8")
+    return made
+
+
+def searched(folder: Path, home: Path, *overrides: str, part: str | None = None):
+    return run(load_recipe(folder / "parts.toml", overrides), home, quiet=True, until="search", part=part)
+
+
+def table(home: Path):
+    """The search as the lab book has it, without which run folders it used."""
+    book = LabBook(Home(home).labbook, readonly=True)
+    fact = book.fact("parts", "study", "search")
+    book.close()
+    return {key: value for key, value in fact.items() if key not in ("key", "runs")}
+
+
+def trials(names: list[str]) -> list[str]:
+    return sorted(name for name in names if name.startswith("trial"))
+
+
+def test_parts_trained_in_different_homes_join_into_the_search_that_one_home_would_have_made(folder, tmp_path, fleet):
+    searched(folder, tmp_path / "alone")
+    alone = trials(fleet.trained)
+    assert len(alone) == 14
+    fleet.trained.clear()
+    homes = [tmp_path / f"laptop-{number}" for number in (1, 2, 3)]
+    for number, home in enumerate(homes, 1):
+        view = searched(folder, home, part=f"{number}/3")
+        assert view.data == {"program": "parts", "part": [number, 3], "trials": (5, 5, 4)[number - 1]}
+    assert trials(fleet.trained) == alone  # each exactly once
+    assert not [name for name in fleet.trained if not name.startswith("trial")]
+    fleet.trained.clear()
+    joined = merge(homes, tmp_path / "joined")
+    assert (joined.data["copied"], joined.data["known"]) == (14, 0)
+    searched(folder, tmp_path / "joined")
+    assert trials(fleet.trained) == []
+    assert table(tmp_path / "joined") == table(tmp_path / "alone")
+    before = {str(p): p.stat().st_mtime for p in (tmp_path / "joined" / "programs").rglob("runs/**/*") if p.is_file()}
+    again = merge([*homes, tmp_path / "joined"], tmp_path / "joined")  # itself among them, and all known
+    assert (again.data["copied"], again.data["known"]) == (0, 14)
+    after = {str(p): p.stat().st_mtime for p in (tmp_path / "joined" / "programs").rglob("runs/**/*") if p.is_file()}
+    assert after == before
+    rows = {}
+    for home in (tmp_path / "joined", tmp_path / "alone"):
+        book = LabBook(Home(home).labbook, readonly=True)
+        rows[home.name] = [(r["id"], r["study"], r["status"], r["tokens"], book.scores(r["id"])) for r in book.runs()]
+        book.close()
+    assert sorted(rows["joined"], key=str) == sorted(rows["alone"], key=str)
+
+
+def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_copied(
+    folder, tmp_path, fleet, write_made_up
+):
+    searched(folder, tmp_path / "one", part="1/2")
+    other = tmp_path / "text"
+    other.mkdir()
+    shutil.copy(folder / "parts.toml", other)
+    write_made_up(other / "plain.jsonl", 300, seed=5)
+    searched(other, tmp_path / "other-text", part="2/2")
+    searched(folder, tmp_path / "other-recipe", "trunk.batch=256", part="2/2")
+    searched(folder, tmp_path / "numerics", part="2/2")
+    stage = next(Home(tmp_path / "numerics").runs("parts").glob("*/stage.json"))
+    write_json(stage, {**read_json(stage), "key": "0" * 64})
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tmp_path / "one", corpus)
+    prepared = Home(corpus).program("parts") / "prepared.json"
+    changed = read_json(prepared)
+    changed["corpora"]["plain"]["hash"] = "f" * 64
+    write_json(prepared, changed)
+    for name, words in [
+        ("other-text", "expected the tokenizer .* for 'parts', got"),
+        ("corpus", "expected the corpus 'plain' .* for 'parts', got ffffffffffff"),
+        ("other-recipe", "expected the recipe of .* got another: trunk.batch: 128 → 256"),
+        ("numerics", "expected a run with the numerics of this version, got one with others"),
+        ("empty", "expected a home with a program whose corpora are built, found none"),
+    ]:
+        with pytest.raises(UserError, match=words) as error:
+            merge([tmp_path / "one", tmp_path / name], tmp_path / "into")
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "into" / "labbook.sqlite").exists()
+        assert not list((tmp_path / "into").rglob("stage.json"))
+
+
+@pytest.mark.parametrize(
+    ("part", "overrides", "words"),
+    [
+        ("4/3", (), "--part: expected a share such as 3/28, got '4/3'"),
+        ("0/3", (), "--part: expected a share"), ("x", (), "--part: expected a share"), ("1/", (), "--part: expected a share"),
+        ("1/2", ("tunnel.sampler=tpe",), "got the sampler 'tpe'; write tunnel.sampler"),
+        ("1/2", ("tunnel.trials=0",), "--part: expected a search to take part in"),
+    ],
+)  # fmt: skip
+def test_a_part_that_cannot_be_trained_alone_is_one_line(folder, tmp_path, fleet, part, overrides, words):
+    with pytest.raises(UserError, match=words):
+        searched(folder, tmp_path / "home", *overrides, part=part)
+    assert fleet.trained == []
+
+
+@pytest.mark.parametrize("sampler", ["sobol", "tpe"])
+def test_a_search_killed_twenty_times_ends_with_the_table_of_one_that_nobody_killed(folder, tmp_path, fleet, sampler):
+    options = (f"tunnel.sampler={sampler}", "tunnel.trials=26", "tunnel.per_round=3", "tunnel.on_edge=widen")
+    searched(folder, tmp_path / "whole", *options)
+    whole = sorted(fleet.trained)
+    fleet.trained.clear()
+    draw, kills = random.Random(sampler), 0
+    while True:
+        fleet.die_after = draw.choice((0, 1, 1, 2)) if kills < 20 else None
+        try:
+            searched(folder, tmp_path / "killed", *options)
+            break
+        except Killed:
+            kills += 1
+    assert kills == 20
+    assert sorted(fleet.trained) == whole  # nothing lost, nothing trained twice
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+    assert json.dumps(table(tmp_path / "killed")).count('"number"') >= 26
+
+
+def test_a_search_is_extended_and_shrunk_without_training_a_trial_again(folder, tmp_path, fleet):
+    searched(folder, tmp_path / "home", "tunnel.trials=6", "tunnel.sampler=tpe")
+    assert trials(fleet.trained) == [f"trial-{i:03d}" for i in range(6)]
+    fleet.trained.clear()
+    searched(folder, tmp_path / "home", "tunnel.trials=13", "tunnel.sampler=tpe")
+    assert trials(fleet.trained) == [f"trial-{i:03d}" for i in range(6, 13)]
+    fleet.trained.clear()
+    longer = table(tmp_path / "home")
+    searched(folder, tmp_path / "home", "tunnel.trials=4", "tunnel.sampler=tpe")
+    assert trials(fleet.trained) == []
+    assert table(tmp_path / "home")["trials"] == longer["trials"][:4]

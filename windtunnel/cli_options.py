@@ -1,0 +1,39 @@
+"""What several commands share: arguments, options, exit codes in words. Loads nothing but typer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong recipe, option or input, 3 the forecast exceeds a limit, 4 training diverged, "
+    "75 stopped on request (the same command continues), 130 interrupted."
+)
+Home = Annotated[
+    Path,
+    typer.Option(
+        "--home", envvar="WINDTUNNEL_HOME", help="Folder of runs, corpora and the lab book.", show_default=True
+    ),
+]
+HOME = Path("windtunnel-home")
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of a shipped recipe.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run: PROGRAM/NAME, NAME if it is unique, or its folder.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set trunk.tokens=6.4M.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Devices = Annotated[
+    str | None, typer.Option("--devices", help="Devices to use: cpu, cuda, cuda:0,1. Default: what is there.")
+]
+
+
+class ShowByDefault(TyperGroup):
+    """``windtunnel data PATH`` is ``windtunnel data show PATH``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args and args[0] in self.commands else ["show", *args])
