@@ -48,6 +48,7 @@ def cluster():
     made.shutdown()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_in_the_middle_loses_no_trial_and_changes_no_number(
     cluster, tmp_path, make_trial, tiny_corpus
 ):
@@ -70,6 +71,7 @@ def test_a_node_that_is_lost_in_the_middle_loses_no_trial_and_changes_no_number(
     cluster.remove_node(kept)
 
 
+@pytest.mark.slow
 def test_a_branch_travels_with_the_checkpoint_it_grows_from(cluster, tmp_path, make_trunk, tiny_corpus, tiny_setting):
     node = cluster.add_node(num_cpus=1)
     trunk = make_trunk(12, (8,))
