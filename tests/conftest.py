@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from windtunnel import desk as desk_module
 from windtunnel import manage as manage_module
@@ -122,10 +123,11 @@ class InProcess:
 
 
 @pytest.fixture
-def trained(monkeypatch) -> list[str]:
+def trained(monkeypatch) -> Iterator[list[str]]:
     """Names of the stages that are trained from here on."""
     names: list[str] = []
     monkeypatch.setattr(desk_module, "Fleet", InProcess(names))
     for module in (pipeline_module, manage_module):
         monkeypatch.setattr(module, "finishing", lambda verb, **job: FINISHING[verb](job))
-    return names
+    yield names
+    torch.set_flush_denormal(False)  # a finishing verb sets it for its process, which is this one here
