@@ -81,6 +81,7 @@ class Planted:
             watcher.started(job)
             loss = 1.5 + 0.1 * math.log(stage.optimizer.learning_rate / 0.02) ** 2
             loss += 0.05 * math.log(stage.parametrization.init_std / 0.1) ** 2
+            loss += 0.01 * (int(stage.key[:8], 16) / 2**32 - 0.5)  # each seed has its own luck
             score = {"nats": loss * 1000, "bytes": 1000, "tokens": 500, "bits_per_byte": loss / math.log(2)}
             result = {
                 "key": stage.key, "step": stage.steps, "tokens": stage.tokens, "skipped": 0, "score_tokens": stage.score_tokens,
@@ -235,3 +236,29 @@ def test_a_search_is_extended_and_shrunk_without_training_a_trial_again(folder, 
     searched(folder, tmp_path / "home", "tunnel.trials=4", "tunnel.sampler=tpe")
     assert trials(fleet.trained) == []
     assert table(tmp_path / "home")["trials"] == longer["trials"][:4]
+
+
+def test_a_search_stops_by_itself_when_its_gap_is_under_the_noise_that_repeats_of_its_best_trial_measured(
+    folder, tmp_path, fleet
+):
+    options = ("tunnel.sampler=tpe", "tunnel.trials=120", "tunnel.stop=enough", "optimizer.beta1=0.9")
+    space = "tunnel.space={learning_rate=[0.002,0.08],init_std=[0.03,0.3]}"
+    searched(folder, tmp_path / "home", *options, space)
+    fact = table(tmp_path / "home")
+    repeats = sorted(name for name in fleet.trained if name.startswith("repeat"))
+    assert len(repeats) == 3
+    assert len({name.rpartition("-")[0] for name in repeats}) == 1
+    assert 8 <= len(fact["trials"]) == len(trials(fleet.trained)) < 120
+    assert fact["stopped"].startswith("the gap to the optimum is under the seed noise after")
+    assert fact["gap"]["enough"]
+    assert 0 < fact["gap"]["noise"] < 0.01
+    assert min(t["loss"] for t in fact["trials"]) < 1.5 + 0.01
+    fleet.trained.clear()
+    searched(folder, tmp_path / "home", *options, space)
+    assert fleet.trained == []
+    searched(folder, tmp_path / "stated", *options, space, "tunnel.noise=0.002")
+    assert not [name for name in fleet.trained if name.startswith("repeat")]
+    assert table(tmp_path / "stated")["gap"]["noise"] == pytest.approx(0.002 * 1.5, rel=0.02)
+    searched(folder, tmp_path / "all", "tunnel.sampler=tpe", "tunnel.trials=14", space)
+    assert table(tmp_path / "all")["stopped"] == ""
+    assert len(table(tmp_path / "all")["trials"]) == 14

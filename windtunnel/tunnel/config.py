@@ -113,6 +113,20 @@ class TunnelConfig(Config):
         "an error",
         examples=["widen"],
     )
+    stop: Literal["trials", "enough"] = Field(
+        default="trials",
+        description="enough: end the search before its last trial once the gap to the tuned optimum is under the seed noise",
+        examples=["enough"],
+    )
+    noise: Positive | None = Field(
+        default=None,
+        lt=1,
+        description="seed noise as a share of the loss; without it, stop = enough trains the best trial on other seeds",
+        examples=[0.002],
+    )
+    repeats: int = Field(
+        default=3, ge=2, le=100, description="other seeds on which the best trial measures the seed noise", examples=[3]
+    )
     trial_tokens: Count | None = Field(
         default=None,
         description="tokens of a trial; without it, ten for each parameter as in the paper",
