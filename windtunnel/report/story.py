@@ -242,7 +242,7 @@ def read_tunnel(book: LabBook, program: str) -> Tunnel | None:
     best = min((t["loss"] for t in done), default=None)
     opening = trials[0]["loss"] if trials else None
     return Tunnel(
-        str(fact["size"]), len(trials), len(trials) - len(done), fact["choices"],
+        str(fact["size"]), len(trials), sum(t["loss"] is None and t.get("guess") is None for t in trials), fact["choices"],
         {name: trials[0][name] for name in fact["choices"]} if trials else {}, tuple(fact.get("edges", [])),
         best / opening - 1 if best and opening else None, {k: v for k, v in clouds.items() if v}, places,
         _left(fact, best), check,

@@ -100,6 +100,11 @@ class TunnelConfig(Config):
         "sequence that does not look at results",
         examples=["gp"],
     )
+    prune: Literal["none", "halving"] = Field(
+        default="none",
+        description="halving: judge trials after short decay branches of their trunks, and let only the better quarter go on",
+        examples=["halving"],
+    )
     per_round: int = Field(
         default=4,
         ge=1,

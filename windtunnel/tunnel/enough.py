@@ -7,8 +7,9 @@ that their uncertainty is part of the interval. Surfaces drawn from the posterio
 candidates; the gap of a draw is its value at the best trial minus that minimum.
 
 Limits. It believes in smoothness: a second, narrow valley that no trial has met is not foreseen. It knows the space it was
-given: a better point beyond an edge is not counted, and the minimum is looked for over a finite cloud. Below about two trials for each axis it says nothing. Trials that
-diverged are left out, and losses far above the median are lowered to where they only say "not here".
+given: a better point beyond an edge is not counted, and the minimum is looked for over a finite cloud. Below about two trials
+for each axis it says nothing. Trials that diverged are left out, and losses far above the first round's median are lowered to
+where they only say "not here".
 """
 
 from __future__ import annotations
