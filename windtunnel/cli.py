@@ -14,16 +14,26 @@ Every command imports what it needs when it runs, so that ``--help`` and recipe 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from windtunnel.base.errors import UserError, WindtunnelError
-from windtunnel.cli_options import EPILOG, HOME, AsJson, Devices, Home, Overrides, RecipeFile, RunName, ShowByDefault
+from windtunnel.cli_options import (
+    EPILOG,
+    HOME,
+    AsJson,
+    Devices,
+    Home,
+    Overrides,
+    RecipeFile,
+    RunName,
+    ShowByDefault,
+    show,
+)
 
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 _INTERRUPTED = 130
@@ -43,31 +53,12 @@ for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model"
     app.add_typer(_group, name=_name)
 
 
-class _Result(Protocol):
-    def to_dict(self) -> dict[str, Any]: ...
-
-
 def _load(recipe: str, overrides: list[str] | None) -> Any:
     from windtunnel.recipe import check_files, load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     check_files(loaded)
     return loaded
-
-
-def _show(result: _Result | None, as_json: bool = False) -> None:
-    """Prints a result: as JSON, as rich text if it has a form for the terminal, or as its ``str``."""
-    if result is None:
-        return
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
-    elif hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
-        from rich.console import Console
-
-        terminal = sys.stdout.isatty()
-        Console(highlight=False, width=None if terminal else 130, soft_wrap=not terminal).print(result)
-    else:
-        typer.echo(str(result))
 
 
 # -- everyday verbs --------------------------------------------------------------------------------------------------------
@@ -111,7 +102,7 @@ def plan(
     loaded = _load(recipe, overrides)
     from windtunnel.planning import plan as call
 
-    _show(call(loaded, home, measure=measure), as_json)
+    show(call(loaded, home, measure=measure), as_json)
 
 
 @app.command()
@@ -126,7 +117,7 @@ def run(
     loaded = _load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
-    _show(call(loaded, home, until=until, devices=devices))
+    show(call(loaded, home, until=until, devices=devices))
 
 
 @app.command()
@@ -144,12 +135,12 @@ def forecast(
     if recipe is None:
         from windtunnel.comparison import forecasts
 
-        _show(forecasts(home), as_json)
+        show(forecasts(home), as_json)
         return
     loaded = _load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
-    _show(call(loaded, home, devices=devices, stop_after_forecast=True), as_json)
+    show(call(loaded, home, devices=devices, stop_after_forecast=True), as_json)
 
 
 @app.command()
@@ -164,7 +155,7 @@ def status(
 
     if rebuild:
         again(home)
-    _show(call(home), as_json)
+    show(call(home), as_json)
 
 
 @app.command()
@@ -177,7 +168,7 @@ def report(
     """Write the report: one HTML file, forecast beside outcome."""
     from windtunnel.manage import report as call
 
-    _show(call(home, program, out=out, share=share))
+    show(call(home, program, out=out, share=share))
 
 
 @app.command()
@@ -192,7 +183,7 @@ def compare(
         raise UserError("compare", "expected two runs or more, got one", "windtunnel status lists them")
     from windtunnel.comparison import compare as call
 
-    _show(call(home, runs, out=out), as_json)
+    show(call(home, runs, out=out), as_json)
 
 
 @app.command("eval")
@@ -219,7 +210,7 @@ def evaluate(
     limit = None if tokens is None else parse_count(tokens, "--tokens")
     from windtunnel.manage import evaluate as call
 
-    _show(call(home, name, tasks=files, tokens=limit), as_json)
+    show(call(home, name, tasks=files, tokens=limit), as_json)
 
 
 @app.command()
@@ -231,7 +222,7 @@ def export(
     """Write a Hugging Face folder, and check its logits."""
     from windtunnel.manage import export as call
 
-    _show(call(home, name, out=out))
+    show(call(home, name, out=out))
 
 
 @app.command()
@@ -251,7 +242,7 @@ def chat(
     """Talk to a model in the terminal; an empty line or Ctrl-D ends."""
     from windtunnel.manage import chat as call
 
-    _show(call(home, name, prompt=prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed))
+    show(call(home, name, prompt=prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed))
 
 
 # -- beside the everyday verbs ---------------------------------------------------------------------------------------------
@@ -268,7 +259,7 @@ def finish(name: RunName, devices: Devices = None, home: Home = HOME) -> None:
     """Start a trunk's decay at its next step."""
     from windtunnel.manage import finish as call
 
-    _show(call(home, name, devices=devices))
+    show(call(home, name, devices=devices))
 
 
 @app.command()
@@ -280,14 +271,14 @@ def clean(
     """List what can go; never a parent or an only copy."""
     from windtunnel.manage import clean as call
 
-    _show(call(home, really=really), as_json)
+    show(call(home, really=really), as_json)
 
 
 # -- groups ----------------------------------------------------------------------------------------------------------------
 
 
 @data.command("show")
-def data_show(
+def datashow(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH ...", help="Files, folders, globs, pypi: or hf: sources; or a recipe.")
     ],
@@ -299,7 +290,7 @@ def data_show(
     from windtunnel.manage import inspect_data as call
 
     recipe = _load(paths[0], overrides) if len(paths) == 1 and paths[0].endswith(".toml") else None
-    _show(call(home, paths, recipe=recipe), as_json)
+    show(call(home, paths, recipe=recipe), as_json)
 
 
 @data.command("compression")
@@ -310,7 +301,7 @@ def data_compression(
     loaded = _load(recipe, overrides)
     from windtunnel.manage import compression as call
 
-    _show(call(loaded, home), as_json)
+    show(call(loaded, home), as_json)
 
 
 @tunnel.command("search")
@@ -327,7 +318,7 @@ def tunnel_search(
     loaded = _load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
-    _show(call(loaded, home, until="search", devices=devices, part=part))
+    show(call(loaded, home, until="search", devices=devices, part=part))
 
 
 @tunnel.command("scale")
@@ -352,7 +343,22 @@ def tunnel_transfer(
     from windtunnel.transfer_study import transfer as call
 
     wanted = [name.strip() for name in axes.split(",") if name.strip()] if axes else []
-    _show(call(loaded, home, axes=wanted, devices=devices), as_json)
+    show(call(loaded, home, axes=wanted, devices=devices), as_json)
+
+
+@tunnel.command("coordinates")
+def tunnel_coordinates(
+    recipe: RecipeFile = "quickstart",
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Do wide models compute with changes as large as narrow ones?"""
+    loaded = _load(recipe, overrides)
+    from windtunnel.coordinate_study import coordinates as call
+
+    show(call(loaded, home, out=out), as_json)
 
 
 @tunnel.command("merge")
@@ -363,7 +369,7 @@ def tunnel_merge(
     """Join the runs of several homes into one study."""
     from windtunnel.merging import merge as call
 
-    _show(call(homes, into))
+    show(call(homes, into))
 
 
 @law.command("list")
@@ -371,7 +377,7 @@ def law_list(as_json: AsJson = False) -> None:
     """The named laws with their constants and sources."""
     from windtunnel.cli_tables import NamedLaws
 
-    _show(NamedLaws(), as_json)
+    show(NamedLaws(), as_json)
 
 
 @law.command("predict")
@@ -393,7 +399,7 @@ def law_predict(
     """The loss at a size and length, or the best for a compute."""
     from windtunnel.cli_tables import Prediction
 
-    _show(Prediction.of(name, flops, parameters, tokens, inference), as_json)
+    show(Prediction.of(name, flops, parameters, tokens, inference), as_json)
 
 
 @law.command("fit")
@@ -414,7 +420,7 @@ def law_fit(
     """Fit L(N, D) to finished runs in a table."""
     from windtunnel.cli_tables import FittedTable
 
-    _show(FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out), as_json)
+    show(FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out), as_json)
 
 
 @model.command("shapes")
@@ -426,7 +432,7 @@ def model_shapes(
     """The sizes of each family by name: shape, body + embedding = total."""
     from windtunnel.cli_tables import Shapes
 
-    _show(Shapes.of(family, vocab), as_json)
+    show(Shapes.of(family, vocab), as_json)
 
 
 # -- entry -----------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from typer.core import TyperGroup
@@ -37,3 +39,22 @@ class ShowByDefault(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         return super().resolve_command(ctx, args if args and args[0] in self.commands else ["show", *args])
+
+
+class Result(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def show(result: Result | None, as_json: bool = False) -> None:
+    """Prints a result: as JSON, as rich text if it has a form for the terminal, or as its ``str``."""
+    if result is None:
+        return
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+    elif hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
+        from rich.console import Console
+
+        terminal = sys.stdout.isatty()
+        Console(highlight=False, width=None if terminal else 130, soft_wrap=not terminal).print(result)
+    else:
+        typer.echo(str(result))

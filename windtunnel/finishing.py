@@ -1,4 +1,4 @@
-"""Tasks that need torch but no training, each in a process of its own: samples, task scores, held-out scores, export, chat.
+"""Tasks that need torch but no training, each in a process of its own: samples, scores, export, chat, checks.
 
 ``python -m windtunnel.finishing VERB JOB`` with a JSON job prints its JSON answer as its last line.
 """
@@ -15,24 +15,30 @@ import torch
 from windtunnel.base.errors import WindtunnelError
 from windtunnel.base.runtime import choose, prepare
 from windtunnel.corpus.chat import render
+from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.evaluate.choice import score_choices
+from windtunnel.evaluate.preference import score_pairs
 from windtunnel.export.card import CardFacts
 from windtunnel.export.huggingface import export_huggingface
 from windtunnel.model.sample import generate
+from windtunnel.model.shape import Shape
 from windtunnel.serve.chat import chat
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import load_model
 from windtunnel.train.loop import scorer
+from windtunnel.train.stage import Stage
+from windtunnel.tunnel.coordinates import check_coordinates
 
 _SAMPLES, _SAMPLE_TOKENS, _TEMPERATURE, _TOP_P = 5, 96, 0.7, 0.95
 _QUESTIONS = ("What is Mathematics?", "How do I make pancakes?", "What is the Moon?")
 
 
 def finish(job: dict[str, Any]) -> dict[str, Any]:
-    """The first samples of a model, with seeds 0, 1, 2, …: not picked; answers if it has seen chats; task scores."""
-    model, _ = load_model(Path(job["checkpoint"]))
+    """The first samples of a model, with seeds 0, 1, 2, …: not picked; answers if it has seen chats; task scores; for a model
+    that learnt from pairs, its accuracy on held-out ones and its parent's."""
+    model, manifest = load_model(Path(job["checkpoint"]))
     tokenizer = Tokenizer.load(Path(job["tokenizer"]))
     stop = {tokenizer.eos_id, tokenizer.im_end_id}
     options = {"max_new": _SAMPLE_TOKENS, "temperature": _TEMPERATURE, "top_p": _TOP_P, "stop": stop}
@@ -46,7 +52,15 @@ def finish(job: dict[str, Any]) -> dict[str, Any]:
             {"question": question, "answer": tokenizer.decode(list(generate(model, list(ids), seed=0, **options)))}
         )
     tasks = {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}
+    preferences: dict[str, Any] = {}
+    if job.get("pairs"):  # the same measure before and after
+        row = manifest.config["stage"]["plan"]["row"]
+        before, _ = load_model(Path(job["parent"]))
+        for name, folder in job["pairs"].items():
+            corpus = open_corpus(Path(folder))
+            preferences[name] = {"before": score_pairs(before, corpus, row), "after": score_pairs(model, corpus, row)}
     return {
+        **({"preferences": preferences} if preferences else {}),
         "samples": samples, "answers": answers, "tasks": tasks,
         "sampling": {"temperature": _TEMPERATURE, "top_p": _TOP_P, "tokens": _SAMPLE_TOKENS, "seeds": list(range(_SAMPLES))},
     }  # fmt: skip
@@ -84,7 +98,19 @@ def talk(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-VERBS = {"finish": finish, "evaluate": evaluate, "export": export, "chat": talk}
+def coordinates(job: dict[str, Any]) -> dict[str, Any]:
+    """The coordinate check of a parametrization over several shapes, on the first batches of a stage's own data."""
+    stage = Stage.from_dict(job["stage"])
+    loader = Loader(stage.plan, {name: open_corpus(Path(folder)) for name, folder in job["corpora"].items()})
+    batches = [loader.rows(i * stage.batch, stage.batch) for i in range(job["batches"])]
+    shapes = [Shape(**shape) for shape in job["shapes"]]
+    check = check_coordinates(
+        stage.parametrization, shapes, batches, seeds=job["seeds"], steps=job["steps"], optimizer=stage.optimizer
+    )
+    return check.to_dict()
+
+
+VERBS = {"coordinates": coordinates, "finish": finish, "evaluate": evaluate, "export": export, "chat": talk}
 
 
 def main() -> int:

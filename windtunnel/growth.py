@@ -8,6 +8,7 @@ from typing import Any
 from windtunnel.base.units import Length
 from windtunnel.corpus.packing import corrected
 from windtunnel.posttrain.config import GrownConfig
+from windtunnel.posttrain.dpo import PAPER_RATE, cosine, on_pairs
 from windtunnel.posttrain.sft import end_rate, fresh_stage, sft_schedule
 from windtunnel.pretrain.setting import Setting
 from windtunnel.train.stage import Stage
@@ -23,7 +24,7 @@ def posttrained(
     packed: Mapping[str, Mapping[str, Any]],
     unknown: int,
 ) -> Stage:
-    """The stage of an ``sft`` branch.
+    """The stage of an ``sft`` or ``dpo`` branch.
 
     Args:
         packed: ``RowIndex.facts`` of each corpus; empty before the corpora are read.
@@ -37,15 +38,21 @@ def posttrained(
     known = all(corpus in packed for corpus in mixture)
     batch = (config.batch or parent.step_tokens) // row
     steps = _steps(config, mixture, packed if known else {}, batch, row, unknown)
-    rate = config.lr if config.lr is not None else end_rate(parent, f"branch.{name}.lr")
+    paper = config.preset == "paper"
+    rate = config.lr or (PAPER_RATE if paper else end_rate(parent, f"branch.{name}.lr"))
     warmup = _part(config.warmup or _WARMUP, steps, batch * row)
     decay = min(steps - 1, _part(config.decay or _DECAY, steps, batch * row))
     fill = {corpus: packed[corpus]["fill"] if known else 1.0 for corpus in mixture}
     hashes = tuple((corpus, packed[corpus]["hash"] if known else "") for corpus in mixture)
-    return fresh_stage(
+    floor = 0.1 if config.floor is None else config.floor
+    schedule = cosine(steps, warmup, floor) if config.kind == "dpo" else sft_schedule(steps, warmup, decay, floor)
+    if config.kind == "dpo":
+        fill = dict.fromkeys(mixture, 1.0)  # each row is a pair, however long: shares are of pairs
+    stage = fresh_stage(
         parent, name, config.kind, setting, rate=rate, batch=batch, steps=steps, mixture=corrected(mixture, fill),
-        packed=hashes, by_role=config.lr_by_role, schedule=sft_schedule(steps, warmup, decay, config.floor or 0.1),
+        packed=hashes, by_role=config.lr_by_role and not paper, schedule=schedule,
     )  # fmt: skip
+    return stage if config.preference is None else on_pairs(stage, config.preference)
 
 
 def _steps(
@@ -55,7 +62,9 @@ def _steps(
     if config.tokens is not None:
         rows = config.tokens.tokens(whole=unknown * 10, batch=batch * row, row=row) / row
     elif packed:
-        rows = (config.epochs or 2.0) * sum(packed[corpus]["rows"] for corpus in mixture)
+        rows = (config.epochs or (1.0 if config.kind == "dpo" else 2.0)) * sum(
+            packed[corpus]["rows"] for corpus in mixture
+        )
     else:
         rows = unknown / row
     return max(2, round(rows / batch))

@@ -263,10 +263,15 @@ def _finish_model(job: Job, stage: Stage) -> None:
     if known is not None and set(tasks) <= set(known.get("tasks", {})):
         return
     chats = any(recipe.corpus[name].chats for name in dict(stage.plan.segments[-1].mixture))
+    more: dict[str, Any] = {}
+    if stage.preference is not None:
+        folders = {name: str(desk.home.root / program.prepared.corpora[name]["folder"]) for name, _ in stage.corpora}
+        more = {"pairs": folders, "parent": str(desk.parent_checkpoint(stage))}
     with desk.screen.console.status(f"{stage.name}: samples and tasks"):
         found = finishing(
             "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),
             tokenizer=str(desk.home.root / program.prepared.tokenizer), chats=chats, tasks=tasks,
+            **more,
         )  # fmt: skip
     with desk.book as book:
         book.put_fact(program.name, "model", stage.folder_name, found)

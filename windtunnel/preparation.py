@@ -83,7 +83,7 @@ def _packed(corpus: Corpus, row: int, say: Any) -> dict[str, Any]:
     if facts["cut"] or facts["left_out"]:
         say(
             f"corpus '{corpus.name}': {facts['cut']:,} documents are cut to the row of {row} tokens, {facts['left_out']:,} are "
-            f"left out because nothing of them would be scored; {facts['documents']:,} take part"
+            f"left out because they do not fit or nothing of them would be scored; {facts['documents']:,} take part"
         )
     return facts
 

@@ -10,7 +10,8 @@ from windtunnel.recipe_errors import nearest
 from windtunnel.recipe_schema import Recipe
 
 _DECAY_ONLY = ("at", "half_life")
-_POSTTRAINED_ONLY = ("epochs", "lr", "warmup", "decay")
+_DPO_ONLY = ("preset", "loss", "beta", "smoothing", "margin")
+_POSTTRAINED_ONLY = ("epochs", "lr", "warmup", "decay", *_DPO_ONLY)
 
 
 class Problem(NamedTuple):
@@ -30,6 +31,10 @@ def posttraining(recipe: Recipe) -> Iterator[Problem]:
         for stated in (field for field in wrong if getattr(branch, field) is not None):
             kinds = "'sft' or 'dpo'" if branch.kind == "decay" else "'decay'"
             yield Problem(f"{key}.{stated}", f"expected it beside kind = {kinds}, got kind = '{branch.kind}'")
+        for stated in (field for field in _DPO_ONLY if branch.kind == "sft" and getattr(branch, field) is not None):
+            yield Problem(f"{key}.{stated}", "expected it beside kind = 'dpo', got kind = 'sft'")
+        if branch.kind == "dpo" and branch.decay is not None:
+            yield Problem(f"{key}.decay", "expected it beside kind = 'sft', got kind = 'dpo'", "dpo follows a cosine")
         if branch.kind in POSTTRAINED:
             yield from _grown(recipe, name, before)
         else:
@@ -51,13 +56,19 @@ def _grown(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
         yield Problem(f"{key}.mixture", "expected weights of corpora, got none", f"write for example {{ {kind} = 1 }}")
     elif branch.kind == "sft":
         yield from _no_pairs(recipe, f"{key}.mixture", branch.mixture)
-        if not any(recipe.corpus[corpus].chats for corpus in branch.mixture):
+        if not any(recipe.corpus[c].chats for c in branch.mixture if c in recipe.corpus):
             yield Problem(
                 f"{key}.mixture",
                 "expected at least one corpus of chats, got none",
                 'chats have messages = "messages", or user and assistant',
             )
-    templates = sorted({recipe.corpus[c].template for c in branch.mixture or () if recipe.corpus[c].chats})
+    elif wrong := next((c for c in branch.mixture if c in recipe.corpus and not recipe.corpus[c].pairs), None):
+        yield Problem(
+            f"{key}.mixture", f"expected pairs of answers, got the corpus {wrong!r}", "pairs have chosen and rejected"
+        )
+    templates = sorted(
+        {recipe.corpus[c].template for c in branch.mixture or () if c in recipe.corpus and recipe.corpus[c].chats}
+    )
     if len(templates) > 1:
         fix = "give them the same template, or the model learns two"
         yield Problem(f"{key}.mixture", f"expected chats of one template, got {' and '.join(templates)}", fix)

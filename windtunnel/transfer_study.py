@@ -116,7 +116,8 @@ class Study:
         """Those that are compared. The recipe's constants and the search's choices hold for the recipe's own one."""
         own = self.program.setting().parametrization
         names = self.config.parametrizations or (own.name,)
-        return [own if name == own.name else Parametrization.named(name) for name in names]
+        layers = self.program.recipe.model.base_layers or self.program.recipe.family.base_layers
+        return [own if name == own.name else Parametrization.named(name, layers) for name in names]
 
     def centre(self, name: str) -> float:
         """The middle of a parametrization's first grid."""

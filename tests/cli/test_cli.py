@@ -60,6 +60,7 @@ SURFACE = {
     "tunnel merge": "--help --into homes",
     "tunnel scale": "--devices --help --home --set recipe",
     "tunnel transfer": "--axes --devices --help --home --json --set recipe",
+    "tunnel coordinates": "--help --home --json --out --set recipe",
     "law": "--help",
     "law list": "--help --json",
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
@@ -82,6 +83,7 @@ VERBS = [
     "inspect_data",
     "compression",
     "transfer",
+    "coordinates",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -184,7 +186,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison", "transfer_study")
+    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study")
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -246,6 +248,7 @@ HOME = Path("some-home")
             (HOME,),
             {"axes": ["width", "depth"], "devices": None},
         ),
+        ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],
 )

@@ -36,7 +36,7 @@ corpora = ["plain", "chats"]
 [model]
 family = "tiny"
 size = "0.02M"
-row = 64
+row = 128
 
 [trunk]
 tokens = "5120"
@@ -54,6 +54,20 @@ epochs = 2
 batch = "512"
 mixture = { chats = 3, plain = 1 }
 
+[corpus.pairs]
+source = "pairs.jsonl"
+chosen = "chosen"
+rejected = "rejected"
+heldout = 0.2
+minimum_characters = 8
+
+[branch.aligned]
+kind = "dpo"
+parent = "chat"
+epochs = 1
+batch = "256"
+mixture = { pairs = 1 }
+
 [evaluate]
 tokens = "1k"
 """
@@ -70,6 +84,15 @@ def folder(tmp_path_factory, write_made_up) -> Path:
             json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
         )
     (made / "chats.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    pairs = [
+        {
+            "prompt": f"What is {i} plus 1?",
+            "chosen": f"It is {i + 1}.",
+            "rejected": f"No {i}!",
+        }
+        for i in range(60)
+    ]
+    (made / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     (made / "family.toml").write_text(RECIPE, encoding="utf-8")
     return made
 
@@ -79,25 +102,28 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
     before = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert before["chat"] == "new"
     run(recipe, tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat"]
+    assert trained == ["trunk", "same", "chat", "aligned"]
     book = LabBook(Home(tmp_path).labbook)
     rows = {row["name"]: row for row in book.runs(program="family")}
     assert (rows["chat"]["kind"], rows["chat"]["parent"]) == ("sft", rows["same"]["id"])
     packed = read_json(Home(tmp_path).program("family") / "prepared.json")["corpora"]
     chats, texts = packed["chats"]["packed"], packed["plain"]["packed"]
     stage = rows["chat"]["config"]
-    assert stage["steps"] == round(2 * (chats["rows"] + texts["rows"]) / 8)
+    assert stage["steps"] == round(2 * (chats["rows"] + texts["rows"]) / 4)
     assert stage["plan"]["packed"] == {"chats": chats["hash"], "plain": texts["hash"]}
     weights = dict(stage["plan"]["segments"][0]["mixture"])
     assert weights["chats"] * chats["fill"] / (weights["plain"] * texts["fill"]) == pytest.approx(3)
     fact = book.facts("family", "model")[Path(rows["chat"]["folder"]).name]
     assert len(fact["answers"]) > 0
+    preferences = book.facts("family", "model")[Path(rows["aligned"]["folder"]).name]["preferences"]["pairs"]
+    assert preferences["before"]["count"] == preferences["after"]["count"] > 0
+    assert all(found["low"] <= found["accuracy"] <= found["high"] for found in preferences.values())
     assert {s["corpus"] for s in book.scores(rows["chat"]["id"])} >= {"plain", "chats"}
     assert "chat" in (Home(tmp_path).program("family") / "report.html").read_text(encoding="utf-8")
     after = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert set(after.values()) == {"done"}
     run(recipe, tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat"]
+    assert trained == ["trunk", "same", "chat", "aligned"]
     run(load_recipe(folder / "family.toml", ["branch.chat.lr=0.002"]), tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat", "chat"]
+    assert trained == ["trunk", "same", "chat", "aligned", "chat", "aligned"]
     assert not [name for name in clean(tmp_path).data["folders"] if "/runs/same" in name or "/runs/trunk" in name]

@@ -25,7 +25,7 @@ from windtunnel.study import search_stages
 
 FIELDS = {
     "": "name seed max_loss max_hours max_cost track corpus tokenizer model budget optimizer tunnel trunk branch evaluate export machine",
-    "corpus.x": "source sha256 format split text messages system user assistant template loss on_bad minimum_characters heldout "
+    "corpus.x": "source sha256 format split text messages system user assistant prompt chosen rejected template loss on_bad minimum_characters heldout "
     "heldout_tokens heldout_by clean decontaminate language licence",
     "corpus.x.clean": "unicode exact near decontaminate",
     "tokenizer": "vocab corpora path",
@@ -38,7 +38,7 @@ FIELDS = {
     "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
     "trunk": "tokens batch warmup mixture masking checkpoint_every keep",
-    "branch.x": "kind parent at tokens form floor half_life mixture batch epochs lr lr_by_role warmup decay",
+    "branch.x": "kind parent at tokens form floor half_life mixture batch epochs lr lr_by_role preset loss beta smoothing margin warmup decay",
     "evaluate": "corpora tokens tasks",
     "export": "branch format",
     "machine": "count tflops price watts currency",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from windtunnel.corpus.loader import Rows
 from windtunnel.model.parametrization import WIDTH_MULTIPLIERS, Name, Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.report.studies import coordinate_figure
 from windtunnel.train.stage import AdamW, optimizer_of
-from windtunnel.tunnel.coordinates import CoordinateCheck, check_coordinates
+from windtunnel.tunnel.coordinates import BARS, CoordinateCheck, check_coordinates
 
 VOCAB = 64
 
@@ -132,3 +135,35 @@ def test_a_model_that_does_not_train_is_refused() -> None:
     silent = Rows(batch.inputs, np.full_like(batch.targets, -100), batch.documents)
     with pytest.raises(ValueError, match="did not train"):
         check_coordinates(Parametrization(), _shapes()[:2], [silent], seeds=[0], steps=(1,))
+
+
+def test_the_spectral_norm_of_a_weight_update_is_flat_under_mup_and_grows_with_width_under_the_standard() -> None:
+    mup, standard = (
+        check_coordinates(Parametrization.named(name), _shapes(), _batches(), seeds=[0, 1], steps=(0, 1, 3))
+        for name in ("mup", "standard")
+    )
+    assert abs(mup.steepest("update").value) < BARS["update"]
+    assert standard.steepest("update").value > 0.6
+    update = [s for s in mup.slopes() if s.kind == "update"]
+    assert {s.quantity.split(".")[-1] for s in update} == {f"{m} update" for m in
+            ("query", "key", "value", "output", "gate", "up", "down")}  # fmt: skip
+    assert not [s for s in standard.failures() if s.step == 0]  # the state before training is shown, not judged
+
+
+def test_the_check_as_json_holds_what_the_figure_draws() -> None:
+    names = ("layers.0", "layers.0.mlp", "logits", "all logits", "layers.0.mlp.up update")
+    changes = np.ones((2, 3, 2, 5)) * np.array([32.0, 64, 128])[None, :, None, None] ** 0.5
+    found = CoordinateCheck((32, 64, 128), (0, 1), names, changes).to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert {s["kind"] for s in found["slopes"]} == {"stream", "block", "logits", "all logits", "update"}
+    assert len(found["failures"]) == 4
+    assert np.shape(found["changes"]) == (3, 2, 5)
+    figure = coordinate_figure({"mup, tied": found})
+    assert figure.startswith("<svg xmlns=")
+    assert figure.count("<path") == 4
+    assert "4 slopes too steep" in figure
+    rise = [
+        [float(v) for v in path.replace("M", "").replace("L", " ").split()]
+        for path in re.findall(r'd="([^"]+)"', figure)
+    ]
+    assert all(path[1] > path[-1] for path in rise)  # upwards on the page

@@ -13,7 +13,7 @@ import numpy as np
 from windtunnel.base.artefact import content_hash, explained, write_artefact, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.corpus import tokenizer as bpe
-from windtunnel.corpus.chat import Template, render_batch
+from windtunnel.corpus.chat import Template, last_answer, pair_of, render_batch
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.prepare import HELDOUT, TRAIN, VERSION, Prepared, prepare, text_key, turns_of
 from windtunnel.corpus.sources import source_fingerprint
@@ -152,7 +152,7 @@ def build_corpus(
     masked = config.chats and config.loss == "assistant"
     body: dict[str, Any] = {
         "name": name, "key": key, "tokenizer": tokenizer.hash, "vocab": tokenizer.vocab_size, "dtype": tokenizer.dtype.name,
-        "masked": masked, "corpus": config.model_dump(mode="json", exclude=_PLACE), "highest_id": 0,
+        "masked": masked, "corpus": config.model_dump(mode="json", exclude=_PLACE | config.unused), "highest_id": 0,
     }  # fmt: skip
     with (
         _prepared(
@@ -208,7 +208,8 @@ def write_side(
             full = limit is not None and total + len(ids) > limit
             if full:
                 keep = int(np.searchsorted(total + np.cumsum(counts), cast(int, limit), "right"))
-                keep = max(keep, 1 if total == 0 else 0)
+                least = 2 if config.pairs else 1  # a pair is two documents
+                keep = max(keep - keep % least, least if total == 0 else 0)
                 counts, size = counts[:keep], size[:keep]
                 ids = ids[: int(counts.sum())]
                 mask = None if mask is None else mask[: len(ids)]
@@ -238,8 +239,13 @@ def encode_documents(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Ids of documents one after the other (int64), their mask (uint8, None where all is scored), tokens of each (int64).
 
-    A text is ``<s> text </s>``; a chat is rendered with its template.
+    A text is ``<s> text </s>``; a chat is rendered with its template; a pair is two chats, the better answer first.
     """
+    if config.pairs:
+        pairs = [chat for raw in batch for chat in pair_of(turns_of(raw))]
+        found = [last_answer(*chat) for chat in render_batch(pairs, tokenizer, cast(Template, config.template))]
+        ids, mask = (np.concatenate([chat[part] for chat in found]) for part in (0, 1))
+        return ids, mask, np.array([len(ids) for ids, _ in found], np.int64)
     if config.chats:
         chats = render_batch([turns_of(raw) for raw in batch], tokenizer, cast(Template, config.template))
         ids = np.concatenate([ids for ids, _ in chats])

@@ -154,6 +154,22 @@ def _minicpm(turns: list[Message], tokenizer: Tokenizer, prompt: bool) -> list[_
     return parts
 
 
+def pair_of(turns: list[Message]) -> tuple[list[Message], list[Message]]:
+    """The two chats of a stored pair, whose last turn is the worse answer: the better answer's, the worse answer's."""
+    *prompt, chosen, rejected = turns
+    return [*prompt, chosen], [*prompt, Message(role="assistant", content=rejected["content"])]
+
+
+def last_answer(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A rendered chat whose mask covers its last answer only: the earlier ones belong to the question."""
+    scored = np.flatnonzero(mask)
+    gaps = np.flatnonzero(np.diff(scored) > 1)
+    kept = scored[gaps[-1] + 1 :] if len(gaps) else scored
+    only = np.zeros_like(mask)
+    only[kept] = 1
+    return ids, only
+
+
 def stop_ids(tokenizer: Tokenizer, template: Template = "chatml") -> set[int]:
     """The ids at which an answer ends."""
     return {tokenizer.eos_id} | ({tokenizer.im_end_id} if template == "chatml" else set())

@@ -59,6 +59,11 @@ class SourceConfig(Config):
     system: str | None = Field(None, description="chats: a template for the system turn")
     user: str | None = Field(None, description="chats: a template for the user's turn")
     assistant: str | None = Field(None, description="chats: a template for the answer")
+    prompt: str | None = Field(
+        None, min_length=1, description="pairs: field or template of the question, text or turns; without it, 'prompt'"
+    )
+    chosen: str | None = Field(None, min_length=1, description="pairs: field or template of the better answer")
+    rejected: str | None = Field(None, min_length=1, description="pairs: field or template of the worse answer")
     template: Literal["chatml", "minicpm"] = Field("chatml", description="chats: how turns are marked")
     loss: Literal["assistant", "all"] = Field("assistant", description="chats: which tokens are learnt and scored")
     on_bad: OnBad = Field(
@@ -93,23 +98,37 @@ class SourceConfig(Config):
             raise refuse("expected either 'messages' or 'user' and 'assistant', got both")
         if self.system is not None and self.user is None:
             raise refuse("expected 'system' only beside 'user' and 'assistant'")
+        if (self.chosen is None) != (self.rejected is None):
+            raise refuse("expected 'chosen' and 'rejected' together, got only one of them")
+        if self.prompt is not None and not self.pairs:
+            raise refuse("expected 'prompt' only beside 'chosen' and 'rejected'")
+        if self.pairs and (self.messages is not None or self.user is not None):
+            raise refuse("expected either pairs ('chosen' and 'rejected') or chats, got both")
+        if self.pairs and self.loss == "all":
+            raise refuse("expected loss = 'assistant' for pairs, got 'all'")
         if self.chats and "text" in self.model_fields_set:
-            raise refuse("expected either 'text' or chats ('messages', or 'user' and 'assistant'), got both")
+            raise refuse("expected either 'text' or chats or pairs, got both")
         return self
 
     @property
     def chats(self) -> bool:
-        """Whether documents are chats rather than text."""
-        return self.messages is not None or self.user is not None
+        """Whether documents are turns rather than text: chats or pairs."""
+        return self.messages is not None or self.user is not None or self.pairs
 
     @property
     def pairs(self) -> bool:
         """Whether documents are pairs of answers to one prompt."""
-        return False
+        return self.chosen is not None
+
+    @property
+    def unused(self) -> set[str]:
+        """Fields that say nothing about this corpus and stay out of its identity, as if they did not exist."""
+        return set() if self.pairs else {"prompt", "chosen", "rejected"}
 
     def identity(self) -> dict[str, object]:
         """The values that decide what is built, apart from the content read; the basis of the build's key.
 
         Where the content lies, its licence and its language change nothing in the result and are left out.
         """
-        return self.model_dump(mode="json", exclude={"source", "sha256", "language", "licence", "decontaminate"})
+        place = {"source", "sha256", "language", "licence", "decontaminate"}
+        return self.model_dump(mode="json", exclude=place | self.unused)

@@ -27,6 +27,7 @@ class Document:
     messages: list[Message] | None = None
     part: int = 0
     group: str | None = None
+    """Documents of one group lie on the same side; pairs are grouped by their question."""
 
 
 def record_reader(config: SourceConfig) -> Callable[[Fields, str], Document]:
@@ -45,6 +46,8 @@ def record_reader(config: SourceConfig) -> Callable[[Fields, str], Document]:
 
 
 def _base_reader(config: SourceConfig) -> Callable[[Fields, str], Document]:
+    if config.pairs:
+        return _pair_reader(config)
     if config.messages is not None:
         return lambda fields, where: _chat(_turns(fields, cast(str, config.messages)), _name(fields, where))
     if config.user is not None:
@@ -54,6 +57,43 @@ def _base_reader(config: SourceConfig) -> Callable[[Fields, str], Document]:
         return lambda fields, where: Document(_filled(render(fields), "the template"), _name(fields, where))
     what = f"the field '{config.text}'"
     return lambda fields, where: Document(_filled(_field(fields, config.text), what), _name(fields, where))
+
+
+def _pair_reader(config: SourceConfig) -> Callable[[Fields, str], Document]:
+    sources = {"prompt": config.prompt or "prompt", "chosen": config.chosen or "", "rejected": config.rejected or ""}
+    renders = {
+        role: compile_template(source, role) if is_template(source) else None for role, source in sources.items()
+    }
+
+    def part(fields: Fields, role: str, last: str) -> list[Message]:
+        render, name = renders[role], sources[role]
+        if render is not None:
+            return [{"role": last, "content": render(fields)}]
+        if name not in fields:
+            raise RecordError(
+                f"expected the field '{name}' of a pair, found {_names(fields)}; name it with {role} = ..."
+            )
+        value = fields[name]
+        if isinstance(value, str):
+            return [{"role": last, "content": value}]
+        if isinstance(value, list) and value:
+            return cast(list[Message], value)
+        raise RecordError(f"expected text or turns in the field '{name}', found a {type(value).__name__}")
+
+    def pair(fields: Fields, where: str) -> Document:
+        prompt = part(fields, "prompt", "user")
+        answers = [part(fields, role, "assistant") for role in ("chosen", "rejected")]
+        chats = [_chat([*prompt, *answer], _name(fields, where)).messages or [] for answer in answers]
+        chosen, rejected = (chat[-1]["content"] for chat in chats)
+        if len(chats[0]) != len(chats[1]) or chats[0][:-1] != chats[1][:-1]:
+            raise RecordError("expected two answers to one question, found chats that differ before their last turn")
+        if chosen == rejected:
+            raise RecordError("expected two different answers, found the same one twice")
+        turns = [*chats[0], Message(role="rejected", content=rejected)]
+        question = "\n".join(turn["content"] for turn in chats[0][:-1])
+        return Document("\n".join(turn["content"] for turn in turns), _name(fields, where), turns, group=question)
+
+    return pair
 
 
 def _templated_chat(config: SourceConfig) -> Callable[[Fields, str], Document]:
@@ -102,6 +142,8 @@ def _advice(fields: Fields, name: str) -> str:
         return 'this is a ShareGPT record (conversations of from and value): set messages = "conversations"'
     if isinstance(fields.get("messages"), list):
         return 'these are chats: set messages = "messages"'
+    if {"chosen", "rejected"} <= fields.keys():
+        return 'these are pairs of answers: set chosen = "chosen" and rejected = "rejected"'
     if {"prompt", "completion"} <= fields.keys():
         return 'these are prompts with completions: set user = "{{ prompt }}" and assistant = "{{ completion }}"'
     texts = [str(k) for k, v in fields.items() if isinstance(v, str)]

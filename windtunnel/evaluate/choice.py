@@ -77,9 +77,11 @@ def _per_byte(model: Transformer, tokenizer: Tokenizer, query: str, choice: str)
     return -float(loss) / max(1, len(choice.encode()))
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927). A tie may count half."""
     share, z2 = right / count, _Z**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return min(share, max(0.0, middle - half)), max(
+        share, min(1.0, middle + half)
+    )  # rounding must not leave the share outside

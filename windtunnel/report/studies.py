@@ -144,3 +144,52 @@ def transfer_figure(curves: Sequence[ValleyCurve], title: str, width: int, *, he
 
 def _shade(index: int, count: int) -> int:
     return SHADES - 1 if count < 2 else round(index * (SHADES - 1) / (count - 1))
+
+
+_KINDS = {
+    "stream": "residual stream", "block": "block outputs", "logits": "logits of scored tokens", "update": "weight updates",
+}  # fmt: skip
+
+
+def coordinate_figure(checks: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row of panels for each check: change since initialisation over width, a line a quantity, pale for the first steps.
+
+    Both axes are logarithmic; under a parametrization that carries over the lines lie flat. An SVG file of its own.
+    """
+    panel, tall, left, top = 210, 190, 46, 30
+    canvas = Canvas(
+        left + (panel + 44) * len(_KINDS), (tall + 84) * len(checks) + top,
+        "Change of what the network computes over its width: " + "; ".join(checks),
+    )  # fmt: skip
+    for row, (name, check) in enumerate(checks.items()):
+        head = top + (tall + 84) * row
+        failed = len(check["failures"])
+        canvas.text(0, head - 12, f"{name}: {'flat' if not failed else f'{failed} slopes too steep'}", "b")
+        for column, (kind, words) in enumerate(_KINDS.items()):
+            start = left + (panel + 44) * column
+            _panel(canvas, check, kind, words, (start, start + panel, head + 22, head + tall))
+    return canvas.render(alone=True)
+
+
+def _panel(
+    canvas: Canvas, check: Mapping[str, Any], kind: str, words: str, place: tuple[float, float, float, float]
+) -> None:
+    left, right, top, base = place
+    mine = [q for q, name in enumerate(check["quantities"]) if _kind(check, name) == kind]
+    steps = [(s, step) for s, step in enumerate(check["steps"]) if step]
+    values = [check["changes"][w][s][q] for w in range(len(check["widths"])) for s, _ in steps for q in mine]
+    canvas.text(left, top - 8, words, "m")
+    if not values:
+        return
+    x = Axis.over(check["widths"], left, right, log=True)
+    y = Axis.over(values, base, top, log=True)
+    y_axis(canvas, y, left, right, "", count=4, show=compact)
+    x_axis(canvas, x, base, "width", show=compact, count=4)
+    for order, (s, _) in enumerate(steps):
+        style = f"ql{_shade(order, len(steps))}"
+        for q in mine:
+            canvas.path([(x(w), y(check["changes"][i][s][q])) for i, w in enumerate(check["widths"])], style)
+
+
+def _kind(check: Mapping[str, Any], quantity: str) -> str:
+    return next(slope["kind"] for slope in check["slopes"] if slope["quantity"] == quantity)

@@ -22,9 +22,10 @@ from windtunnel.train.checkpoint import Position, check_parent, newest_whole, re
 from windtunnel.train.control import Control, Progress
 from windtunnel.train.folder import RESULT, STAGE, steps_saved
 from windtunnel.train.metrics import Metrics, last_loss
-from windtunnel.train.objectives import OBJECTIVES
+from windtunnel.train.objectives import OBJECTIVES, objective_of
 from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.parallel import any_rank, barrier, shard, share
+from windtunnel.train.reference import reference_values
 from windtunnel.train.stage import AdamW, Stage, check_ranks
 from windtunnel.train.step import Trainer, make_compute, train_step
 
@@ -45,8 +46,8 @@ class Workshop:
 
     def trainer(self, stage: Stage) -> Trainer:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
-        signature = str((stage.shape, stage.objective, stage.masking, stage.plan.row))
-        objective = OBJECTIVES[stage.objective]
+        signature = str((stage.shape, stage.objective, stage.preference, stage.masking, stage.plan.row))
+        objective = objective_of(stage)
         if signature not in self._models or self.runtime.world > 1:
             model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
             if self.runtime.dtype == "bfloat16":
@@ -117,17 +118,19 @@ def run_stage(
         sweep_checkpoints(run)
     trainer = workshop.trainer(stage)
     tokenizer = next((corpora[name].tokenizer_hash for name, _ in stage.corpora if name in corpora), "")
+    values = reference_values(stage, run, corpora, parent, trainer)
     at = begin(stage, run, parent, trainer, control, tokenizer)
     barrier(runtime)
     metrics = Metrics(run, at.step, stage.steps) if runtime.rank == 0 else None
     try:
-        at, clock = _train(stage, run, corpora, trainer, at, metrics, control)
+        at, clock = _train(stage, run, Loader(stage.plan, corpora, values), trainer, at, metrics, control)
     finally:
         if metrics:
             metrics.close()
     scores = {}
+    reader = trainer if stage.preference is None else scorer(trainer.model, runtime, stage.plan.row)
     for name in stage.score:
-        scored = score_heldout(trainer, corpora[name].heldout, stage.plan.row, stage.score_tokens)
+        scored = score_heldout(reader, corpora[name].heldout, stage.plan.row, stage.score_tokens)
         scores[name] = {**asdict(scored), "bits_per_byte": scored.bits_per_byte, "corpus": corpora[name].hash}
     result = {
         "key": stage.key, "step": at.step, "tokens": at.sequences * stage.plan.row, "skipped": at.skipped, "scores": scores,
@@ -144,14 +147,14 @@ def run_stage(
 def _train(
     stage: Stage,
     run: Path,
-    corpora: Mapping[str, Corpus],
+    loader: Loader,
     trainer: Trainer,
     at: Position,
     metrics: Metrics | None,
     control: Control,
 ) -> tuple[Position, Clock]:
     """From a position to the last step: load, step, record, and save where one is due."""
-    loader, runtime, clock, bad = Loader(stage.plan, corpora), trainer.runtime, Clock(), 0
+    runtime, clock, bad = trainer.runtime, Clock(), 0
     keep, saved = frozenset(stage.keep), at.step
     while at.step < stage.steps:
         clock.start()

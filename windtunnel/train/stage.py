@@ -15,6 +15,7 @@ from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Kind, Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.train.preference import Preference
 from windtunnel.train.schedule import Schedule
 
 NUMERICS = 2
@@ -150,6 +151,8 @@ class Stage:
     keep_last: int = 2
     lr_by_role: bool = True
     """Whether roles multiply the learning rate; without, every tensor trains at the same one."""
+    preference: Preference | None = None
+    """What the objective ``dpo`` minimises."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -208,6 +211,7 @@ class Stage:
             "plan": self.plan.to_dict(),
             "start": self.start.to_dict() if self.start else None,
             **({} if self.lr_by_role else {"lr_by_role": False}),
+            **({"preference": self.preference.to_dict()} if self.preference else {}),
         }  # fmt: skip
 
     @classmethod
@@ -224,6 +228,7 @@ class Stage:
                 "schedule": Schedule(**raw["schedule"]),
                 "plan": DataPlan.from_dict(raw["plan"]),
                 "start": Start(**raw["start"]) if raw["start"] else None,
+                "preference": Preference(**raw["preference"]) if raw.get("preference") else None,
             }
         )
 

@@ -42,13 +42,15 @@ class StepReport:
 
 
 def make_compute(objective: Objective, *, compiled: bool) -> Any:
-    """The objective as a function (model, tokens, targets, documents, scale[terms]) -> (scaled sum, sums[terms]).
+    """The objective as a function (model, *batch, scale[terms]) -> (scaled sum, sums[terms]); a batch is tokens, targets,
+    documents, and values where rows have some.
 
     Compiled once for each shape: hyper-parameters reach it as tensors, so trials of one shape share the code.
     """
 
-    def compute(model: Transformer, tokens: Tensor, targets: Tensor, documents: Tensor | None, scale: Tensor):
-        sums = objective.sums(model, tokens, targets, documents)
+    def compute(model: Transformer, *batch_and_scale: Tensor):
+        *batch, scale = batch_and_scale
+        sums = objective.sums(model, *batch)
         return (sums * scale).sum(), sums.detach()
 
     return torch.compile(compute, dynamic=False, fullgraph=True) if compiled else compute
@@ -79,14 +81,17 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
     return StepReport(dict(zip(objective.names, means.tolist(), strict=True)), norm, applied)
 
 
-def to_device(rows: Rows, begin: int, trainer: Trainer) -> tuple[Tensor, Tensor, Tensor | None]:
+def to_device(rows: Rows, begin: int, trainer: Trainer) -> tuple[Tensor | None, ...]:
     """One micro-batch as tensors, filled up with unscored rows to the one compiled shape."""
     device, end = trainer.runtime.torch_device, begin + trainer.micro
     tokens, targets = torch.from_numpy(rows.inputs[begin:end]), torch.from_numpy(rows.targets[begin:end])
     documents = torch.from_numpy(rows.documents[begin:end])
+    values = [] if rows.values is None else [torch.from_numpy(rows.values[begin:end])]
     if missing := trainer.micro - len(tokens):
         tokens = torch.cat([tokens, tokens.new_zeros(missing, tokens.shape[1])])
         targets = torch.cat([targets, targets.new_full((missing, targets.shape[1]), IGNORED)])
         documents = torch.cat([documents, documents.new_zeros(missing, documents.shape[1])])
+        values = [torch.cat([v, v.new_zeros(missing, v.shape[1])]) for v in values]
     move = {"device": device, "non_blocking": True}
-    return tokens.to(**move), targets.to(**move), documents.to(**move) if trainer.masked else None
+    seen = documents.to(**move) if trainer.masked else None
+    return tokens.to(**move), targets.to(**move), seen, *(v.to(**move) for v in values)

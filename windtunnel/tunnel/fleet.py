@@ -23,9 +23,9 @@ from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
 from windtunnel.train.stage import Stage
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-"""Environment of a worker with several threads: those that spin while they wait lose a hundredfold on a busy machine
-(docs/lab-log.md)."""
+WAITING = {"GOMP_SPINCOUNT": "20000"}
+"""Environment of a worker with several threads. Those that spin for long while they wait lose a hundredfold on a busy machine,
+those that never spin a fifth on a quiet one (docs/lab-log.md)."""
 _SILENCE = 900.0
 _TRIES = 2
 

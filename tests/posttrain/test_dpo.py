@@ -1,0 +1,269 @@
+"""Preference learning: loss, rewards and gradients as trl computes them, a reference computed once, the same loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from windtunnel.base.errors import DataError
+from windtunnel.corpus.build import build_corpus
+from windtunnel.corpus.config import SourceConfig
+from windtunnel.corpus.loader import IGNORED, Loader
+from windtunnel.corpus.packing import row_index
+from windtunnel.export.folding import llama_name
+from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.shape import Shape
+from windtunnel.posttrain.dpo import cosine, on_pairs
+from windtunnel.posttrain.sft import fresh_stage
+from windtunnel.pretrain.setting import Setting
+from windtunnel.pretrain.trunk import trunk_stage
+from windtunnel.train import reference
+from windtunnel.train.folder import checkpoint_path
+from windtunnel.train.loop import Workshop, run_stage
+from windtunnel.train.metrics import read_metrics
+from windtunnel.train.objectives import PairwisePreference
+from windtunnel.train.preference import Preference
+from windtunnel.train.stage import AdamW, Stage
+from windtunnel.train.step import make_compute, train_step
+
+ROW = 128
+PLAIN = Shape(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ff=80, vocab=320, base_width=32)
+
+
+def records() -> list[dict]:
+    return [
+        {"prompt": f"What is {i} plus {i % 9}?", "chosen": f"It is {i + i % 9}.", "rejected": f"I think that it is {i + 1 + i % 7}, or not."}
+        for i in range(60)
+    ]  # fmt: skip
+
+
+def build(folder, tokenizer, lines, **settings):
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    settings = {
+        "heldout": 0.2,
+        "clean": {"near": False},
+        "minimum_characters": 8,
+        "chosen": "chosen",
+        "rejected": "rejected",
+        **settings,
+    }
+    config = SourceConfig(source=("pairs.jsonl",), **settings)
+    return build_corpus(config, tokenizer, folder / "pairs", name="pairs", downloads=folder, base=folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, chat_tokenizer):
+    return build(tmp_path_factory.mktemp("pairs"), chat_tokenizer, records())
+
+
+@pytest.fixture
+def parent(pairs) -> Stage:
+    setting = Setting(
+        corpora=(("pairs", pairs.hash),), mixture=(("pairs", 1.0),), row=ROW, batch=4, warmup=1, seed=5,
+        parametrization=Parametrization.named("standard"), optimizer=AdamW(learning_rate=0.003), score=("pairs",), score_tokens=100,
+    )  # fmt: skip
+    return trunk_stage("trunk", replace(PLAIN, tied=False), setting, 2)
+
+
+def dpo(parent: Stage, pairs, preference: Preference = Preference(), steps: int = 6, **changes) -> Stage:
+    setting = Setting(parent.corpora, (), ROW, 4, 1, 5, parent.parametrization, parent.optimizer, ())
+    packed = (("pairs", row_index(pairs, ROW).hash),)
+    stage = fresh_stage(
+        parent, "dpo", "dpo", setting, rate=0.003, schedule=cosine(steps, 1), steps=steps, batch=4, mixture=(("pairs", 1.0),), packed=packed,
+    )  # fmt: skip
+    return replace(on_pairs(stage, preference), **changes)
+
+
+def compared(model, rows, preference, values):
+    """Our terms as means and our gradients."""
+    objective = PairwisePreference(preference)
+    rows = replace(rows, values=values)
+    counts = objective.counts(rows)
+    scale = torch.tensor(np.array(objective.weights) / counts, dtype=torch.float32)
+    batch = [torch.from_numpy(part) for part in (rows.inputs, rows.targets, rows.documents)]
+    extra = [torch.from_numpy(values)] if values is not None else []
+    model.zero_grad()
+    loss, sums = make_compute(objective, compiled=False)(model, *batch, *extra, scale)
+    loss.backward()
+    return dict(zip(objective.names, (sums / torch.tensor(counts)).tolist(), strict=True)), {
+        n: p.grad.clone() for n, p in model.named_parameters()
+    }
+
+
+def reference_of(model, rows) -> np.ndarray:
+    batch = [torch.from_numpy(part) for part in (rows.inputs, rows.targets, rows.documents)]
+    with torch.no_grad():
+        return PairwisePreference(Preference()).log_likelihoods(model, *batch)[0].numpy()
+
+
+def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin, trainer_arguments, plain_tokenizer):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
+    model, llama = twin(0)
+    frozen, frozen_llama = twin(7)
+    values = reference_of(frozen, rows)
+    examples = []
+    for inputs, targets, documents in zip(rows.inputs, rows.targets, rows.documents, strict=True):
+        answers = []
+        for number in (0, 1):
+            ids, labels = inputs[documents == number], targets[documents == number]
+            first, last = np.flatnonzero(labels != IGNORED)[[0, -1]]
+            answers.append((ids[: first + 1].tolist(), labels[first : last + 1].tolist()))
+        assert answers[0][0] == answers[1][0]  # the question
+        examples.append({"prompt_ids": answers[0][0], "chosen_ids": answers[0][1], "rejected_ids": answers[1][1]})
+    swapped = [{**e, "chosen_ids": e["rejected_ids"], "rejected_ids": e["chosen_ids"]} for e in examples]
+
+    def theirs(kind: str, beta: float, data):
+        trainer = DPOTrainer(
+            model=llama, ref_model=frozen_llama, args=DPOConfig(**trainer_arguments, beta=beta, loss_type=kind),
+            train_dataset=Dataset.from_list([{"prompt": "a b", "chosen": "a", "rejected": "b"}]), processing_class=plain_tokenizer,
+        )  # fmt: skip
+        llama.zero_grad()
+        loss = trainer.compute_loss(llama, dict(trainer.data_collator(data)))
+        loss.backward()
+        metrics = {name: series[-1] for name, series in trainer._metrics["train"].items()}
+        return loss.item(), metrics, {n: p.grad.clone() for n, p in llama.named_parameters()}
+
+    for kind, loss_kind, beta in (("dpo", "sigmoid", 0.3), ("dpo-normalised", "sigmoid_norm", 2.0)):
+        terms, gradients = compared(model, rows, Preference(kind, beta), values)
+        loss, metrics, wanted = theirs(loss_kind, beta, examples)
+        assert terms["loss"] == pytest.approx(loss, abs=1e-5)
+        for name, value in gradients.items():
+            torch.testing.assert_close(value, wanted[llama_name(name)], rtol=0, atol=1e-5)
+        if kind == "dpo":
+            names = {
+                "margin": "margins",
+                "chosen_reward": "chosen",
+                "rejected_reward": "rejected",
+                "accuracy": "accuracies",
+            }
+            for ours, name in names.items():
+                assert terms[ours] == pytest.approx(metrics[f"rewards/{name}"], abs=1e-5)
+            # Smoothing mixes the loss of the pairs with that of the same pairs the other way round.
+            other, _, other_gradients = theirs(loss_kind, beta, swapped)
+            smoothed, smoothed_gradients = compared(model, rows, Preference(kind, beta, smoothing=0.2), values)
+            assert smoothed["loss"] == pytest.approx(0.8 * loss + 0.2 * other, abs=1e-5)
+            for name, value in smoothed_gradients.items():
+                mixed = 0.8 * wanted[llama_name(name)] + 0.2 * other_gradients[llama_name(name)]
+                torch.testing.assert_close(value, mixed, rtol=0, atol=1e-5)
+
+
+def test_simpo_is_its_formula_and_needs_no_reference(parent, pairs, twin):
+    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
+    model, _ = twin(0)
+    terms, _ = compared(model, rows, Preference("simpo", beta=2.0, margin=0.8), None)
+    found = reference_of(model, rows)
+    lengths = np.stack([((rows.documents == n) & (rows.targets != IGNORED)).sum(1) for n in (0, 1)], 1)
+    reward = 2.0 * found / lengths
+    expected = np.mean([math.log1p(math.exp(-(a - b - 0.8))) for a, b in reward])
+    assert terms["loss"] == pytest.approx(expected, abs=1e-5)
+    assert "drift" not in terms
+
+
+def test_pairs_are_counted_and_a_batch_may_be_cut_anywhere(eager, parent, pairs):
+    stage, losses = dpo(parent, pairs), []
+    loader = Loader(stage.plan, {"pairs": pairs}, {"pairs": np.full((row_index(pairs, ROW).rows, 2), -9.0, np.float32)})
+    for micro in (7, 1, 3):
+        trainer = Workshop(eager).trainer(stage)
+        trainer.micro = micro
+        losses.append([train_step(trainer, loader.rows(7 * i, 7), 0.003).terms["loss"] for i in range(2)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_reference_is_computed_once_kept_and_computed_again_where_it_does_not_match(
+    tmp_path, eager, parent, pairs, monkeypatch
+):
+    workshop, corpora = Workshop(eager), {"pairs": pairs}
+    run_stage(replace(parent, masking="document"), tmp_path / "trunk", corpora, workshop)
+    source, stage = checkpoint_path(tmp_path / "trunk", 2), dpo(parent, pairs, score=("pairs",), score_tokens=100)
+    calls: list[int] = []
+    real = reference._scored
+    monkeypatch.setattr(reference, "_scored", lambda *a: (calls.append(1), real(*a))[1])
+    whole = run_stage(stage, tmp_path / "whole", corpora, workshop, parent=source)
+    metrics = list(read_metrics(tmp_path / "whole"))
+    first = metrics[0][1]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)  # nothing has moved yet: both rewards are 0
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
+    assert metrics[-1][1]["margin"] > 0
+    assert whole["scores"]["pairs"]["bits_per_byte"] > 0  # scored as text, in nats over tokens
+    run_stage(replace(stage, steps=3), tmp_path / "cut", corpora, workshop, parent=source)
+    assert len(calls) == 2
+    stored = tmp_path / "cut" / "reference" / "values.safetensors"
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-4] + b"\0\0\0\0")
+    run_stage(stage, tmp_path / "cut", corpora, workshop, parent=source)
+    assert len(calls) == 3
+    assert stored.read_bytes() == content
+    assert list(read_metrics(tmp_path / "cut")) == metrics
+    run_stage(stage, tmp_path / "cut", corpora, workshop, parent=source)
+    assert len(calls) == 3
+
+
+def test_keys_tell_preferences_apart_and_stages_read_back(parent, pairs):
+    stage = dpo(parent, pairs)
+    assert Stage.from_dict(stage.to_dict()) == stage
+    assert "preference" not in parent.to_dict()
+    others = [Preference(beta=0.2), Preference(smoothing=0.1), Preference("simpo"), Preference("dpo-normalised")]
+    assert len({stage.key, *(dpo(parent, pairs, other).key for other in others)}) == 5
+
+
+def test_a_pair_is_two_documents_scored_on_the_last_answer_and_questions_lie_on_one_side(tmp_path, chat_tokenizer):
+    lines = [{"prompt": [{"role": "user", "content": f"q {i % 20} ?"}, {"role": "assistant", "content": "earlier"}, {"role": "user", "content": "and?"}],
+              "chosen": [{"role": "assistant", "content": f"good {i}"}], "rejected": f"bad {i}"} for i in range(60)]  # fmt: skip
+    corpus = build(tmp_path, chat_tokenizer, lines, heldout=0.3, heldout_tokens=200)
+    sides = []
+    for tokens, offsets, mask in (
+        (corpus.train.tokens, corpus.train.documents, corpus.train.mask),
+        (corpus.heldout.tokens, corpus.heldout.offsets, corpus.heldout.mask),
+    ):
+        assert (len(offsets) - 1) % 2 == 0
+        questions = set()
+        for number, (begin, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
+            ids = tokens[begin:end].astype(int)
+            scored = chat_tokenizer.decode(ids[mask[begin:end] == 1].tolist(), control=True)
+            assert scored.startswith(("good", "bad")[number % 2])
+            assert scored.endswith("<|im_end|>")
+            questions.add(chat_tokenizer.decode(ids.tolist()).split("?")[0])
+        sides.append(questions)
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rejected": "It is 7."}, "expected two different answers, found the same one twice"),
+        ({"rejected": " It is 7. "}, "expected two different answers"), ({"rejected": ""}, "expected text in the assistant turn"),
+        ({"chosen": 3}, "expected text or turns in the field 'chosen', found a int"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "expected the role system or user, got assistant"),
+        ({"chosen": [{"role": "user", "content": "x"}]}, "expected the role assistant, got user"),
+    ],
+)  # fmt: skip
+def test_what_is_no_pair_is_one_line_with_its_place(tmp_path, chat_tokenizer, change, words):
+    lines = [*records()[:3], {"prompt": "3 + 4?", "chosen": "It is 7.", "rejected": "It is 8.", **change}]
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, chat_tokenizer, lines)
+    assert words in str(caught.value)
+    assert "pairs.jsonl line 4" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_that_are_not_named_are_recognised_with_the_way_out_and_too_long_ones_are_refused(
+    tmp_path, chat_tokenizer
+):
+    with pytest.raises(DataError, match='these are pairs of answers: set chosen = "chosen" and rejected = "rejected"'):
+        build(tmp_path, chat_tokenizer, records(), chosen=None, rejected=None)
+    corpus = build(tmp_path, chat_tokenizer, records())
+    with pytest.raises(
+        DataError, match="corpus.pairs: expected a pair of answers within rows of 8 tokens, found none; raise model.row"
+    ):
+        row_index(corpus, 8)

@@ -1,0 +1,56 @@
+"""The coordinate check as a command: real data and models, a figure, JSON, and a fact in the lab book."""
+
+from __future__ import annotations
+
+import pytest
+
+from windtunnel import coordinate_study
+from windtunnel.base.artefact import read_json
+from windtunnel.base.labbook import LabBook
+from windtunnel.coordinate_study import coordinates
+from windtunnel.finishing import VERBS
+from windtunnel.home import Home
+from windtunnel.recipe import load_recipe
+
+RECIPE = """
+name = "tiny"
+[corpus.plain]
+source = "plain.jsonl"
+heldout = 0.1
+[tokenizer]
+vocab = 320
+[model]
+family = "tiny"
+size = "0.2M"
+row = 32
+[trunk]
+tokens = "7680"
+batch = "128"
+"""
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """In this process and with fewer steps: a process of its own loads torch for longer than this trains."""
+    monkeypatch.setattr(coordinate_study, "finishing", lambda verb, **job: VERBS[verb](job))
+    monkeypatch.setattr(coordinate_study, "STEPS", (0, 1, 2))
+    monkeypatch.setattr(coordinate_study, "SEEDS", (0, 1))
+
+
+def test_the_check_of_a_recipe_is_drawn_and_recorded_tied_and_untied(tmp_path, write_made_up, quick):
+    write_made_up(tmp_path / "plain.jsonl", 300)
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    view = coordinates(load_recipe(tmp_path / "tiny.toml"), tmp_path / "home", quiet=True)
+    checks = view.data["checks"]
+    assert list(checks) == ["mup, tied", "mup, untied"]
+    for check in checks.values():
+        assert check["widths"] == [32, 64, 128, 256]
+        assert check["steps"] == [0, 1, 2]
+        stream = [abs(s["value"]) for s in check["slopes"] if s["kind"] == "stream" and s["step"]]
+        assert max(stream) < 0.3  # a missing multiplier shows as 0.6 and more
+    studies = Home(tmp_path / "home").program("tiny") / "studies"
+    assert read_json(studies / "coordinates.json") == checks
+    assert (studies / "coordinates.svg").read_text(encoding="utf-8").startswith("<svg xmlns=")
+    book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
+    assert book.fact("tiny", "coordinates", "width") == checks
+    book.close()

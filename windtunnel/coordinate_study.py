@@ -1,0 +1,77 @@
+"""``windtunnel tunnel coordinates``: the coordinate check of a recipe's parametrizations, with a figure. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from windtunnel.base.artefact import write_bytes, write_json
+from windtunnel.desk import Desk
+from windtunnel.home import Home
+from windtunnel.pipeline import finishing
+from windtunnel.recipe import Recipe
+from windtunnel.report.studies import coordinate_figure
+from windtunnel.transfer_study import Study, open_program, study_config
+from windtunnel.tunnel.transfer import make_trial
+from windtunnel.views import View, line, table
+
+STEPS = (0, 1, 2, 3, 5, 10)
+SEEDS = (0, 1, 2)
+_BATCHES = 3
+
+
+def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: bool = False) -> View:
+    """Trains models of rising width for ten steps, tied and untied, and says whether what they compute changes alike.
+
+    Widths, depth and parametrizations are those of [tunnel.transfer]; the batches are the first of the recipe's own data.
+
+    Args:
+        out: the SVG file; without it, studies/coordinates.svg in the program's folder.
+    """
+    with Desk(Home(home), recipe.name, quiet=quiet) as desk:
+        study = Study(desk, open_program(desk, recipe), study_config(recipe, ["width"]))
+        prepared = study.program.prepared
+        assert prepared is not None
+        folders = {
+            name: str(desk.home.root / c["folder"]) for name, c in prepared.corpora.items() if name in recipe.mixture
+        }
+        found: dict[str, Any] = {}
+        for (_, name), ladder in study.ladders().items():
+            stage = make_trial(ladder[0].cell, study.centre(name), study.seeds[0], study.program.setting())
+            for tied in (True, False):
+                shapes = [replace(rung.cell.shape, tied=tied).to_dict() for rung in ladder]
+                word = f"{name}, {'tied' if tied else 'untied'}"
+                with desk.screen.console.status(f"coordinates: {word}"):
+                    found[word] = finishing(
+                        "coordinates", stage=stage.to_dict(), corpora=folders, shapes=shapes, seeds=list(SEEDS),
+                        steps=list(STEPS), batches=_BATCHES,
+                    )  # fmt: skip
+        folder = desk.home.program(recipe.name) / "studies"
+        target = out or folder / "coordinates.svg"
+        write_bytes(target, coordinate_figure(found).encode())
+        write_json(folder / "coordinates.json", found)
+        with desk.book as book:
+            book.put_fact(recipe.name, "coordinates", "width", found)
+    return View({"program": recipe.name, "figure": str(target), "checks": found}, tuple(_parts(found, target)))
+
+
+def _parts(found: Mapping[str, dict[str, Any]], figure: Path) -> Iterator[RenderableType]:
+    kinds = list(next(iter(found.values()))["bars"])
+    rows = []
+    for word, check in found.items():
+        steepest = []
+        for kind in kinds:
+            slopes = [s["value"] for s in check["slopes"] if s["kind"] == kind and s["step"]]
+            steepest.append(f"{max(slopes, key=abs):+.3f}")
+        rows.append((word, *steepest, "flat" if not check["failures"] else f"{len(check['failures'])} too steep"))
+    bars = next(iter(found.values()))["bars"]
+    columns = ("parametrization", *(f"{kind} (± {bars[kind]:g})" for kind in kinds), "verdict")
+    widths = ", ".join(map(str, next(iter(found.values()))["widths"]))
+    yield table(
+        columns, rows, title=f"steepest slope of log change over log width, widths {widths}", right=(1, 2, 3, 4)
+    )
+    yield line(f"the figure is {figure}")
