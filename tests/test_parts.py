@@ -81,6 +81,7 @@ class Planted:
             watcher.started(job)
             loss = 1.5 + 0.1 * math.log(stage.optimizer.learning_rate / 0.02) ** 2
             loss += 0.05 * math.log(stage.parametrization.init_std / 0.1) ** 2
+            loss += 0.01 * (int(stage.key[:8], 16) / 2**32 - 0.5)  # each seed has its own luck
             score = {"nats": loss * 1000, "bytes": 1000, "tokens": 500, "bits_per_byte": loss / math.log(2)}
             result = {
                 "key": stage.key, "step": stage.steps, "tokens": stage.tokens, "skipped": 0, "score_tokens": stage.score_tokens,
@@ -88,6 +89,8 @@ class Planted:
                 "loss": loss, "numeric_class": {}, "peak_memory": 0, "seconds": {"step": 1.0}, "timed_tokens": 1,
                 "flops": stage.flops,
             }  # fmt: skip
+            for step in stage.keep:
+                (job.run / "checkpoints" / f"step-{step:09d}").mkdir(parents=True, exist_ok=True)
             write_json(job.run / "stage.json", {"key": stage.key, **stage.to_dict()})
             write_json(job.run / "result.json", result)
             results[str(job.run)] = {**result, "wall": 0.0}
@@ -235,3 +238,63 @@ def test_a_search_is_extended_and_shrunk_without_training_a_trial_again(folder, 
     searched(folder, tmp_path / "home", "tunnel.trials=4", "tunnel.sampler=tpe")
     assert trials(fleet.trained) == []
     assert table(tmp_path / "home")["trials"] == longer["trials"][:4]
+
+
+def test_a_pruned_search_trains_fewer_tokens_finishes_its_best_and_survives_kills_as_well(folder, tmp_path, fleet):
+    options = ("tunnel.prune=halving", "tunnel.sampler=tpe", "tunnel.trials=24", "tunnel.trial_tokens=20480")
+    searched(folder, tmp_path / "whole", *options)
+    whole, fact = sorted(fleet.trained), table(tmp_path / "whole")
+    finished = [t for t in fact["trials"] if t["loss"] is not None]
+    assert 1 <= len(finished) <= 8
+    assert min(finished, key=lambda t: t["loss"])["number"] == fact["best"]
+    assert all(t.get("guess") is not None for t in fact["trials"] if t["loss"] is None)
+    book = LabBook(Home(tmp_path / "whole").labbook, readonly=True)
+    runs = book.runs(program="parts", study="search")
+    book.close()
+    assert {r["status"] for r in runs} == {"done"}
+    trunks = {r["name"]: r["config"]["steps"] for r in runs if r["kind"] == "trunk"}
+    assert len(trunks) == 24
+    assert sorted(set(trunks.values())) == [
+        8,
+        32,
+        128,
+    ]  # the trunks' ends of 10, 40 and 160 steps, a fifth each for the decay
+    decays = [r["config"]["steps"] - r["config"]["start"]["step"] for r in runs if r["kind"] == "decay"]
+    assert sum(trunks.values()) + sum(decays) < 0.45 * 24 * 160
+    fleet.trained.clear()
+    draw, kills = random.Random(1), 0
+    while True:
+        fleet.die_after = draw.choice((0, 1, 3, 5)) if kills < 20 else None
+        try:
+            searched(folder, tmp_path / "killed", *options)
+            break
+        except Killed:
+            kills += 1
+    assert sorted(fleet.trained) == whole
+    assert table(tmp_path / "killed") == fact
+
+
+def test_a_search_stops_by_itself_when_its_gap_is_under_the_noise_that_repeats_of_its_best_trial_measured(
+    folder, tmp_path, fleet
+):
+    options = ("tunnel.sampler=tpe", "tunnel.trials=120", "tunnel.stop=enough", "optimizer.beta1=0.9")
+    space = "tunnel.space={learning_rate=[0.002,0.08],init_std=[0.03,0.3]}"
+    searched(folder, tmp_path / "home", *options, space)
+    fact = table(tmp_path / "home")
+    repeats = sorted(name for name in fleet.trained if name.startswith("repeat"))
+    assert len(repeats) == 3
+    assert len({name.rpartition("-")[0] for name in repeats}) == 1
+    assert 8 <= len(fact["trials"]) == len(trials(fleet.trained)) < 120
+    assert fact["stopped"].startswith("the gap to the optimum is under the seed noise after")
+    assert fact["gap"]["enough"]
+    assert 0 < fact["gap"]["noise"] < 0.01
+    assert min(t["loss"] for t in fact["trials"]) < 1.5 + 0.01
+    fleet.trained.clear()
+    searched(folder, tmp_path / "home", *options, space)
+    assert fleet.trained == []
+    searched(folder, tmp_path / "stated", *options, space, "tunnel.noise=0.002")
+    assert not [name for name in fleet.trained if name.startswith("repeat")]
+    assert table(tmp_path / "stated")["gap"]["noise"] == pytest.approx(0.002 * 1.5, rel=0.02)
+    searched(folder, tmp_path / "all", "tunnel.sampler=tpe", "tunnel.trials=14", space)
+    assert table(tmp_path / "all")["stopped"] == ""
+    assert len(table(tmp_path / "all")["trials"]) == 14

@@ -24,7 +24,7 @@ from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
 from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, apply_to_shape, shown_value, space_of
 
 _PAPER = "arXiv 2404.06395, appendix A.1"
-_SEARCH_KEYS = {"space", "sampler", "per_round", "on_edge"}
+_SEARCH_KEYS = {"space", "sampler", "prune", "per_round", "on_edge", "stop", "noise", "repeats"}
 """Keys of [tunnel] on which a search depends, where they are stated."""
 
 

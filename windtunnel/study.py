@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,16 +15,21 @@ from windtunnel.laws.forecast import forecast
 from windtunnel.laws.points import Point
 from windtunnel.laws.sealed import Forecast, freeze, read_forecast
 from windtunnel.model.shape import Shape
+from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
-from windtunnel.pretrain.trunk import trial_stage
+from windtunnel.pretrain.trunk import trial_stage, trunk_stage
 from windtunnel.program import Program
 from windtunnel.train.stage import Stage
-from windtunnel.tunnel.propose import BLIND
+from windtunnel.tunnel.enough import Gap, remaining_gap
+from windtunnel.tunnel.halving import Ladder, rungs_of
+from windtunnel.tunnel.propose import BLIND, Trial
 from windtunnel.tunnel.search import SearchResult, numbered_points, search
-from windtunnel.tunnel.space import Values, apply, apply_to_shape, inside, to_dicts
+from windtunnel.tunnel.space import Axis, Space, Values, apply, apply_to_shape, inside, to_dicts
 
 _CHECK_FACTORS = (0.5, 1.0, 2.0)
 _TRIAL_DECAY = 0.2
+_NEAR = 4.0
+"""The seed noise is measured once the gap's upper end is under this many times the noise that the surface shows."""
 AVERAGE = "average"
 """Name of the loss that the forecast is about: nats per byte on the trunk's held-out parts, weighted by its mixture."""
 
@@ -47,14 +53,15 @@ def choose(desk: Desk, program: Program) -> Program:
         return program.with_choices(known["choices"], known.get("warmup"))
     except (ArtefactError, KeyError):
         pass
-    found = _search(desk, program)
+    found, gap = _search(desk, program)
     choices = dict(found.best.values)
     chosen = program.with_choices(choices)
     check = _check(desk, chosen)
     fact = {
         "key": program.search_key, "choices": choices, "best": found.best.number, "edges": list(found.edges),
-        "trials": [{"number": t.number, "loss": t.loss, **t.values} for t in found.trials], "check": check,
+        "trials": [_as_fact(trial) for trial in found.trials], "check": check,
         "space": to_dicts(found.space), "stopped": found.stopped, "warmup": chosen.warmup,
+        "gap": gap.to_dict() if gap else None,
         "size": recipe.tunnel.search_size or recipe.tunnel.proxies[0], "seed": recipe.seed,
         "runs": {study: desk.used(study) for study in ("search", "check")},
     }  # fmt: skip
@@ -68,6 +75,11 @@ def choose(desk: Desk, program: Program) -> Program:
     return chosen
 
 
+def _as_fact(trial: Trial) -> dict[str, Any]:
+    guess = {"guess": trial.guess} if trial.guess is not None else {}
+    return {"number": trial.number, "loss": trial.loss, **guess, **trial.values}
+
+
 def train_part(desk: Desk, program: Program, part: tuple[int, int]) -> int:
     """Trains one share of a search whose points are known before any result; returns the number of its trials.
 
@@ -78,11 +90,10 @@ def train_part(desk: Desk, program: Program, part: tuple[int, int]) -> int:
     assert prepared is not None
     if tunnel is None or not tunnel.trials or not program.searched:
         raise UserError("--part", "expected a search to take part in, got a recipe without one", "give [tunnel] trials")
-    if tunnel.sampler not in BLIND:
-        raise UserError(
-            "--part", f"expected a search whose trials do not depend on results, got the sampler '{tunnel.sampler}'",
-            'write tunnel.sampler = "sobol" or "random"',
-        )  # fmt: skip
+    if tunnel.sampler not in BLIND or tunnel.prune != "none":
+        got = f"the sampler '{tunnel.sampler}'" if tunnel.sampler not in BLIND else f"prune = '{tunnel.prune}'"
+        fix = 'write tunnel.sampler = "sobol" or "random", and leave prune out'
+        raise UserError("--part", f"expected a search whose trials do not depend on results, got {got}", fix)
     points = numbered_points(
         program.space, tunnel.trials, program.recipe.seed, tunnel.sampler, tunnel.per_round,
         inside(program.space, program.starting_values()),
@@ -111,9 +122,10 @@ def trial_steps(tokens: int, setting: Setting) -> tuple[int, int, int]:
     return steps, max(2, round(_TRIAL_DECAY * steps)), max(1, min(setting.warmup, steps // 10))
 
 
-def make_trial(program: Program, name: str, shape: Shape, values: Values, tokens: int) -> Stage:
-    """The stage of one trial with the given hyper-parameters."""
+def make_trial(program: Program, name: str, shape: Shape, values: Values, tokens: int, seed: int = 0) -> Stage:
+    """The stage of one trial with the given hyper-parameters; ``seed`` is added to the recipe's."""
     setting = program.setting(chosen=False)
+    setting = setting.with_seed(setting.seed + seed)
     steps, decay, warmup = trial_steps(tokens, setting)
     setting = apply(replace(setting, warmup=warmup), values, steps)
     names = tuple(corpus for corpus, _ in setting.mixture)
@@ -129,7 +141,7 @@ def search_stages(program: Program, points: Sequence[tuple[int, Values]]) -> lis
     return [make_trial(program, f"trial-{number:03d}", shape, values, tokens) for number, values in points]
 
 
-def _search(desk: Desk, program: Program) -> SearchResult:
+def _search(desk: Desk, program: Program) -> tuple[SearchResult, Gap | None]:
     tunnel, prepared, mixture = program.recipe.tunnel, program.prepared, program.recipe.mixture
     assert tunnel is not None
     assert prepared is not None
@@ -140,10 +152,106 @@ def _search(desk: Desk, program: Program) -> SearchResult:
         results = desk.train(title, "search", stages, prepared)
         return [_loss(results[stage.key], mixture) for stage in stages]
 
-    return search(
-        program.space, tunnel.trials, program.recipe.seed, evaluate, per_round=tunnel.per_round,
+    enough = _Enough(desk, program)
+    ladder = _Halving(desk, program) if tunnel.prune == "halving" else None
+    found = search(
+        program.space, tunnel.trials, program.recipe.seed, ladder.evaluate if ladder else evaluate, per_round=tunnel.per_round,
         first=inside(program.space, program.starting_values()), sampler=tunnel.sampler, on_edge=tunnel.on_edge,
+        revise=ladder.revise if ladder else lambda trial: trial,
+        enough=enough if tunnel.stop == "enough" else lambda space, done: "",
     )  # fmt: skip
+    return found, remaining_gap(found.space, found.trials, enough.noise(found.best.loss))
+
+
+class _Halving:
+    """Trials as trunks with a decay branch on each rung: the better quarter of a rung's trunks goes on to the next."""
+
+    def __init__(self, desk: Desk, program: Program) -> None:
+        tunnel = program.recipe.tunnel
+        assert tunnel is not None
+        self._desk, self._program = desk, program
+        self._shape = program.shape_of(tunnel.search_size or tunnel.proxies[0])
+        setting = program.setting(chosen=False)
+        self._steps, _, warmup = trial_steps(tunnel.trial_tokens or 10 * self._shape.body, setting)
+        shares = [axis.high for axis in program.space if isinstance(axis, Axis) and axis.name == "warmup"]
+        self._warmup = warmup
+        longest = max([warmup, *(round(share * self._steps) for share in shares)])
+        self._ladder = Ladder(rungs_of(self._steps, _TRIAL_DECAY, longest))
+        self._values: dict[int, Values] = {}
+
+    def evaluate(self, points: Sequence[tuple[int, Values]]) -> list[float | None]:
+        self._values.update(points)
+        numbers = [number for number, _ in points]
+        self._ladder.climb(numbers, self._judge)
+        return [self._ladder.finished(number) for number in numbers]
+
+    def revise(self, trial: Trial) -> Trial:
+        loss = self._ladder.finished(trial.number)
+        return replace(trial, loss=loss, guess=self._ladder.guess(trial.number) if loss is None else None)
+
+    def _judge(self, rung: int, numbers: Sequence[int]) -> dict[int, float | None]:
+        prepared, mixture = self._program.prepared, self._program.recipe.mixture
+        assert prepared is not None
+        pairs = {number: self._stages(number, rung) for number in numbers}
+        title = f"search: {len(numbers)} trials on rung {rung + 1} of {len(self._ladder.rungs)}"
+        stages = [trunk for trunk, _ in pairs.values()] + [branch for _, branch in pairs.values()]
+        results = self._desk.train(title, "search", stages, prepared)
+        return {number: _loss(results[branch.key], mixture) for number, (_, branch) in pairs.items()}
+
+    def _stages(self, number: int, rung: int) -> tuple[Stage, Stage]:
+        values, rungs, program = self._values[number], self._ladder.rungs, self._program
+        setting = apply(replace(program.setting(chosen=False), warmup=self._warmup), values, self._steps)
+        setting = replace(setting, score=tuple(corpus for corpus, _ in setting.mixture))
+        name, shape, at = f"trial-{number:03d}", apply_to_shape(self._shape, values), rungs[rung].trunk
+        trunk = trunk_stage(name, shape, setting, at, [r.trunk for r in rungs[: rung + 1]])
+        branch = decay_stage(trunk, f"{name}-rung{rung}", setting, at=at, steps=rungs[rung].decay)
+        return trunk, replace(branch, save_final=False)
+
+
+class _Enough:
+    """Whether a search has gone on long enough, with a seed noise that is stated, or measured once when the end seems near."""
+
+    def __init__(self, desk: Desk, program: Program) -> None:
+        self._desk, self._program, self._measured = desk, program, math.nan
+        assert program.recipe.tunnel is not None
+        self._tunnel = program.recipe.tunnel
+
+    def noise(self, loss: float | None) -> float | None:
+        """Standard deviation from seed to seed, in the loss's unit, or None where it is not known."""
+        if self._tunnel.noise is not None and loss is not None:
+            return self._tunnel.noise * loss
+        return self._measured if math.isfinite(self._measured) else None
+
+    def __call__(self, space: Space, done: Sequence[Trial]) -> str:
+        best = min((t for t in done if t.loss is not None), key=lambda t: (t.loss, t.number), default=None)
+        gap = remaining_gap(space, done, self.noise(best.loss)) if best else None
+        if best is None or gap is None:
+            return ""
+        if self.noise(best.loss) is None and gap.high < _NEAR * gap.noise:
+            self._measure(best)
+            gap = remaining_gap(space, done, self.noise(best.loss)) or gap
+        if self.noise(best.loss) is None or not gap.enough:
+            return ""
+        self._desk.screen.say(
+            f"search: enough after {len(done)} trials: the best lies at most {gap.high:.2g} nats per byte above the tuned "
+            f"optimum, the seed noise is {gap.noise:.2g}"
+        )
+        return f"the gap to the optimum is under the seed noise after {len(done)} trials"
+
+    def _measure(self, best: Trial) -> None:
+        program, prepared = self._program, self._program.prepared
+        assert prepared is not None
+        shape = program.shape_of(self._tunnel.search_size or self._tunnel.proxies[0])
+        tokens = self._tunnel.trial_tokens or 10 * shape.body
+        stages = [
+            make_trial(program, f"repeat-{best.number:03d}-{i}", shape, best.values, tokens, seed=1000 * i)
+            for i in range(1, self._tunnel.repeats + 1)
+        ]
+        results = self._desk.train("search: the best trial on other seeds", "search", stages, prepared)
+        losses = [_loss(results[stage.key], program.recipe.mixture) for stage in stages]
+        finite = [loss for loss in losses if loss is not None]
+        if len(finite) > 1 and len(set(finite)) > 1:
+            self._measured = statistics.stdev(finite)
 
 
 def _loss(result: Result, mixture: Mapping[str, float]) -> float | None:

@@ -33,7 +33,7 @@ FIELDS = {
     "model.shape": "width layers heads kv_heads ff",
     "budget": "hours gpu_hours flops money law",
     "optimizer": "kind lr beta1 beta2 eps weight_decay decay clip",
-    "tunnel": "preset proxies tokens seeds trials space sampler per_round on_edge trial_tokens search_size check_size forms "
+    "tunnel": "preset proxies tokens seeds trials space sampler prune per_round on_edge stop noise repeats trial_tokens search_size check_size forms "
     "transfer",
     "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",

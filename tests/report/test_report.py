@@ -364,3 +364,19 @@ def test_loss_is_drawn_against_each_parameter_whether_it_is_a_number_or_a_word(m
     assert row
     assert ">adamw<" in row[0]
     assert ">muon<" in row[0]
+
+
+def test_the_report_says_what_the_search_may_have_left_to_gain(make_book: Make) -> None:
+    book = make_book()
+    assert "Was that enough?" not in render(book, NAME)
+    fact = book.fact(NAME, "study", "search")
+    best = min(t["loss"] for t in fact["trials"] if t["loss"] is not None)
+    fact["gap"] = {"value": 0.01 * best, "low": 0.0, "high": 0.034 * best, "noise": 0.002 * best, "more": 1200}
+    with book:
+        book.put_fact(NAME, "study", "search", fact)
+    text = re.sub(r"\s+", " ", render(book, NAME).replace("\u202f", " "))
+    assert (
+        "the best of them 1.00 % above the lowest loss in this space, and at most 3.40 % with a probability of 90 %"
+        in text
+    )
+    assert "varies by about 0.20 %. About 1,200 more trials" in text

@@ -216,6 +216,7 @@ class Tunnel:
     gain: float | None
     clouds: dict[str, list[Cloud]]
     places: dict[str, Places]
+    left: dict[str, float] | None
     check: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -241,10 +242,19 @@ def read_tunnel(book: LabBook, program: str) -> Tunnel | None:
     best = min((t["loss"] for t in done), default=None)
     opening = trials[0]["loss"] if trials else None
     return Tunnel(
-        str(fact["size"]), len(trials), len(trials) - len(done), fact["choices"],
+        str(fact["size"]), len(trials), sum(t["loss"] is None and t.get("guess") is None for t in trials), fact["choices"],
         {name: trials[0][name] for name in fact["choices"]} if trials else {}, tuple(fact.get("edges", [])),
-        best / opening - 1 if best and opening else None, {k: v for k, v in clouds.items() if v}, places, check,
+        best / opening - 1 if best and opening else None, {k: v for k, v in clouds.items() if v}, places,
+        _left(fact, best), check,
     )  # fmt: skip
+
+
+def _left(fact: Mapping[str, Any], best: float | None) -> dict[str, float] | None:
+    """What the search may have left to gain, as shares of the best loss, and how many more trials would close it."""
+    gap = fact.get("gap")
+    if not gap or not best:
+        return None
+    return {**{name: gap[name] / best for name in ("value", "high", "noise")}, "more": gap["more"]}
 
 
 @dataclass(frozen=True)

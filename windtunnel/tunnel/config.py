@@ -100,6 +100,11 @@ class TunnelConfig(Config):
         "sequence that does not look at results",
         examples=["gp"],
     )
+    prune: Literal["none", "halving"] = Field(
+        default="none",
+        description="halving: judge trials after short decay branches of their trunks, and let only the better quarter go on",
+        examples=["halving"],
+    )
     per_round: int = Field(
         default=4,
         ge=1,
@@ -112,6 +117,20 @@ class TunnelConfig(Config):
         description="what a best value on the edge of the space means: a notice, a wider space with a quarter more trials, or "
         "an error",
         examples=["widen"],
+    )
+    stop: Literal["trials", "enough"] = Field(
+        default="trials",
+        description="enough: end the search before its last trial once the gap to the tuned optimum is under the seed noise",
+        examples=["enough"],
+    )
+    noise: Positive | None = Field(
+        default=None,
+        lt=1,
+        description="seed noise as a share of the loss; without it, stop = enough trains the best trial on other seeds",
+        examples=[0.002],
+    )
+    repeats: int = Field(
+        default=3, ge=2, le=100, description="other seeds on which the best trial measures the seed noise", examples=[3]
     )
     trial_tokens: Count | None = Field(
         default=None,
