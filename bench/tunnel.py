@@ -44,10 +44,10 @@ def theirs(corpus: Path, tokens: int) -> None:
     import transformers
 
     shape, opened = FAMILIES["tiny"].shape("0.1M", VOCAB), open_corpus(corpus)
-    train = torch.from_numpy(
-        np.array(opened.tokens[: (len(opened.tokens) // ROW) * ROW], dtype=np.int64).reshape(-1, ROW)
+    train, heldout = (
+        torch.from_numpy(np.array(part.tokens[: len(part.tokens) // ROW * ROW], dtype=np.int64).reshape(-1, ROW))
+        for part in (opened.train, opened.heldout)
     )
-    heldout = train[-max(1, 20_000 // ROW) :]
     steps = max(4, tokens // (ROW * BATCH))
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -150,7 +150,10 @@ def main() -> None:
             seconds["ours"].append(mine.turn())
             other.stdin.write("go\n")
             other.stdin.flush()
-            seconds["theirs"].append(json.loads(other.stdout.readline())["seconds"])
+            while not (answer := other.stdout.readline()).startswith('{"seconds"'):  # the Trainer prints too
+                if not answer:
+                    sys.exit("the reference process failed")
+            seconds["theirs"].append(json.loads(answer)["seconds"])
             print(f"turn {turn} of {options.turns}", file=sys.stderr)
         mine.close()
         other.kill()

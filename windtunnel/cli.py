@@ -415,12 +415,15 @@ def law_fit(
     ] = 1e-3,
     draws: Annotated[int, typer.Option("--draws", min=0, help="Refits to resampled trunks for intervals.")] = 200,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for windtunnel law predict --law.")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="SVG file for the map of the law.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit L(N, D) to finished runs in a table."""
     from windtunnel.cli_tables import FittedTable
 
-    show(FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out), as_json)
+    show(
+        FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out, figure=figure), as_json
+    )
 
 
 @model.command("shapes")

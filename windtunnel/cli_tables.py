@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from windtunnel.base.artefact import read_json, write_json
+import numpy as np
+
+from windtunnel.base.artefact import read_json, write_bytes, write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.units import parse_count, si
 from windtunnel.laws.forms import FORMS, free_parameters
 from windtunnel.laws.loss import NAMED, LossLaw, fit_loss_law
 from windtunnel.laws.optimum import COUNTS, optimum
-from windtunnel.laws.points import read_points
+from windtunnel.laws.points import Point, read_points
 from windtunnel.model.family import FAMILIES, Family
+from windtunnel.report.contour import contour_figure
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,16 @@ class FittedTable:
 
     @classmethod
     def of(
-        cls, path: str, form: str, *, unit: str, counts: str, delta: float, draws: int, out: Path | None
+        cls,
+        path: str,
+        form: str,
+        *,
+        unit: str,
+        counts: str,
+        delta: float,
+        draws: int,
+        out: Path | None,
+        figure: Path | None = None,
     ) -> FittedTable:
         """Fits a form (or the one with the smallest residual for its number of constants) and writes it if asked to.
 
@@ -195,6 +208,8 @@ class FittedTable:
             law = replace(law, warnings=(*law.warnings, note))
         if out is not None:
             write_json(out, law.to_dict())
+        if figure is not None:
+            write_bytes(figure, _map(law, points).encode())
         return cls(law, tried, out)
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,6 +228,15 @@ class FittedTable:
         if self.out is not None:
             lines.append(f"wrote {self.out}; next: windtunnel law predict --law {self.out} --flops ...")
         return "\n".join(lines)
+
+
+def _map(law: LossLaw, points: Sequence[Point]) -> str:
+    """The law as a contour map with its points, and with the best N and D over three decades of compute around them."""
+    spent = [6 * p.parameters * p.tokens for p in points]
+    budgets = np.geomspace(min(spent) / 30, max(spent) * 30, 40)
+    best = [(found.parameters, found.tokens) for found in (optimum(law, float(budget)) for budget in budgets)]
+    pairs = [(float(p.parameters), float(p.tokens)) for p in points]
+    return contour_figure(lambda n, d: law.predict(n, d, force=True), pairs, best, unit=law.unit)
 
 
 _TRUNKS = 6

@@ -196,12 +196,7 @@ class Desk:
             ]
             book.put_metrics(run, rows)
             for corpus, score in result["scores"].items():
-                book.put_score(
-                    run, corpus, "bits_per_byte", score["bits_per_byte"], "bits per UTF-8 byte", score["tokens"]
-                )
-                book.put_score(
-                    run, corpus, "nats_per_byte", score["nats"] / score["bytes"], "nats per UTF-8 byte", score["tokens"]
-                )
+                put_scores(book, run, corpus, score)
             book.put_run(
                 run, **self._columns(stage, study), status="done", reason="", ended=time.time(), steps=result["step"],
                 tokens=result["tokens"], flops=result["flops"], seconds=sum(result["seconds"].values()),
@@ -226,9 +221,8 @@ class Desk:
         if machine.cluster and not large:
             return self._on_cluster(machine)
         name = "large" if large else "small"
-        for other in [
-            n for n in self._fleets if n not in (name, "cluster")
-        ]:  # idle workers of the other kind give their memory back
+        # Idle workers of the other kind give their memory back.
+        for other in [n for n in self._fleets if n not in (name, "cluster")]:
             self._fleets.pop(other).close()
         if name not in self._fleets:
             log = self.home.program(self.program) / "workers.log"
@@ -253,6 +247,13 @@ class Desk:
         for stage in stages:
             if "failed" in (result := results[stage.key]):
                 raise WindtunnelError(f"{stage.name} failed: {result['failed']}; the same command tries again")
+
+
+def put_scores(book: LabBook, run: str, corpus: str, score: dict[str, Any]) -> None:
+    """A run's held-out loss on a corpus, in both units."""
+    tokens = score["tokens"]
+    book.put_score(run, corpus, "bits_per_byte", score["bits_per_byte"], "bits per UTF-8 byte", tokens)
+    book.put_score(run, corpus, "nats_per_byte", score["nats"] / score["bytes"], "nats per UTF-8 byte", tokens)
 
 
 def note_run(book: LabBook, run: str, folder: Path) -> None:

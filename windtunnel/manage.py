@@ -150,9 +150,13 @@ def clean(home: Path, *, really: bool = False) -> View:
 
 
 def _current_runs(home: Home, book: LabBook, program: str) -> set[str]:
-    """Folders that the latest sessions needed, all finished models, and every run that one of these grows from."""
+    """Folders that the latest sessions needed, all finished models, and every run that one of these grows from.
+
+    A program that has not run since sessions began to note what they need keeps everything.
+    """
     rows = {Path(row["folder"]).name: row for row in book.runs(program=program)}
-    keep = {run for runs in book.facts(program, "used").values() for run in runs}
+    used = book.facts(program, "used")
+    keep = {run for runs in used.values() for run in runs} if used else set(rows)
     keep |= {name for name, row in rows.items() if row["kind"] in FINISHED and not row["study"]}
     while parents := {rows[name]["parent"].partition("/")[2] for name in keep if name in rows} - keep - {""}:
         keep |= parents

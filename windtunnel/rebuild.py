@@ -12,6 +12,7 @@ from windtunnel.base.artefact import explained, read_json
 from windtunnel.base.errors import ArtefactError, UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
+from windtunnel.desk import put_scores
 from windtunnel.home import FACTS, RECORD, Home
 from windtunnel.train.folder import RESULT, STAGE
 from windtunnel.train.metrics import read_metrics
@@ -87,13 +88,6 @@ def put_run_folder(book: LabBook, row: dict[str, Any], run: Path) -> None:
             put_scores(book, name, corpus, score)
     for score in noted or ():
         book.put_score(**score)
-
-
-def put_scores(book: LabBook, run: str, corpus: str, score: dict[str, Any]) -> None:
-    """A run's held-out loss on a corpus, in both units."""
-    tokens = score["tokens"]
-    book.put_score(run, corpus, "bits_per_byte", score["bits_per_byte"], "bits per UTF-8 byte", tokens)
-    book.put_score(run, corpus, "nats_per_byte", score["nats"] / score["bytes"], "nats per UTF-8 byte", tokens)
 
 
 def _read(path: Path, otherwise: Any) -> Any:

@@ -147,12 +147,20 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("model.shape", f"expected fewer than 10T parameters, got {si(target.total)}")
     for key, batch in [
         ("trunk.batch", recipe.trunk.batch),
-        *((f"branch.{n}.batch", b.batch) for n, b in recipe.branch.items()),
+        *((f"branch.{n}.batch", b.batch) for n, b in recipe.branch.items() if b.kind != "decay"),
     ]:
         if batch is not None and batch % model.row:
             rows = max(1, round(batch / model.row))
             fix = f"write {rows * model.row} for {rows} rows"
             yield Problem(key, f"expected a multiple of model.row = {model.row}, got {batch}", fix)
+
+
+def _decay_batch(recipe: Recipe) -> Iterator[Problem]:
+    for name in recipe.decays:
+        batch = recipe.branch[name].batch
+        if batch is not None:
+            problem = f"expected none, since a decay goes on with the trunk's batch, got {batch}"
+            yield Problem(f"branch.{name}.batch", problem, "leave it out")
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
@@ -294,5 +302,5 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _dial, _names, _shape, _optimizer, posttraining, _tunnel, _space, _lengths,
+    _dial, _names, _shape, _decay_batch, _optimizer, posttraining, _tunnel, _space, _lengths,
 )  # fmt: skip

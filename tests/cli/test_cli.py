@@ -64,7 +64,7 @@ SURFACE = {
     "law": "--help",
     "law list": "--help --json",
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
-    "law fit": "--counts --delta --draws --form --help --json --out --unit path",
+    "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "model": "--help",
     "model shapes": "--family --help --json --vocab",
 }

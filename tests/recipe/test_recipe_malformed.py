@@ -193,7 +193,7 @@ LINES = [
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nat = "0.1%"', "branch.same.at: expected a point after the warmup"),
     ('[branch.same]\ntokens = "10%"', "[branch.same]\nmixture = { more = 1 }", "expected a decay on the trunk's own mixture"),
     ("mixture = { more = 1 }", "mixture = { none = 1 }", "branch.better.mixture: expected a corpus of this recipe, got 'none'"),
-    ("mixture = { more = 1 }", "batch = 100", "branch.better.batch: expected a multiple"),
+    ("mixture = { more = 1 }", "batch = 128", "branch.better.batch: expected none, since a decay goes on with the trunk's batch"),
     ("mixture = { more = 1 }", "[evaluate]\ncorpora = ['x']", "evaluate.corpora: expected a corpus of this recipe, got 'x'"),
     ("mixture = { more = 1 }", "[evaluate]\ntasks = { 'a b' = 'x' }", "expected a name of letters"),
     ("mixture = { more = 1 }", "[export]\nbranch = 'bettr'", "export.branch: expected a branch of this recipe, got 'bettr'; did you mean 'better'?"),

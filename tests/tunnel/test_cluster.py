@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from windtunnel.base.errors import UserError
 from windtunnel.base.runtime import Runtime
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.train.folder import RESULT, checkpoint_path, read_result, steps_saved
@@ -87,6 +88,11 @@ def test_a_branch_travels_with_the_checkpoint_it_grows_from(cluster, tmp_path, m
     assert steps_saved(tmp_path / "branch") == [12]
     assert all("failed" not in result for result in results.values())
     cluster.remove_node(node)
+
+
+def test_an_address_at_which_nothing_answers_is_one_line():
+    with pytest.raises(UserError, match=r"--devices ray: expected a Ray cluster at '127\.0\.0\.1:1', nothing answers"):
+        RayFleet("127.0.0.1:1")
 
 
 def test_a_run_folder_comes_out_of_its_packing_as_it_went_in(tmp_path):

@@ -8,16 +8,19 @@ head, ``Shape.flops_per_token``). A law is only asked in the convention that it 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
+from scipy import optimize as _optimize  # pyright: ignore[reportMissingTypeStubs]
 
 from windtunnel.laws.fit import LawError
 from windtunnel.laws.loss import LossLaw
 from windtunnel.laws.points import Point
 from windtunnel.model.shape import Shape
 
+_minimize = cast("Callable[..., Any]", _optimize.minimize_scalar)  # pyright: ignore[reportUnknownMemberType]
 COUNTS = ("body", "body+head")
 FLOPS = ("6ND", "exact")
 
@@ -75,7 +78,7 @@ def optimum(law: LossLaw, flops: float, *, inference_tokens: float = 0.0) -> Opt
     """The N and D of lowest loss at a budget that pays for training (6ND) and expected use (2N for each token served).
 
     Without inference this is ``LossLaw.optimum``. With it, D = (C - 2 N D_inf)/(6N) on the budget, and the loss along it
-    has one minimum, found by golden section over log N: a smaller model, trained longer.
+    has one minimum over log N: a smaller model, trained longer.
 
     Args:
         flops: C, for training and inference together.
@@ -114,16 +117,5 @@ def _best(law: LossLaw, flops: float, inference_tokens: float) -> tuple[float, f
     def loss(x: float) -> float:
         return law.predict(math.exp(x), max(tokens(x), 1e-300), force=True)
 
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = loss(left), loss(right)
-    while high - low > 1e-9:
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = loss(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = loss(right)
-    return math.exp((low + high) / 2), tokens((low + high) / 2)
+    x = float(_minimize(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9}).x)
+    return math.exp(x), tokens(x)

@@ -30,7 +30,7 @@ def contour_figure(
         target: runs to mark by name: N, D.
         unit: of the losses.
     """
-    height, left, right, top = 0.68 * width, 64, 96, 22
+    height, left, right, top = 0.68 * width, 64, 132, 22
     marked = dict(target or {})
     sizes = [p[0] for p in points] + [p[0] for p in marked.values()]
     lengths = [p[1] for p in points] + [p[1] for p in marked.values()]

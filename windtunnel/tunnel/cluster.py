@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import shutil
+import socket
 import tarfile
 import tempfile
 import time
@@ -37,6 +38,18 @@ def _ray() -> Any:
         raise UserError(
             "--devices ray", "expected the package ray, found none", "pip install 'windtunnel[cluster]'"
         ) from None
+
+
+def _answers(address: str) -> None:
+    """Raises if nothing listens at HOST:PORT: Ray itself would try for minutes and then end this process."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        text = f"expected a Ray cluster at {address!r}, nothing answers there ({error.strerror or error})"
+        raise UserError("--devices ray", text, "ray start --head") from None
 
 
 def pack(folder: Path) -> bytes:
@@ -157,6 +170,7 @@ class RayFleet:
     def __init__(self, address: str = "auto", devices: str | None = None, *, eager: bool = False) -> None:
         self._ray, self._devices, self._eager = _ray(), devices, eager
         self._kind = "GPU" if (devices or "").startswith("cuda") else "CPU"
+        _answers(address)
         try:
             self._ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
