@@ -51,6 +51,12 @@ def write_text(path: Path, documents: int, seed: int = 0) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Two test processes with two threads each take six times as long on two cores as with one each."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def write_made_up() -> Callable[..., Path]:
     return write_text
