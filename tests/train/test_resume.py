@@ -121,8 +121,11 @@ def test_killed_at_random_moments_and_inside_saves_a_run_ends_bit_for_bit_like_t
 ):
     corpora, draw, kills, inside = {"tiny": tiny_corpus}, random.Random(20), 0, 0
     expected, seconds = uninterrupted(reference, workshop, stage, corpora, tmp_path)
-    for case in range(12):
-        run = tmp_path / f"case-{case}"
+    case = 0
+    # A kill that comes after the end is none: how many there are is a matter of luck and load, so go on until enough hit.
+    while kills < 20 or inside < 5:
+        run, case = tmp_path / f"case-{case}", case + 1
+        assert case <= 60, f"only {kills} kills hit a running process, {inside} of them inside a save"
 
         def work(run=run):
             run_stage(stage, run, corpora, workshop)
@@ -141,8 +144,6 @@ def test_killed_at_random_moments_and_inside_saves_a_run_ends_bit_for_bit_like_t
         assert forked(work) == 0
         assert outcome(run) == expected, case
         assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]
-    assert kills >= 20
-    assert inside >= 5
 
 
 def test_two_and_more_resumes_in_one_run_also_at_its_edges(tmp_path, workshop, reference, stage, tiny_corpus):
