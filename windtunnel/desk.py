@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,12 @@ class Machine:
             return cls(cores, cores, word)
         count = max(1, len(gpu_numbers(word)))
         return cls(count, 4, word, count)
+
+    @property
+    def lanes(self) -> int:
+        """Processes with a copy each that train a large run together: one a core, four at most; elsewhere threads do it."""
+        on_cpu = self.device in ("", "cpu") and sys.platform == "linux"
+        return min(4, self.threads) if on_cpu else 1
 
 
 class Desk:
@@ -226,10 +233,10 @@ class Desk:
             self._fleets.pop(other).close()
         if name not in self._fleets:
             log = self.home.program(self.program) / "workers.log"
-            workers = 1 if large else machine.workers
+            threads = machine.threads // machine.lanes if large else 1
             self._fleets[name] = Fleet(
-                workers, log, threads=machine.threads if large else 1, devices=machine.device or None,
-                world=machine.ranks if large else 1, eager=self._eager,
+                1 if large else machine.workers, log, threads=threads, devices=machine.device or None,
+                world=machine.ranks if large else 1, lanes=machine.lanes if large else 1, eager=self._eager,
             )  # fmt: skip
         return self._fleets[name]
 

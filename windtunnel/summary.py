@@ -19,8 +19,8 @@ from windtunnel.train.stage import FINISHED
 from windtunnel.views import View, line, table
 
 LN2 = math.log(2)
-_TWO_THREADS = 1.3
-"""Speed of two threads over one for a compiled step on a CPU: an assumption, not yet measured."""
+_TOGETHER = 0.8
+"""Speed of each core of several that train one run together, over one that trains alone."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def remaining_cost(desk: Desk, program: Program) -> Remaining:
         trunk = sum(stage.flops for stage in left if stage.kind == "trunk")
         branches = [stage.flops for stage in left if stage.kind != "trunk"]
         together = max([sum(branches) / desk.machine.workers, *branches]) if branches else 0.0
-        threaded = desk.machine.threads > 1 and program.shape.body >= THREADED_FROM
-        faster = _TWO_THREADS if threaded else 1.0
+        in_lanes = desk.machine.lanes > 1 and program.shape.body >= THREADED_FROM
+        faster = _TOGETHER * desk.machine.lanes if in_lanes else 1.0
         seconds = (trunk / faster + together) / speed if speed else math.nan
     money = machine.count * seconds / 3600 * machine.price if machine and machine.price is not None else None
     return Remaining(seconds, source, money, 12.0 * program.shape.total * (len(stages) + program.recipe.trunk.keep))

@@ -1,7 +1,7 @@
 """Checkpoints: atomic folders with weights, moments and position, whole or sliced over ranks; verified when loaded.
 
-One process writes ``weights.safetensors`` and ``optimizer.safetensors``. Several write a slice each, with a JSON table of
-global shapes and row offsets; any number of processes can read either. Nothing is pickled.
+A process that holds all writes ``weights.safetensors`` and ``optimizer.safetensors``. Several with slices write one each, with
+a JSON table of global shapes and row offsets; any number of processes can read either. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ def save(
     tensors = {"weights": _weights(model), "optimizer": dict(moments(model, optimizer))}
     state = {**asdict(position), "stage": stage.to_dict(), "world": runtime.world}
     facts = {"numeric_class": runtime.numeric_class(), "pinned": False, **(facts or {})}
-    if runtime.world == 1:
-        with write_artefact(path, KIND, state, facts=facts) as folder:
-            for name, part in tensors.items():
-                _write(part, folder / f"{name}.safetensors")
+    if runtime.world == 1 or not runtime.sharded:
+        if runtime.rank == 0:
+            with write_artefact(path, KIND, state, facts=facts) as folder:
+                for name, part in tensors.items():
+                    _write(part, folder / f"{name}.safetensors")
+        barrier(runtime)
         return path
     staging = run / "checkpoints" / f".slices-{position.step}"
     with explained(staging):

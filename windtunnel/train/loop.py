@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from windtunnel.base.artefact import write_json
@@ -24,7 +25,7 @@ from windtunnel.train.folder import RESULT, STAGE, steps_saved
 from windtunnel.train.metrics import Metrics, last_loss
 from windtunnel.train.objectives import OBJECTIVES, objective_of
 from windtunnel.train.optimizer import build_optimizer
-from windtunnel.train.parallel import any_rank, barrier, shard, share
+from windtunnel.train.parallel import any_rank, barrier, shard, share, sum_over_ranks
 from windtunnel.train.reference import reference_values
 from windtunnel.train.stage import AdamW, Stage, check_ranks
 from windtunnel.train.step import Trainer, make_compute, train_step
@@ -48,7 +49,7 @@ class Workshop:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
         signature = str((stage.shape, stage.objective, stage.preference, stage.masking, stage.plan.row))
         objective = objective_of(stage)
-        if signature not in self._models or self.runtime.world > 1:
+        if signature not in self._models or (self.runtime.world > 1 and self.runtime.sharded):
             model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
             if self.runtime.dtype == "bfloat16":
                 model.compute_dtype = torch.bfloat16
@@ -112,7 +113,7 @@ def run_stage(
         Diverged: ten updates in a row were not finite; the last checkpoint is from before them.
     """
     control, runtime = control or Control(), workshop.runtime
-    check_ranks(stage.optimizer, runtime.world)
+    check_ranks(stage.optimizer, runtime.world if runtime.sharded else 1)
     if runtime.rank == 0:
         write_json(run / STAGE, {"key": stage.key, **stage.to_dict()})
         sweep_checkpoints(run)
@@ -132,10 +133,11 @@ def run_stage(
     for name in stage.score:
         scored = score_heldout(reader, corpora[name].heldout, stage.plan.row, stage.score_tokens)
         scores[name] = {**asdict(scored), "bits_per_byte": scored.bits_per_byte, "corpus": corpora[name].hash}
+    memory = int(sum_over_ranks(np.array([peak_memory()]), runtime)[0])
     result = {
         "key": stage.key, "step": at.step, "tokens": at.sequences * stage.plan.row, "skipped": at.skipped, "scores": scores,
         "score_tokens": stage.score_tokens,
-        "loss": last_loss(run, at.step), "numeric_class": runtime.numeric_class(), "peak_memory": peak_memory(),
+        "loss": last_loss(run, at.step), "numeric_class": runtime.numeric_class(), "peak_memory": memory,
         **_time_spent(run, clock, stage),
     }  # fmt: skip
     if runtime.rank == 0:

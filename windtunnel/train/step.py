@@ -15,7 +15,7 @@ from windtunnel.corpus.loader import IGNORED, Rows
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.objectives import Objective
 from windtunnel.train.optimizer import Optimizer, set_learning_rate
-from windtunnel.train.parallel import global_norm_clip, sum_over_ranks
+from windtunnel.train.parallel import average_gradients, global_norm_clip, sum_over_ranks
 
 
 @dataclass
@@ -71,6 +71,7 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
         loss, part = trainer.compute(trainer.model, *to_device(rows, begin, trainer), scale)
         loss.backward()
         sums += part
+    average_gradients(trainer.model, trainer.runtime)
     norm = global_norm_clip(trainer.model, trainer.clip)
     means = sum_over_ranks(sums.cpu().numpy(), trainer.runtime) / np.maximum(counts, 1)
     applied = bool(np.isfinite(means).all()) and math.isfinite(norm)
