@@ -35,7 +35,9 @@ from windtunnel.tunnel.watch import Screen
 Result = dict[str, Any]
 _RAY = re.compile(r"ray(\+(?P<device>cuda|cpu))?(:(?P<address>.+))?")
 THREADED_FROM = 1_000_000
-"""Parameters from which a single run gets all threads: below, one thread is safer on a busy machine (docs/lab-log.md)."""
+"""Parameters from which a single run gets all cores: below, one is safer on a busy machine (docs/lab-log.md)."""
+_TOGETHER = 0.8
+"""Speed of a lane beside others over a worker's that is alone on its machine (docs/lab-log.md)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Machine:
         """Processes with a copy each that train a large run together: one a core, four at most; elsewhere threads do it."""
         on_cpu = self.device in ("", "cpu") and sys.platform == "linux"
         return min(4, self.threads) if on_cpu else 1
+
+    def gain(self, body: int) -> float:
+        """Speed of a large run with that many parameters over one worker's."""
+        return _TOGETHER * self.lanes if self.lanes > 1 and body >= THREADED_FROM else 1.0
 
 
 class Desk:

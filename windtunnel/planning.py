@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.desk import Machine
 from windtunnel.home import Home
 from windtunnel.laws.budget import Choice
 from windtunnel.model.config import ModelConfig
@@ -36,7 +37,7 @@ class Speed:
 
     flops: float
     source: str
-    workers: int = 1
+    workers: float = 1
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def plan_lines(program: Program, home: Home, speed: Speed | None) -> list[Line]:
         out.append(Line("scaling", stages, _group_state(program, home, stages), _seconds(stages, speed)))
     for name in ("trunk", *recipe.branch):
         stage = program.trunk() if name == "trunk" else program.branch(name)
-        alone = replace(speed, workers=1) if speed else None
+        on_cores = speed is not None and speed.workers > 1
+        gain = Machine.of(None).gain(stage.shape.body) if name == "trunk" and on_cores else 1.0
+        alone = replace(speed, workers=gain) if speed else None
         out.append(Line(name, (stage,), state(program, home, stage), _seconds((stage,), alone)))
     return out
 

@@ -51,7 +51,8 @@ def average_gradients(model: nn.Module, runtime: Runtime) -> None:
     dist.all_reduce(together)
     together /= runtime.world
     parts = together.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def sum_over_ranks(values: np.ndarray, runtime: Runtime) -> np.ndarray:
