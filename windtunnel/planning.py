@@ -180,7 +180,7 @@ def _speed(program: Program, measure: bool) -> Speed | None:
     if facts is None:
         return None
     speed = facts["tokens_per_second"] * program.shape.flops_per_token(program.recipe.model.row).total
-    return Speed(speed, "matrix products of this shape measured on one thread here, times two", facts["cores"])
+    return Speed(speed, "matrix products of this shape measured on one thread here, times 1.5", facts["cores"])
 
 
 def measured(shape: Shape, row: int) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import torch
 from windtunnel.base.runtime import Runtime, choose
 from windtunnel.model.shape import Shape
 
-_REST = 2.0
+_REST = 1.5
 """Time of a compiled training step over that of its matrix products alone. Compared with runs in docs/lab-log.md."""
 
 
