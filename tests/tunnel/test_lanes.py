@@ -75,14 +75,14 @@ def test_two_lanes_train_what_one_process_trains_and_the_one_reads_their_checkpo
 
 
 def test_whichever_lane_is_killed_the_run_ends_bit_for_bit_like_the_one_nobody_killed(tmp_path, lanes, job, make_trunk):
-    stage = make_trunk(300, (13,), save_every=20)
+    stage = make_trunk(200, (13,), save_every=10)
     lanes.run([job(stage, tmp_path / "whole")], Silent())
     for victim in (0, 1):
         run, watcher = tmp_path / f"killed-{victim}", Silent()
         killed = []
 
         def kill_once(run=run, victim=victim, killed=killed) -> bool:
-            if not killed and max(steps_saved(run), default=0) >= 20:
+            if not killed and max(steps_saved(run), default=0) >= 10:
                 workers = [
                     p for p in psutil.Process().children(recursive=True) if "windtunnel.tunnel.worker" in p.cmdline()
                 ]
@@ -95,7 +95,7 @@ def test_whichever_lane_is_killed_the_run_ends_bit_for_bit_like_the_one_nobody_k
         assert killed
         assert "failed" not in results[str(run)]
         assert any("trying it again" in text for text in watcher.said), watcher.said
-        assert outcome(run, 300) == outcome(tmp_path / "whole", 300)
+        assert outcome(run, 200) == outcome(tmp_path / "whole", 200)
 
 
 def test_a_stop_ends_all_lanes_at_one_step_and_none_outlives_the_fleet(tmp_path, job, make_trunk):

@@ -8,6 +8,7 @@ on to them, and takes them along when it ends, since their input ends with it.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,10 @@ class Lanes:
         )
         assert process.stdin is not None
         return process.stdin
+
+    def met(self) -> None:
+        """Removes the meeting place, once all lanes have joined the process group."""
+        shutil.rmtree(Path(self.meeting).parent, ignore_errors=True)
 
     def send(self, line: str) -> None:
         """Hands a job's line on; a lane that has ended is noticed at the next collective."""

@@ -25,7 +25,7 @@ from windtunnel.base.runtime import Runtime, choose, prepare
 from windtunnel.corpus.store import Corpus, open_corpus
 from windtunnel.train.control import Control, StopOnSignals
 from windtunnel.train.loop import Workshop, run_stage
-from windtunnel.train.parallel import start_ranks
+from windtunnel.train.parallel import barrier, start_ranks
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.lanes import Lanes
 
@@ -126,6 +126,9 @@ def main() -> None:
     prepare(runtime)
     if meeting or options.job:
         start_ranks(runtime, meeting)
+        barrier(runtime)
+    if lanes:
+        lanes.met()
     worker = Worker(runtime)
     if options.job is not None:
         with StopOnSignals(worker.control):
