@@ -52,6 +52,7 @@ SURFACE = {
     "quickstart": "--devices --help --home --set",
     "finish": "--devices --help --home name",
     "clean": "--help --home --json --really",
+    "replicate": "--claim --devices --help --home --json --markdown --out --seeds --set --size recipe",
     "data": "--help",
     "data show": "--help --home --json --set paths",
     "data compression": "--help --home --json --set recipe",
@@ -84,6 +85,7 @@ VERBS = [
     "compression",
     "transfer",
     "coordinates",
+    "replicate",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -186,7 +188,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study")
+    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study", "replication")
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -249,6 +251,19 @@ HOME = Path("some-home")
             {"axes": ["width", "depth"], "devices": None},
         ),
         ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
+        (
+            "replicate --size tiny --claim wsd --claim decay --seeds 4 --out r.html",
+            "replicate",
+            (HOME,),
+            {
+                "size": "tiny",
+                "claims": ["wsd", "decay"],
+                "seeds": 4,
+                "out": Path("r.html"),
+                "markdown": None,
+                "devices": None,
+            },
+        ),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],
 )
