@@ -15,7 +15,8 @@ from windtunnel.base.units import duration, si
 from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.recipe import Recipe
-from windtunnel.replication_claims import CLAIMS, Claim, Found, to_fact
+from windtunnel.replication_claims import CLAIMS
+from windtunnel.replication_found import Claim, Found, to_fact
 from windtunnel.replication_lab import STUDY, Lab
 from windtunnel.report.replication import replication_figures, replication_markdown, replication_page
 from windtunnel.transfer_study import open_program
