@@ -32,8 +32,10 @@ from windtunnel.cli_options import (
     RecipeFile,
     RunName,
     ShowByDefault,
+    load,
     show,
 )
+from windtunnel.cli_studies import register
 
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 _INTERRUPTED = 130
@@ -51,14 +53,6 @@ law = typer.Typer(help="Named and fitted laws.", **_SETTINGS)
 model = typer.Typer(help="Shapes and sizes.", **_SETTINGS)
 for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model", model)):
     app.add_typer(_group, name=_name)
-
-
-def _load(recipe: str, overrides: list[str] | None) -> Any:
-    from windtunnel.recipe import check_files, load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    check_files(loaded)
-    return loaded
 
 
 # -- everyday verbs --------------------------------------------------------------------------------------------------------
@@ -99,7 +93,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show all that would be done, with sources; does nothing."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.planning import plan as call
 
     show(call(loaded, home, measure=measure), as_json)
@@ -114,7 +108,7 @@ def run(
     home: Home = HOME,
 ) -> None:
     """Do it: skips what is done, continues what was stopped."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
     show(call(loaded, home, until=until, devices=devices))
@@ -137,7 +131,7 @@ def forecast(
 
         show(forecasts(home), as_json)
         return
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
     show(call(loaded, home, devices=devices, stop_after_forecast=True), as_json)
@@ -289,7 +283,7 @@ def datashow(
     """Languages, sizes, tokens, what cleaning drops; no training."""
     from windtunnel.manage import inspect_data as call
 
-    recipe = _load(paths[0], overrides) if len(paths) == 1 and paths[0].endswith(".toml") else None
+    recipe = load(paths[0], overrides) if len(paths) == 1 and paths[0].endswith(".toml") else None
     show(call(home, paths, recipe=recipe), as_json)
 
 
@@ -298,7 +292,7 @@ def data_compression(
     recipe: RecipeFile, overrides: Overrides = None, home: Home = HOME, as_json: AsJson = False
 ) -> None:
     """Bytes for each token, by corpus and vocabulary size."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.manage import compression as call
 
     show(call(loaded, home), as_json)
@@ -315,7 +309,7 @@ def tunnel_search(
     home: Home = HOME,
 ) -> None:
     """Search hyper-parameters, check them on a wider model."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
     show(call(loaded, home, until="search", devices=devices, part=part))
@@ -339,7 +333,7 @@ def tunnel_transfer(
     as_json: AsJson = False,
 ) -> None:
     """Does the best learning rate carry over? One axis at a time."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.transfer_study import transfer as call
 
     wanted = [name.strip() for name in axes.split(",") if name.strip()] if axes else []
@@ -355,7 +349,7 @@ def tunnel_coordinates(
     as_json: AsJson = False,
 ) -> None:
     """Do wide models compute with changes as large as narrow ones?"""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.coordinate_study import coordinates as call
 
     show(call(loaded, home, out=out), as_json)
@@ -437,6 +431,8 @@ def model_shapes(
 
     show(Shapes.of(family, vocab), as_json)
 
+
+register(app, law)
 
 # -- entry -----------------------------------------------------------------------------------------------------------------
 

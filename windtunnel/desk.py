@@ -123,7 +123,10 @@ class Desk:
         """The checkpoint from which a stage starts, whether it exists yet or not."""
         if stage.start is None:
             return None
-        found = sorted(self.home.runs(self.program).glob(f"*-{stage.start.stage[:10]}"))
+        pattern = f"*-{stage.start.stage[:10]}"
+        found = sorted(self.home.runs(self.program).glob(pattern))
+        if not found and stage.start.fresh:  # a model of another program of this home
+            found = sorted(self.home.root.glob(f"programs/*/runs/{pattern}"))
         if not found:
             raise ArtefactError(stage.name, f"expected the run {stage.start.stage[:10]} that it grows from, found none")
         return checkpoint_path(found[0], stage.start.step)
@@ -226,7 +229,7 @@ class Desk:
         return {
             "program": self.program, "kind": stage.kind, "name": stage.name, "study": study, "config": stage.to_dict(),
             "folder": str(self.run_folder(stage).relative_to(self.home.root)),
-            "parent": f"{self.program}/{parent.parent.parent.name}" if parent else "",
+            "parent": f"{parent.parents[3].name}/{parent.parents[1].name}" if parent else "",
         }  # fmt: skip
 
     def _fleet(self, large: bool) -> Fleet | RayFleet:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from windtunnel.model.shape import Shape
 from windtunnel.serve.chat import chat
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import load_model
+from windtunnel.train.dynamics import Sampling, second_pass
 from windtunnel.train.loop import scorer
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.coordinates import check_coordinates
@@ -110,7 +112,25 @@ def coordinates(job: dict[str, Any]) -> dict[str, Any]:
     return check.to_dict()
 
 
-VERBS = {"coordinates": coordinates, "finish": finish, "evaluate": evaluate, "export": export, "chat": talk}
+def dynamics(job: dict[str, Any]) -> dict[str, Any]:
+    """A watched second pass over the last steps of a run."""
+    runtime = choose(job.get("devices"), compiled=False)
+    prepare(runtime)
+    corpora = {name: open_corpus(Path(folder)) for name, folder in job["corpora"].items()}
+    parent = Path(job["parent"]) if job["parent"] else None
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as scratch:
+        stage = Stage.from_dict(job["stage"])
+        return second_pass(stage, corpora, parent, Sampling(**job["sampling"]), Path(scratch), runtime)
+
+
+VERBS = {
+    "coordinates": coordinates,
+    "dynamics": dynamics,
+    "finish": finish,
+    "evaluate": evaluate,
+    "export": export,
+    "chat": talk,
+}
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
-from windtunnel.train.stage import AdamW, Stage, optimizer_of
+from windtunnel.train.stage import AdamW, Stage, Start, optimizer_of
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
 from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, apply_to_shape, shown_value, space_of
 
@@ -39,12 +39,16 @@ class Derived:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenizer and corpora as they were built: names, folders relative to the home, content hashes, rows and sizes."""
+    """Tokenizer and corpora as they were built: names, folders relative to the home, content hashes, rows and sizes.
+
+    ``origin`` is the stage key and step of the finished model whose weights the trunk starts from, if it has one.
+    """
 
     tokenizer: str
     tokenizer_hash: str
     vocab: int
     corpora: dict[str, dict[str, Any]]
+    origin: dict[str, Any] | None = None
 
     def hashes(self) -> tuple[tuple[str, str], ...]:
         return tuple(sorted((name, corpus["hash"]) for name, corpus in self.corpora.items()))
@@ -200,9 +204,11 @@ class Program:
         setting = self.setting()
         every = max(1, round(self._tokens(self.recipe.trunk.checkpoint_every) / setting.step_tokens))
         steps = finished_at or self.trunk_steps
+        origin = self.prepared.origin if self.prepared else None
         return replace(
-            trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep
-        )
+            trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep,
+            start=Start(origin["stage"], origin["step"], fresh=True) if origin else None,
+        )  # fmt: skip
 
     def branch(self, name: str, finished_at: int | None = None, parent: Stage | None = None) -> Stage:
         """A branch's stage.

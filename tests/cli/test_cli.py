@@ -52,6 +52,8 @@ SURFACE = {
     "quickstart": "--devices --help --home --set",
     "finish": "--devices --help --home name",
     "clean": "--help --home --json --really",
+    "replicate": "--claim --devices --help --home --json --markdown --out --seeds --set --size recipe",
+    "adapt": "--chats --data --devices --help --home --json --lr --name --out --plan --replay --seeds --tokens name",
     "data": "--help",
     "data show": "--help --home --json --set paths",
     "data compression": "--help --home --json --set recipe",
@@ -65,6 +67,8 @@ SURFACE = {
     "law list": "--help --json",
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
+    "law dynamics": "--devices --every --help --home --json --out --steps --window name",
+    "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
     "model": "--help",
     "model shapes": "--family --help --json --vocab",
 }
@@ -84,6 +88,9 @@ VERBS = [
     "compression",
     "transfer",
     "coordinates",
+    "replicate",
+    "dynamics",
+    "decay_data",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -186,7 +193,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study")
+    names = (
+        "pipeline",
+        "planning",
+        "manage",
+        "comparison",
+        "transfer_study",
+        "coordinate_study",
+        "replication",
+        "dynamics_study",
+    )
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -249,6 +265,25 @@ HOME = Path("some-home")
             {"axes": ["width", "depth"], "devices": None},
         ),
         ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
+        (
+            "replicate --size tiny --claim wsd --claim decay --seeds 4 --out r.html",
+            "replicate",
+            (HOME,),
+            {
+                "size": "tiny",
+                "claims": ["wsd", "decay"],
+                "seeds": 4,
+                "out": Path("r.html"),
+                "markdown": None,
+                "devices": None,
+            },
+        ),
+        (
+            "law dynamics a --every 10",
+            "dynamics",
+            (HOME, "a"),
+            {"steps": None, "every": 10, "window": None, "out": None, "devices": None},
+        ),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],
 )

@@ -14,6 +14,13 @@ from windtunnel.train.schedule import Form
 class TrunkConfig(Config):
     """The one run at a stable learning rate from which every branch grows."""
 
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a finished model of this home, PROGRAM/RUN, whose weights it starts from; tokenizer and shape have to be "
+        "its own; without it, from fresh weights",
+        examples=["evening/same"],
+    )
     tokens: LengthValue | None = Field(
         default=None,
         description="D, the length of a finished model's training, its decay included: the trunk itself ends where the decay "
