@@ -17,6 +17,7 @@ from windtunnel.base.units import duration
 from windtunnel.desk import THREADED_FROM, Desk, Result
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
+from windtunnel.measures import answering_job, measured_answers, put_answers
 from windtunnel.planning import known_pins, pin_key
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
@@ -260,18 +261,14 @@ def _finish_model(job: Job, stage: Stage) -> None:
     assert program.prepared is not None
     tasks = {name: str(recipe.base / path) for name, path in recipe.evaluate.tasks.items()}
     known = desk.book.fact(program.name, "model", stage.folder_name)
-    if known is not None and set(tasks) <= set(known.get("tasks", {})):
+    if known is not None and set(tasks) <= set(known.get("tasks", {})) and measured_answers(known, stage):
         return
     chats = any(recipe.corpus[name].chats for name in dict(stage.plan.segments[-1].mixture))
-    more: dict[str, Any] = {}
-    if stage.preference is not None:
-        folders = {name: str(desk.home.root / program.prepared.corpora[name]["folder"]) for name, _ in stage.corpora}
-        more = {"pairs": folders, "parent": str(desk.parent_checkpoint(stage))}
     with desk.screen.console.status(f"{stage.name}: samples and tasks"):
         found = finishing(
             "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),
             tokenizer=str(desk.home.root / program.prepared.tokenizer), chats=chats, tasks=tasks,
-            **more,
+            **answering_job(desk, program, stage),
         )  # fmt: skip
     with desk.book as book:
         book.put_fact(program.name, "model", stage.folder_name, found)
@@ -286,6 +283,8 @@ def _finish_model(job: Job, stage: Stage) -> None:
                 task["low"],
                 task["high"],
             )
+        if "answering" in found:
+            put_answers(book, desk.run_id(stage), found["answering"])
     desk.note(stage)
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from windtunnel.base.artefact import read_json
 from windtunnel.base.labbook import LabBook
+from windtunnel.evaluate import before_after
 from windtunnel.home import Home
 from windtunnel.manage import clean
+from windtunnel.measures import EXACT
 from windtunnel.pipeline import run
 from windtunnel.planning import plan
 from windtunnel.recipe import load_recipe
@@ -97,7 +99,10 @@ def folder(tmp_path_factory, write_made_up) -> Path:
     return made
 
 
-def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing(folder, tmp_path, trained, capsys):
+def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing(
+    folder, tmp_path, trained, monkeypatch
+):
+    monkeypatch.setattr(before_after, "PROMPTS", 6)
     recipe = load_recipe(folder / "family.toml")
     before = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert before["chat"] == "new"
@@ -115,11 +120,23 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
     assert weights["chats"] * chats["fill"] / (weights["plain"] * texts["fill"]) == pytest.approx(3)
     fact = book.facts("family", "model")[Path(rows["chat"]["folder"]).name]
     assert len(fact["answers"]) > 0
-    preferences = book.facts("family", "model")[Path(rows["aligned"]["folder"]).name]["preferences"]["pairs"]
+    preferences = book.facts("family", "model")[Path(rows["aligned"]["folder"]).name]["answering"]["preferences"][
+        "pairs"
+    ]
     assert preferences["before"]["count"] == preferences["after"]["count"] > 0
     assert all(found["low"] <= found["accuracy"] <= found["high"] for found in preferences.values())
-    assert {s["corpus"] for s in book.scores(rows["chat"]["id"])} >= {"plain", "chats"}
-    assert "chat" in (Home(tmp_path).program("family") / "report.html").read_text(encoding="utf-8")
+    scores = {(s["corpus"], s["name"]): s for s in book.scores(rows["aligned"]["id"])}
+    assert {corpus for corpus, _ in scores} == {"plain", "chats", "pairs", EXACT}
+    told = {(EXACT, "accuracy"), (EXACT, "accuracy_sorting"), (EXACT, "stop_rate"), ("pairs", "stop_rate"),
+            ("pairs", "answer_tokens"), ("pairs", "preference_accuracy"), ("pairs", "kl_to_reference")}  # fmt: skip
+    assert told <= set(scores)
+    assert scores["pairs", "preference_accuracy"]["value"] == preferences["after"]["accuracy"]
+    read_back = read_json(Home(tmp_path).root / rows["aligned"]["folder"] / "record.json")["scores"]
+    assert [s for s in read_back if s["name"] == "kl_to_reference"]
+    page = (Home(tmp_path).program("family") / "report.html").read_text(encoding="utf-8")
+    for words in ("What post-training changed", "aligned, grown from chat", "dpo with β = 0.1", "alignment tax", "right: sorting",
+                  "ends by itself: pairs", "Roles multiply the base rate", "share of training pairs with a positive margin"):  # fmt: skip
+        assert words in page, words
     after = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert set(after.values()) == {"done"}
     run(recipe, tmp_path, quiet=True)
