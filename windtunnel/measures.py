@@ -19,16 +19,11 @@ def answering_job(desk: Desk, program: Program, stage: Stage) -> dict[str, Any]:
     recipe, prepared = program.recipe, program.prepared
     assert prepared is not None
     own = [name for name, _ in stage.corpora if recipe.corpus[name].chats]
-    if stage.kind not in POSTTRAINED or not own:
+    if stage.kind not in (*POSTTRAINED, "soup") or not own:
         return {}
     folders = {name: str(desk.home.root / prepared.corpora[name]["folder"]) for name in own}
     job = {"template": recipe.corpus[own[0]].template, "corpora": folders, "parent": str(desk.parent_checkpoint(stage))}
-    return {"answering": {**job, "pairs": stage.preference is not None}}
-
-
-def measured_answers(known: dict[str, Any] | None, stage: Stage) -> bool:
-    """Whether an earlier version's facts of a finished model hold all that is measured now."""
-    return known is not None and (stage.kind not in POSTTRAINED or "answering" in known)
+    return {"answering": {**job, "pairs": any(recipe.corpus[name].pairs for name in own)}}
 
 
 def put_answers(book: LabBook, run: str, answering: dict[str, Any]) -> None:

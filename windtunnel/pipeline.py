@@ -17,7 +17,7 @@ from windtunnel.base.units import duration
 from windtunnel.desk import THREADED_FROM, Desk, Result
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
-from windtunnel.measures import answering_job, measured_answers, put_answers
+from windtunnel.measures import answering_job, put_answers
 from windtunnel.planning import known_pins, pin_key
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
@@ -204,12 +204,16 @@ def branch_stages(job: Job) -> list[Stage]:
     """The branches, each from the checkpoint at its branch point, or from the nearest earlier one that exists."""
     program = job.program
     out: dict[str, Stage] = {}
-    trunk = job.desk.run_folder(program.trunk(job.trunk_end))
+    trunk_stage = program.trunk(job.trunk_end)
+    trunk = job.desk.run_folder(trunk_stage)
     saved = steps_saved(trunk)
     names = list(program.recipe.branch)
     if job.until in names:
         names = names[: names.index(job.until) + 1]
     for name in names:
+        if program.recipe.branch[name].kind == "soup":
+            out[name] = program.soup(name, out, trunk_stage, saved)
+            continue
         if program.recipe.branch[name].kind != "decay":
             out[name] = program.branch(name, parent=out[program.recipe.branch[name].parent])
             continue
@@ -230,7 +234,8 @@ def generations(stages: list[Stage]) -> list[list[Stage]]:
     """Branches in groups that can be trained side by side: each group grows from those before it."""
     depth: dict[str, int] = {}
     for stage in stages:
-        depth[stage.key] = depth.get(stage.start.stage, -1) + 1 if stage.start else 0
+        parents = [member.stage for member in stage.average] or ([stage.start.stage] if stage.start else [])
+        depth[stage.key] = max((depth.get(parent, -1) + 1 for parent in parents), default=0)
     return [[s for s in stages if depth[s.key] == level] for level in range(max(depth.values(), default=-1) + 1)]
 
 
@@ -261,14 +266,15 @@ def _finish_model(job: Job, stage: Stage) -> None:
     assert program.prepared is not None
     tasks = {name: str(recipe.base / path) for name, path in recipe.evaluate.tasks.items()}
     known = desk.book.fact(program.name, "model", stage.folder_name)
-    if known is not None and set(tasks) <= set(known.get("tasks", {})) and measured_answers(known, stage):
+    answering = answering_job(desk, program, stage)
+    if known is not None and set(tasks) <= set(known.get("tasks", {})) and (not answering or "answering" in known):
         return
     chats = any(recipe.corpus[name].chats for name in dict(stage.plan.segments[-1].mixture))
     with desk.screen.console.status(f"{stage.name}: samples and tasks"):
         found = finishing(
             "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),
             tokenizer=str(desk.home.root / program.prepared.tokenizer), chats=chats, tasks=tasks,
-            **answering_job(desk, program, stage),
+            **answering,
         )  # fmt: skip
     with desk.book as book:
         book.put_fact(program.name, "model", stage.folder_name, found)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from windtunnel.base.artefact import read_json
 from windtunnel.base.labbook import LabBook
@@ -16,6 +18,7 @@ from windtunnel.measures import EXACT
 from windtunnel.pipeline import run
 from windtunnel.planning import plan
 from windtunnel.recipe import load_recipe
+from windtunnel.train.folder import checkpoint_path, steps_saved
 
 RECIPE = """
 name = "family"
@@ -70,6 +73,26 @@ epochs = 1
 batch = "256"
 mixture = { pairs = 1 }
 
+[branch.adapted]
+kind = "adapt"
+parent = "same"
+tokens = "1024"
+lora = { rank = 4, alpha = 8.0 }
+mixture = { plain = 1 }
+
+[branch.mean]
+kind = "soup"
+of = ["chat", "aligned"]
+weights = [3.0, 1.0]
+
+[branch.flat]
+kind = "soup"
+of = ["trunk"]
+last = 2
+
+[export]
+branch = "aligned"
+
 [evaluate]
 tokens = "1k"
 """
@@ -99,6 +122,36 @@ def folder(tmp_path_factory, write_made_up) -> Path:
     return made
 
 
+TREE = ["same", "flat", "chat", "adapted", "aligned", "mean"]
+"""Generation by generation."""
+
+
+def weights_of(home: Path, row: dict, step: int | None = None) -> dict[str, torch.Tensor]:
+    saved = steps_saved(home / row["folder"])
+    return load_file(checkpoint_path(home / row["folder"], saved[-1] if step is None else step) / "weights.safetensors")
+
+
+def averages_are_averages(home: Path, rows: dict[str, dict]) -> None:
+    chat, aligned, mean = (weights_of(home, rows[name]) for name in ("chat", "aligned", "mean"))
+    for name, value in mean.items():
+        torch.testing.assert_close(
+            value, (0.75 * chat[name].double() + 0.25 * aligned[name].double()).float(), rtol=0, atol=0
+        )
+    config = rows["flat"]["config"]
+    steps = [member["step"] for member in config["average"]]
+    assert len(steps) == 2
+    assert steps[0] == rows["trunk"]["steps"]
+    one, two = (weights_of(home, rows["trunk"], step) for step in steps)
+    flat = weights_of(home, rows["flat"])
+    assert any(not torch.equal(one[name], two[name]) for name in flat)
+    for name, value in flat.items():
+        torch.testing.assert_close(value, ((one[name].double() + two[name].double()) / 2).float(), rtol=0, atol=0)
+    assert (rows["flat"]["steps"], rows["flat"]["flops"], rows["mean"]["parent"]) == (0, 0.0, rows["chat"]["id"])
+    adapted, same = weights_of(home, rows["adapted"]), weights_of(home, rows["same"])
+    assert torch.equal(adapted["embedding.weight"], same["embedding.weight"])
+    assert not torch.equal(adapted["layers.0.mlp.up.weight"], same["layers.0.mlp.up.weight"])
+
+
 def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing(
     folder, tmp_path, trained, monkeypatch
 ):
@@ -107,7 +160,7 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
     before = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert before["chat"] == "new"
     run(recipe, tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat", "aligned"]
+    assert trained == ["trunk", *TREE]
     book = LabBook(Home(tmp_path).labbook)
     rows = {row["name"]: row for row in book.runs(program="family")}
     assert (rows["chat"]["kind"], rows["chat"]["parent"]) == ("sft", rows["same"]["id"])
@@ -139,8 +192,9 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
         assert words in page, words
     after = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert set(after.values()) == {"done"}
+    averages_are_averages(tmp_path, rows)
     run(recipe, tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat", "aligned"]
+    assert trained == ["trunk", *TREE]
     run(load_recipe(folder / "family.toml", ["branch.chat.lr=0.002"]), tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat", "aligned", "chat", "aligned"]
+    assert trained == ["trunk", *TREE, "chat", "aligned", "mean"]
     assert not [name for name in clean(tmp_path).data["folders"] if "/runs/same" in name or "/runs/trunk" in name]
