@@ -80,7 +80,8 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
     """A Hugging Face folder, reloaded and compared before it counts as exported."""
     model, _ = load_model(Path(job["checkpoint"]))
     facts = CardFacts(name=job["name"], tokens=job["tokens"], scores=job["scores"], corpora=job["corpora"])
-    return {"check": export_huggingface(model, Path(job["tokenizer"]) / "tokenizer.json", Path(job["out"]), facts)}
+    source, out = Path(job["tokenizer"]) / "tokenizer.json", Path(job["out"])
+    return {"check": export_huggingface(model, source, out, facts, chats=job.get("chats", True))}
 
 
 def talk(job: dict[str, Any]) -> dict[str, Any]:

@@ -327,6 +327,18 @@ def _export(job: Job) -> None:
         )
 
 
+def has_seen_chats(book: Any, program: str, run: str) -> bool:
+    """Whether a model, or one that it grew from, has read a corpus of chats or pairs."""
+    corpora = (book.fact(program, "recipe", "resolved") or {}).get("corpus", {})
+    chats = {name for name, corpus in corpora.items() if any(corpus.get(k) for k in ("messages", "user", "chosen"))}
+    row = book.run(f"{program}/{run}")
+    while row is not None:
+        if any(name in chats for segment in row["config"]["plan"]["segments"] for name, _ in segment["mixture"]):
+            return True
+        row = book.run(row["parent"]) if row["parent"] else None
+    return False
+
+
 def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dict[str, Any]:
     """What the export of a run needs to know."""
     result, stage = read_json(run / RESULT), read_json(run / "stage.json")
@@ -336,6 +348,7 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
         "checkpoint": str(checkpoint_path(run, result["step"])), "tokenizer": str(home.root / prepared["tokenizer"]),
         "out": str(out), "name": f"{program}-{stage['name']}",
         "scores": {name: value["bits_per_byte"] for name, value in result["scores"].items()}, "tokens": result["tokens"],
+        "chats": has_seen_chats(book, program, run.name),
         "corpora": {name: {"licence": value.get("licence"), "tokens": value["tokens"]} for name, value in corpora.items()},
     }  # fmt: skip
 

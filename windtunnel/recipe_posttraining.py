@@ -87,7 +87,7 @@ def _grown(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
 
 def _soup(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
     branch, key = recipe.branch[name], f"branch.{name}"
-    if recipe.given(f"{key}.parent"):
+    if branch.parent != "trunk":  # the default
         yield Problem(
             f"{key}.parent", f"expected none beside kind = 'soup', got {branch.parent!r}", "of names what it averages"
         )

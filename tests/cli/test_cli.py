@@ -66,6 +66,9 @@ SURFACE = {
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "model": "--help",
+    "model tree": "--help --home --json program",
+    "model branch": "--devices --help --home --kind --name --set source",
+    "model delete": "--help --home --yes name",
     "model shapes": "--family --help --json --vocab",
 }
 VERBS = [
@@ -84,6 +87,9 @@ VERBS = [
     "compression",
     "transfer",
     "coordinates",
+    "tree",
+    "branch",
+    "delete",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -186,7 +192,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study")
+    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study", "lineage")
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -249,6 +255,13 @@ HOME = Path("some-home")
             {"axes": ["width", "depth"], "devices": None},
         ),
         ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
+        ("model tree quickstart", "tree", (HOME, "quickstart"), {}),
+        (
+            "model branch a/trunk@90 --name late --set tokens=10% --set floor=0.2",
+            "branch",
+            (HOME, "a/trunk@90", "late"),
+            {"kind": None, "values": ["tokens=10%", "floor=0.2"], "devices": None},
+        ),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],
 )

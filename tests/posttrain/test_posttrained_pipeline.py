@@ -15,7 +15,7 @@ from windtunnel.evaluate import before_after
 from windtunnel.home import Home
 from windtunnel.manage import clean
 from windtunnel.measures import EXACT
-from windtunnel.pipeline import run
+from windtunnel.pipeline import has_seen_chats, run
 from windtunnel.planning import plan
 from windtunnel.recipe import load_recipe
 from windtunnel.train.folder import checkpoint_path, steps_saved
@@ -193,6 +193,10 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
     after = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert set(after.values()) == {"done"}
     averages_are_averages(tmp_path, rows)
+    for name, chats in (("trunk", False), ("same", False), ("adapted", False), ("chat", True), ("aligned", True), ("mean", True)):
+        assert has_seen_chats(book, "family", Path(rows[name]["folder"]).name) is chats
+    (exported,) = (Home(tmp_path).program("family") / "exports").glob("aligned-*")
+    assert (exported / "chat_template.jinja").is_file()
     run(recipe, tmp_path, quiet=True)
     assert trained == ["trunk", *TREE]
     run(load_recipe(folder / "family.toml", ["branch.chat.lr=0.002"]), tmp_path, quiet=True)
