@@ -22,6 +22,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from windtunnel.base.errors import UserError, WindtunnelError
+from windtunnel.cli_model import VERBS as MODEL_VERBS
 from windtunnel.cli_options import (
     EPILOG,
     HOME,
@@ -50,9 +51,12 @@ app = typer.Typer(
 data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=ShowByDefault, **_SETTINGS)
 tunnel = typer.Typer(help="The studies on tiny models, one at a time.", **_SETTINGS)
 law = typer.Typer(help="Named and fitted laws.", **_SETTINGS)
-model = typer.Typer(help="Shapes and sizes.", **_SETTINGS)
+model = typer.Typer(help="Sizes, and the tree of models.", **_SETTINGS)
 for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model", model)):
     app.add_typer(_group, name=_name)
+for _name, _verb in MODEL_VERBS.items():
+    model.command(_name)(_verb)
+register(app, law)
 
 
 # -- everyday verbs --------------------------------------------------------------------------------------------------------
@@ -419,20 +423,6 @@ def law_fit(
         FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out, figure=figure), as_json
     )
 
-
-@model.command("shapes")
-def model_shapes(
-    family: Annotated[str | None, typer.Option("--family", help="Only this family.")] = None,
-    vocab: Annotated[int, typer.Option("--vocab", min=261, help="Vocabulary for the embedding's size.")] = 4096,
-    as_json: AsJson = False,
-) -> None:
-    """The sizes of each family by name: shape, body + embedding = total."""
-    from windtunnel.cli_tables import Shapes
-
-    show(Shapes.of(family, vocab), as_json)
-
-
-register(app, law)
 
 # -- entry -----------------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from windtunnel.base.units import Length
@@ -10,7 +11,9 @@ from windtunnel.corpus.packing import corrected
 from windtunnel.posttrain.config import GrownConfig
 from windtunnel.posttrain.dpo import PAPER_RATE, cosine, on_pairs
 from windtunnel.posttrain.sft import end_rate, fresh_stage, sft_schedule
+from windtunnel.posttrain.soup import soup_stage
 from windtunnel.pretrain.setting import Setting
+from windtunnel.train.lora import Lora
 from windtunnel.train.stage import Stage
 
 _WARMUP, _DECAY = Length(0.03, "fraction"), Length(0.5, "fraction")
@@ -24,7 +27,7 @@ def posttrained(
     packed: Mapping[str, Mapping[str, Any]],
     unknown: int,
 ) -> Stage:
-    """The stage of an ``sft`` or ``dpo`` branch.
+    """The stage of an ``sft``, ``dpo`` or ``adapt`` branch.
 
     Args:
         packed: ``RowIndex.facts`` of each corpus; empty before the corpora are read.
@@ -52,7 +55,18 @@ def posttrained(
         parent, name, config.kind, setting, rate=rate, batch=batch, steps=steps, mixture=corrected(mixture, fill),
         packed=hashes, by_role=config.lr_by_role and not paper, schedule=schedule,
     )  # fmt: skip
+    if config.lora is not None:
+        stage = replace(stage, lora=Lora(config.lora.rank, config.lora.alpha))
     return stage if config.preference is None else on_pairs(stage, config.preference)
+
+
+def averaged(name: str, config: GrownConfig, members: list[tuple[Stage, int]], setting: Setting) -> Stage:
+    """The stage of a ``soup`` branch.
+
+    Raises:
+        RecipeError: members of different shapes.
+    """
+    return soup_stage(name, members, setting, config.weights)
 
 
 def _steps(

@@ -18,7 +18,7 @@ _STATED = {
     "warmup": "trunk.warmup", "qk_norm": "model.qk_norm", "optimizer": "optimizer.kind", "decay": "optimizer.decay",
 }  # fmt: skip
 """Where a recipe states what an axis would search."""
-_SCHEMES = ("pypi:", "hf:")
+_SCHEMES = ("pypi:", "hf:", "made:")
 
 
 def check(recipe: Recipe) -> None:

@@ -70,6 +70,9 @@ SURFACE = {
     "law dynamics": "--devices --every --help --home --json --out --steps --window name",
     "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
     "model": "--help",
+    "model tree": "--help --home --json program",
+    "model branch": "--devices --help --home --kind --name --set source",
+    "model delete": "--help --home --yes name",
     "model shapes": "--family --help --json --vocab",
 }
 VERBS = [
@@ -91,6 +94,9 @@ VERBS = [
     "replicate",
     "dynamics",
     "decay_data",
+    "tree",
+    "branch",
+    "delete",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -202,6 +208,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
         "coordinate_study",
         "replication",
         "dynamics_study",
+        "lineage",
     )
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
@@ -283,6 +290,13 @@ HOME = Path("some-home")
             "dynamics",
             (HOME, "a"),
             {"steps": None, "every": 10, "window": None, "out": None, "devices": None},
+        ),
+        ("model tree quickstart", "tree", (HOME, "quickstart"), {}),
+        (
+            "model branch a/trunk@90 --name late --set tokens=10% --set floor=0.2",
+            "branch",
+            (HOME, "a/trunk@90", "late"),
+            {"kind": None, "values": ["tokens=10%", "floor=0.2"], "devices": None},
         ),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],

@@ -65,6 +65,13 @@ def _tokens(model: Transformer) -> torch.Tensor:
     return torch.randint(0, model.shape.vocab, (2, 48), generator=torch.Generator().manual_seed(2))
 
 
+def test_a_model_that_saw_no_chats_has_no_chat_template(tokenizer_json: Path, tmp_path: Path) -> None:
+    said = export_huggingface(_model(), tokenizer_json, tmp_path / "base", CARD, chats=False)
+    assert "logits agree" in said
+    assert not (tmp_path / "base" / "chat_template.jinja").exists()
+    assert "chat" not in (tmp_path / "base" / "README.md").read_text(encoding="utf-8").lower()
+
+
 @needs_transformers
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from windtunnel.base.artefact import Manifest, explained, read_json, read_manifest, sweep, write_artefact, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.runtime import Runtime
+from windtunnel.model.adapters import adapters, is_adapter, merged_weights
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.optimizer import Optimizer, clear_moments, moments
@@ -52,7 +53,9 @@ def save(
     ``facts`` are recorded but not hashed; with ``pinned`` among them, ``rotate`` never deletes it.
     """
     path = checkpoint_path(run, position.step)
-    tensors = {"weights": _weights(model), "optimizer": dict(moments(model, optimizer))}
+    tensors = {"weights": merged_weights(model), "optimizer": dict(moments(model, optimizer))}
+    if beside := adapters(model):
+        tensors["adapters"] = beside
     state = {**asdict(position), "stage": stage.to_dict(), "world": runtime.world}
     facts = {"numeric_class": runtime.numeric_class(), "pinned": False, **(facts or {})}
     if runtime.world == 1 or not runtime.sharded:
@@ -102,6 +105,9 @@ def newest_whole(run: Path, warn: Any = None, limit: int | None = None) -> tuple
 def restore(path: Path, model: Transformer, optimizer: Optimizer | None) -> Position:
     """Loads verified weights, and moments if an optimizer is given, into this process's (slices of) tensors.
 
+    The weights of a stage with adapters are merged ones: with an optimizer its adapters are loaded too, and whoever goes on has
+    to load the parent's weights after that.
+
     Raises:
         ArtefactError: the checkpoint is damaged or of another shape.
     """
@@ -110,6 +116,8 @@ def restore(path: Path, model: Transformer, optimizer: Optimizer | None) -> Posi
     with torch.no_grad():
         _fill(path, "weights", _weights(model))
         if optimizer is not None:
+            if beside := adapters(model):
+                _fill(path, "adapters", beside)
             clear_moments(optimizer, state["optimizer_step"])
             _fill(path, "optimizer", dict(moments(model, optimizer)))
     return Position(**{name: state[name] for name in Position.__dataclass_fields__})
@@ -172,7 +180,7 @@ def _is_pinned(path: Path) -> bool:
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: p.detach() for name, p in model.named_parameters() if not is_adapter(model, name)}
 
 
 def _rows(tensor: Tensor) -> tuple[int, int]:

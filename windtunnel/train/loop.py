@@ -17,7 +17,9 @@ from windtunnel.base.errors import ArtefactError, Diverged, Stopped
 from windtunnel.base.runtime import Runtime, peak_memory
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
+from windtunnel.model.adapters import attach
 from windtunnel.model.transformer import Transformer
+from windtunnel.train.average import load_average
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import Position, check_parent, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
@@ -47,10 +49,12 @@ class Workshop:
 
     def trainer(self, stage: Stage) -> Trainer:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
-        signature = str((stage.shape, stage.objective, stage.preference, stage.masking, stage.plan.row))
+        signature = str((stage.shape, stage.objective, stage.preference, stage.masking, stage.plan.row, stage.lora))
         objective = objective_of(stage)
         if signature not in self._models or (self.runtime.world > 1 and self.runtime.sharded):
             model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
+            if stage.lora is not None:
+                attach(model, stage.lora.rank, stage.lora.scale)
             if self.runtime.dtype == "bfloat16":
                 model.compute_dtype = torch.bfloat16
             self._models[signature] = (model, make_compute(objective, compiled=self.runtime.compiled))
@@ -80,14 +84,22 @@ def begin(
 ) -> Position:
     """Where a stage begins. The order, stated here and nowhere else:
 
-    1. the newest whole checkpoint of its own that lies before every step it has still to keep;
-    2. the parent's checkpoint that the stage names: weights, moments, step count and all, or its weights alone;
-    3. fresh weights from its seed.
+    1. the newest whole checkpoint of its own that lies before every step it has still to keep (of a stage with adapters: these,
+       beside the parent's weights);
+    2. the average of the checkpoints that the stage names, if it names some;
+    3. the parent's checkpoint that the stage names: weights, moments, step count and all, or its weights alone;
+    4. fresh weights from its seed.
     """
     missing = {step for step in stage.keep if stage.first_step < step <= stage.steps} - set(steps_saved(run))
     own = newest_whole(run, control.say, min(missing, default=stage.steps))
     if own is not None:
-        return restore(own[1], trainer.model, trainer.optimizer)
+        position = restore(own[1], trainer.model, trainer.optimizer)
+        if stage.lora is not None and parent is not None:  # its own weights are merged ones
+            restore(parent, trainer.model, None)
+        return position
+    if stage.average:
+        load_average(stage, run, trainer.model, tokenizer)
+        return Position()
     if stage.start is not None:
         if parent is None:
             raise ArtefactError(
@@ -113,7 +125,7 @@ def run_stage(
         Diverged: ten updates in a row were not finite; the last checkpoint is from before them.
     """
     control, runtime = control or Control(), workshop.runtime
-    check_ranks(stage.optimizer, runtime.world if runtime.sharded else 1)
+    check_ranks(stage.optimizer, runtime.world if runtime.sharded else 1, stage.lora)
     if runtime.rank == 0:
         write_json(run / STAGE, {"key": stage.key, **stage.to_dict()})
         sweep_checkpoints(run)
@@ -124,7 +136,18 @@ def run_stage(
     barrier(runtime)
     metrics = Metrics(run, at.step, stage.steps) if runtime.rank == 0 else None
     try:
-        at, clock = _train(stage, run, Loader(stage.plan, corpora, values), trainer, at, metrics, control)
+        loader = Loader(stage.plan, corpora, values)
+        at, clock = _train(stage, run, loader, trainer, at, metrics, control)
+        if stage.average and not steps_saved(run):  # nothing was trained, so nothing was saved on the way
+            save(
+                run,
+                stage,
+                trainer.model,
+                trainer.optimizer,
+                at,
+                runtime,
+                {"pinned": True, "tokenizer": loader.tokenizer},
+            )
     finally:
         if metrics:
             metrics.close()
