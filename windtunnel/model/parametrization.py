@@ -35,6 +35,8 @@ class Role(Enum):
     HEAD = "head"
     HIDDEN = "hidden"
     NORM = "norm"
+    ROUTER = "router"
+    """From the stream to one logit for each expert, in every layer."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,16 @@ class Table:
 
 _FLAT = {role: Row() for role in Role}
 TABLES: dict[str, Table] = {
-    "mup": Table(rows={**_FLAT, Role.HIDDEN: Row(init=-0.5, lr=-1.0)}, logits=-1.0, residual=-0.5),
+    "mup": Table(
+        rows={**_FLAT, Role.HIDDEN: Row(init=-0.5, lr=-1.0), Role.ROUTER: Row(init=-0.5, lr=-1.0)},
+        logits=-1.0,
+        residual=-0.5,
+    ),
     "standard": Table(rows=_FLAT, logits=0.0, residual=0.0),
 }
+ROUTER_STD = 0.3
+"""Of a router at the base width, under µP. With init m^-1/2 it is the paper's variance 0.01 at its width ratio of 9 (arXiv
+2404.06395, section 7.3), and the router's first logits are as large in every width."""
 WIDTH_MULTIPLIERS = ("hidden_init", "hidden_lr", "logits")
 """The width multipliers that ``Parametrization.without`` can switch off, each of which the coordinate check must notice."""
 
@@ -121,8 +130,9 @@ class Parametrization:
         row, m = TABLES[self.name].rows[role], shape.width / shape.base_width
         if role is Role.NORM:
             return Rule(1.0, 0.0, m**row.lr, 1.0)
-        init, lr = self.init_std * m**row.init, m**row.lr
-        if role is Role.HIDDEN:
+        std = ROUTER_STD if role is Role.ROUTER and row.init else self.init_std
+        init, lr = std * m**row.init, m**row.lr
+        if role in (Role.HIDDEN, Role.ROUTER):  # the router's exponents are the hidden ones
             init = self.init_std if "hidden_init" in self.without else init * self.hidden_init
             lr = 1.0 if "hidden_lr" in self.without else lr * self.hidden_lr
         return Rule(0.0, init, lr, 1.0)

@@ -26,7 +26,8 @@ class Shape:
     """A Llama-like decoder as in MiniCPM (arXiv 2404.06395, table 2).
 
     ``vocab`` is the tokenizer's size; the matrices have ``padded_vocab`` rows, whose surplus is never predicted and never
-    counted. ``base_width`` is the width at which the parametrization is neutral (256 for the released models).
+    counted. ``base_width`` is the width at which the parametrization is neutral (256 for the released models). With more than
+    one expert, each layer has that many MLPs of inner width ``ff`` and a router that sends every token through ``top_k``.
     """
 
     width: int
@@ -41,6 +42,8 @@ class Shape:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     max_positions: int = 4096
+    experts: int = 1
+    top_k: int = 1
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ff", "vocab", "base_width", "max_positions"):
@@ -52,14 +55,27 @@ class Shape:
                 f"expected a divisor of the {self.heads} query heads, got {self.kv_heads}",
                 "choose a divisor, or as many as there are query heads",
             )
+        if not 1 <= self.top_k <= self.experts:
+            problem = f"expected from 1 to the number of experts, {self.experts}, got {self.top_k}"
+            raise RecipeError("model.top_k", problem, "choose fewer experts for a token, or more experts")
         if self.head_dim % 2:
             raise RecipeError("model.head_dim", f"expected an even number (rotary pairs), got {self.head_dim}")
 
     @property
     def body(self) -> int:
-        """Non-embedding parameters N = L(2·d·(n_q+n_kv)·d_h + 3·d·d_ff + 2·d) + d."""
+        """Non-embedding parameters N = L(2·d·(n_q+n_kv)·d_h + 3·d·d_ff + 2·d) + d; with experts, E·3·d·d_ff + E·d for the MLP."""
+        return self._body(self.experts)
+
+    @property
+    def active(self) -> int:
+        """The part of N that one token passes through: k of the E experts; all of it without experts."""
+        return self._body(self.top_k)
+
+    def _body(self, experts: int) -> int:
         attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim
-        return self.layers * (attention + 3 * self.width * self.ff + 2 * self.width) + self.width
+        router = self.experts * self.width if self.experts > 1 else 0
+        mlp = experts * 3 * self.width * self.ff + router
+        return self.layers * (attention + mlp + 2 * self.width) + self.width
 
     @property
     def embedding(self) -> int:
@@ -79,14 +95,19 @@ class Shape:
         """Exact training FLOPs for one token in rows of ``row`` tokens.
 
         Six for each weight of a matrix product (two forward, four backward), the head included, and causal attention, in
-        which a token sees row/2 others on average: 3 · 2 · 2 · (row/2) · heads · head_dim in each layer.
+        which a token sees row/2 others on average: 3 · 2 · 2 · (row/2) · heads · head_dim in each layer. Of the experts,
+        those that a token passes through.
         """
-        matrices = self.body - self.layers * 2 * self.width - self.width
+        matrices = self.active - self.layers * 2 * self.width - self.width
         attention = 6 * row * self.heads * self.head_dim * self.layers
         return Flops(6 * matrices, 6 * self.vocab * self.width, attention)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON. Values that later versions added are left out while they are neutral: identities of before stay."""
+        out = asdict(self)
+        if self.experts == 1:
+            del out["experts"], out["top_k"]
+        return out
 
     def untied(self) -> Shape:
         return replace(self, tied=False)

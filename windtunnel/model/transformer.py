@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from windtunnel.model.attention import Backend, attend, attention_backend, document_mask
+from windtunnel.model.moe import Experts, Routing
 from windtunnel.model.parametrization import Parametrization, Role, named_roles, tag
 from windtunnel.model.shape import Shape
 
@@ -112,16 +113,18 @@ class Layer(nn.Module):
         self.attention_norm = Norm(shape.width, shape.norm_eps, device)
         self.attention = Attention(shape, device)
         self.mlp_norm = Norm(shape.width, shape.norm_eps, device)
-        self.mlp = SwiGLU(shape, device)
+        self.mlp = SwiGLU(shape, device) if shape.experts == 1 else Experts(shape, device)
 
     def forward(self, h_BTD: Tensor, place: Place, layer: int) -> Tensor:
         h_BTD = h_BTD + self.attention(self.attention_norm(h_BTD), place, layer) * place.residual
-        return h_BTD + self.mlp(self.mlp_norm(h_BTD)) * place.residual
+        x_BTD = self.mlp_norm(h_BTD)
+        mixed = self.mlp(x_BTD, place.routing) if isinstance(self.mlp, Experts) else self.mlp(x_BTD)
+        return h_BTD + mixed * place.residual
 
 
 @dataclass(frozen=True)
 class Place:
-    """What every layer of one forward pass shares: positions, residual multiplier, mask, cache."""
+    """What every layer of one forward pass shares: positions, residual multiplier, mask, cache, what routers decided."""
 
     cos_TK: Tensor
     sin_TK: Tensor
@@ -129,6 +132,7 @@ class Place:
     mask: Any
     backend: Backend
     cache: KeyValueCache | None
+    routing: Routing | None = None
 
 
 class Transformer(nn.Module):
@@ -203,6 +207,9 @@ class Transformer(nn.Module):
         self._fill_buffers()
         for name, parameter in self.named_parameters():
             parameter.copy_(self.initial(name, seed))
+        for layer in self.layers:
+            if isinstance(layer.mlp, Experts):
+                layer.mlp.bias.zero_()
 
     def initial(self, name: str, seed: int) -> Tensor:
         """The initial value of one parameter, fp32 on the CPU."""
@@ -217,8 +224,9 @@ class Transformer(nn.Module):
         return value
 
     def hidden(
-        self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
+        self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:  # fmt: skip
         """What the head multiplies: norm(h_L) times the logit multiplier, in the compute dtype.
 
         Args:
@@ -226,6 +234,7 @@ class Transformer(nn.Module):
             documents_BT: number of each position's document within its row, ascending; tokens see only their own document.
                 None means that a row is one document.
             cache: decode on from the positions it holds, and add these; excludes ``documents_BT``.
+            routing: a list that receives what each layer's router decided.
         """
         length = tokens_BT.shape[1]
         start = 0 if cache is None else cache.used
@@ -235,7 +244,7 @@ class Transformer(nn.Module):
             position = torch.arange(start + length, device=tokens_BT.device)
             mask = position[start:, None] >= position[None, :]
         cos_TK, sin_TK = self.cos[start : start + length], self.sin[start : start + length]
-        place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache)
+        place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache, routing)
         weight = self.embedding.weight
         h_BTD = F.embedding(tokens_BT, weight).to(self.compute_dtype or weight.dtype) * self.embedding_multiplier
         for i, layer in enumerate(self.layers):
@@ -255,3 +264,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         return self.logits(self.hidden(tokens_BT, documents_BT))
+
+    def routed(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Logits, and what each layer's router decided."""
+        routing: Routing = []
+        return self.logits(self.hidden(tokens_BT, documents_BT, routing=routing)), routing
