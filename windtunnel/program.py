@@ -129,7 +129,7 @@ class Program:
         constants = {k: v for k in ("init_std", "scale_emb", "scale_depth") if (v := getattr(model, k)) is not None}
         optimizer = AdamW(
             recipe.optimizer.lr or 0.01, recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.eps,
-            recipe.optimizer.weight_decay, recipe.optimizer.clip,
+            recipe.optimizer.weight_decay, recipe.optimizer.clip, recipe.optimizer.decay,
         )  # fmt: skip
         corpora = self.prepared.hashes() if self.prepared else tuple((name, "") for name in sorted(recipe.corpus))
         parametrization = replace(Parametrization.named(model.parametrization), **constants)

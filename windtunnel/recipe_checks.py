@@ -151,6 +151,15 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(key, f"expected a multiple of model.row = {model.row}, got {batch}", fix)
 
 
+def _optimizer(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.optimizer.decay == "independent" and not recipe.given("optimizer.weight_decay"):
+        yield Problem(
+            "optimizer.decay",
+            "expected weight_decay beside independent decay, got none",
+            "write for example weight_decay = 0.001: the share that a step at full rate takes off every tensor",
+        )
+
+
 def _tunnel(recipe: Recipe) -> Iterator[Problem]:
     tunnel = recipe.tunnel
     if tunnel is None:
@@ -259,4 +268,4 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
         return None
 
 
-CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (_dial, _names, _shape, _tunnel, _lengths)
+CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (_dial, _names, _shape, _optimizer, _tunnel, _lengths)

@@ -58,6 +58,24 @@ def test_every_tensor_gets_the_learning_rate_and_decay_of_its_role():
             assert weight_decay == pytest.approx(0.1, rel=1e-12), name
 
 
+def test_independent_decay_takes_the_same_share_of_every_tensor_whatever_the_learning_rate():
+    """w ← w − f·λ·w by hand: gradients are zero, so that nothing but decay moves a weight."""
+    shape = Shape(width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ff=160, vocab=320, base_width=32, tied=False)
+    model = Transformer(shape, Parametrization())
+    for rate in (0.01, 0.003):
+        model.init_weights(0)
+        optimizer = build_optimizer(model, AdamW(learning_rate=rate, weight_decay=2e-3, decay="independent"))
+        wanted = {name: p.detach().double() for name, p in model.named_parameters()}
+        for factor in (0.5, 1.0, 0.25):  # of the schedule
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            set_learning_rate(optimizer, rate * factor)
+            optimizer.step()
+            wanted = {name: w - factor * 2e-3 * w for name, w in wanted.items()}
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.detach().double(), wanted[name], rtol=1e-6, atol=0, msg=name)
+
+
 def test_adamw_makes_the_update_that_its_formula_says(workshop, make_trunk, loader):
     stage = make_trunk(10)
     trainer = workshop.trainer(stage)

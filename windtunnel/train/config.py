@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from windtunnel.base.config import Config
+from windtunnel.train.stage import Decay
 
 Beta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -27,6 +28,12 @@ class OptimizerConfig(Config):
     eps: float = Field(default=1e-8, gt=0, lt=1, allow_inf_nan=False, description="AdamW's epsilon", examples=[1e-8])
     weight_decay: float = Field(
         default=0.1, ge=0, lt=10, allow_inf_nan=False, description="decoupled, times the learning rate", examples=[0.1]
+    )
+    decay: Decay = Field(
+        default="plain",
+        description="plain: weight_decay is multiplied by the learning rate; independent: it is the share that a step at full "
+        "rate takes off every tensor, and has to be stated",
+        examples=["plain"],
     )
     clip: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="limit of the gradient's global norm", examples=[1.0]

@@ -7,9 +7,11 @@ function of its identity: equal identities give equal weights, bit for bit in on
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from windtunnel.base.artefact import content_hash
+from windtunnel.base.errors import RecipeError
+from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
@@ -18,12 +20,17 @@ from windtunnel.train.schedule import Schedule
 NUMERICS = 2
 """Raised whenever our own arithmetic changes (the golden losses force it): no stale trial may enter a law."""
 
+Decay = Literal["plain", "independent"]
+
 
 @dataclass(frozen=True)
 class AdamW:
     """Base learning rate and AdamW's constants (arXiv 2404.06395 released code: betas .9/.95, decay .1, clip 1).
 
-    ``learning_rate`` is the *base* rate; each role multiplies it. ``weight_decay`` is decoupled and multiplied by the rate.
+    ``learning_rate`` is the *base* rate; each role multiplies it. ``weight_decay`` is decoupled. With ``decay`` "plain" it is
+    multiplied by the tensor's own rate of the step, as in torch. With "independent" it is the share of every tensor that a
+    step at full rate takes away, w ← w − f·weight_decay·w with the schedule's factor f, whatever the learning rate (arXiv
+    2309.14322, section 3.2; 2405.13698 gives the reason: it keeps the time over which weights average their updates).
     """
 
     learning_rate: float = 0.01
@@ -32,6 +39,14 @@ class AdamW:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    decay: Decay = later("plain")
+
+    def __post_init__(self) -> None:
+        if self.decay not in get_args(Decay):
+            raise RecipeError("optimizer.decay", f"expected {' or '.join(get_args(Decay))}, got {self.decay!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return as_identity(self)
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ class Stage:
             "corpora": dict(self.corpora),
             "shape": self.shape.to_dict(),
             "parametrization": self.parametrization.to_dict(),
-            "optimizer": asdict(self.optimizer),
+            "optimizer": self.optimizer.to_dict(),
             "schedule": self.schedule.to_dict(),
             "plan": self.plan.to_dict(),
             "start": asdict(self.start) if self.start else None,
