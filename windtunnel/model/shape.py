@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from windtunnel.base.errors import RecipeError
+from windtunnel.base.identity import as_identity, later
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Shape:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     max_positions: int = 4096
-    experts: int = 1
-    top_k: int = 1
+    experts: int = later(1)
+    top_k: int = later(1)
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ff", "vocab", "base_width", "max_positions"):
@@ -103,11 +104,7 @@ class Shape:
         return Flops(6 * matrices, 6 * self.vocab * self.width, attention)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON. Values that later versions added are left out while they are neutral: identities of before stay."""
-        out = asdict(self)
-        if self.experts == 1:
-            del out["experts"], out["top_k"]
-        return out
+        return as_identity(self)
 
     def untied(self) -> Shape:
         return replace(self, tied=False)

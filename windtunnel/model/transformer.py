@@ -151,6 +151,10 @@ class Transformer(nn.Module):
     logit_multiplier: Tensor
     cos: Tensor
     sin: Tensor
+    load: Tensor
+    """With experts: how many choices of the running step have fallen on each, [layers, experts]."""
+    shares: Tensor
+    """With experts: the whole step's share of each, as the balancing loss needs it; −1 where it is not known beforehand."""
 
     def __init__(
         self,
@@ -174,6 +178,10 @@ class Transformer(nn.Module):
         for name in ("cos", "sin"):
             table = torch.empty(shape.max_positions, shape.head_dim // 2, device=device)
             self.register_buffer(name, table, persistent=False)
+        if shape.experts > 1:
+            for name in ("load", "shares"):
+                table = torch.full((shape.layers, shape.experts), -1.0, device=device)
+                self.register_buffer(name, table, persistent=False)
         self.roles = named_roles(self)
         """The role of every parameter by name; read here, because tags do not survive sharding or a deep copy."""
         self._fill_buffers()

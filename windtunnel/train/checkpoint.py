@@ -50,7 +50,7 @@ def save(
 ) -> Path:  # fmt: skip
     """Writes a checkpoint of this step and returns its folder. Every rank must call it."""
     path = checkpoint_path(run, position.step)
-    tensors = {"weights": _weights(model), "optimizer": dict(_moments(model, optimizer))}
+    tensors = {"weights": _weights(model), "optimizer": dict(moments(model, optimizer))}
     state = {**asdict(position), "stage": stage.to_dict(), "world": runtime.world}
     facts = {"numeric_class": runtime.numeric_class(), "pinned": pinned}
     if runtime.world == 1:
@@ -106,12 +106,17 @@ def restore(path: Path, model: Transformer, optimizer: torch.optim.AdamW | None)
     with torch.no_grad():
         _fill(path, "weights", _weights(model))
         if optimizer is not None:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    step = torch.tensor(float(state["optimizer_step"]), device=parameter.device)
-                    optimizer.state[parameter] = {"step": step, **{m: torch.zeros_like(parameter) for m in _MOMENTS}}
-            _fill(path, "optimizer", dict(_moments(model, optimizer)))
+            empty_moments(optimizer, state["optimizer_step"])
+            _fill(path, "optimizer", dict(moments(model, optimizer)))
     return Position(**{name: state[name] for name in Position.__dataclass_fields__})
+
+
+def empty_moments(optimizer: torch.optim.AdamW, step: int) -> None:
+    """Gives every parameter moments of zero, and the count of updates that they are supposed to come from."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            count = torch.tensor(float(step), device=parameter.device)
+            optimizer.state[parameter] = {"step": count, **{m: torch.zeros_like(parameter) for m in _MOMENTS}}
 
 
 def load_model(
@@ -151,17 +156,19 @@ def _is_pinned(path: Path) -> bool:
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """What a model has learnt: its parameters, and the buffers that belong to its state."""
+    return {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
 
 
-def _moments(model: Transformer, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
+def moments(model: Transformer, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter's moments, named ``moment/parameter``; zeros where no update has been made."""
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         for moment in _MOMENTS:
             yield f"{moment}/{name}", state[moment] if moment in state else torch.zeros_like(parameter)
 
 
-def _rows(tensor: Tensor) -> tuple[int, int]:
+def rows_held(tensor: Tensor) -> tuple[int, int]:
     """First row and number of rows that this process holds; sharding follows torch.chunk over dimension 0."""
     if not isinstance(tensor, DTensor):
         return 0, tensor.shape[0]
@@ -171,7 +178,8 @@ def _rows(tensor: Tensor) -> tuple[int, int]:
     return first, min(size, tensor.shape[0] - first)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
+    """The rows that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -185,8 +193,12 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
-    _write({key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
-    table = {key: {"shape": list(t.shape), "rows": list(_rows(t))} for key, t in tensors.items()}
+    # What is not sharded is whole on every rank, and written by one.
+    tensors = {key: t for key, t in tensors.items() if isinstance(t, DTensor) or runtime.rank == 0}
+    _write(
+        {key: local_part(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors"
+    )
+    table = {key: {"shape": list(t.shape), "rows": list(rows_held(t))} for key, t in tensors.items()}
     write_json(folder / f"{name}-{runtime.rank}.json", table)
 
 
@@ -195,13 +207,14 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
     tables = [(whole, None)] if whole.is_file() else [
         (path / f"{name}-{table.stem.rpartition('-')[2]}.safetensors", read_json(table)) for table in path.glob(f"{name}-*.json")
     ]  # fmt: skip
-    missing = {key: _rows(t)[1] for key, t in tensors.items()}
+    missing = {key: rows_held(t)[1] for key, t in tensors.items()}
     try:
         with ExitStack() as stack:
             for file, table in tables:
                 source = stack.enter_context(safe_open(file, framework="pt"))
                 for key, tensor in tensors.items():
-                    missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
+                    if table is None or key in table:
+                        missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
     except (SafetensorError, KeyError) as error:
         raise ArtefactError(
             str(path), f"expected the tensors of this shape, {error}", "is it another model's?"
@@ -214,13 +227,13 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
 def _copy(source: Any, key: str, tensor: Tensor, held: list[int] | None) -> int:
     """Copies the rows that the file holds and this process needs; returns their number."""
     piece = source.get_slice(key)
-    first, count = _rows(tensor)
+    first, count = rows_held(tensor)
     start, number = held or (0, piece.get_shape()[0])
     low, high = max(first, start), min(first + count, start + number)
     if high <= low:
         return 0
     rows = piece[low - start : high - start]
-    target = _local(tensor)[low - first : high - first]
+    target = local_part(tensor)[low - first : high - first]
     if rows.shape != target.shape:
         raise KeyError(f"{key} is {list(rows.shape)}, expected {list(target.shape)}")
     target.copy_(rows)

@@ -17,6 +17,7 @@ from windtunnel.base.runtime import Runtime, peak_memory
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
 from windtunnel.model.transformer import Transformer
+from windtunnel.train.balance import balanced
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import Position, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
@@ -27,9 +28,13 @@ from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.parallel import any_rank, barrier, shard, share
 from windtunnel.train.stage import AdamW, Stage
 from windtunnel.train.step import Trainer, make_compute, train_step
+from windtunnel.train.surgery import operate
 
 _SAVE_SECONDS = 60.0
 _MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU 1,024 to 4,096 are equally fast (docs/lab-log.md)
+_EXPERTS_MORE = 8
+"""How many times larger a micro-batch of experts may be: they multiply faster in long slices, and a step that is one
+micro-batch needs no pass to count their load first."""
 _SKIPS_IN_A_ROW = 10
 
 
@@ -45,8 +50,8 @@ class Workshop:
 
     def trainer(self, stage: Stage) -> Trainer:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
-        signature = str((stage.shape, stage.objective, stage.masking, stage.plan.row))
-        objective = OBJECTIVES[stage.objective]
+        signature = str((stage.shape, stage.objective, stage.balance, stage.masking, stage.plan.row))
+        objective = balanced(OBJECTIVES[stage.objective], stage.balance)
         if signature not in self._models or self.runtime.world > 1:
             model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
             if self.runtime.dtype == "bfloat16":
@@ -58,8 +63,8 @@ class Workshop:
         model.init_weights(stage.seed)
         shard(model, self.runtime)
         optimizer = build_optimizer(model, stage.optimizer)
-        micro = max(1, _MICRO_TOKENS[self.runtime.torch_device.type] // stage.plan.row)
-        micro = min(micro, -(-stage.batch // self.runtime.world))
+        most = _MICRO_TOKENS[self.runtime.torch_device.type] * (_EXPERTS_MORE if stage.shape.experts > 1 else 1)
+        micro = min(max(1, most // stage.plan.row), -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
         return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked)
 
@@ -77,7 +82,7 @@ def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, contro
     """Where a stage begins. The order, stated here and nowhere else:
 
     1. the newest whole checkpoint of its own that lies before every step it has still to keep;
-    2. the parent's checkpoint that the stage names, weights, moments, step count and all;
+    2. the parent's checkpoint that the stage names, weights, moments, step count and all, made larger where the stage says so;
     3. fresh weights from its seed.
     """
     first = stage.start.step if stage.start else 0
@@ -90,6 +95,8 @@ def begin(stage: Stage, run: Path, parent: Path | None, trainer: Trainer, contro
             raise ArtefactError(
                 str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first"
             )
+        if stage.surgery is not None:
+            return operate(stage, parent, trainer, control)
         return restore(parent, trainer.model, trainer.optimizer)
     return Position()
 

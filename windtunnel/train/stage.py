@@ -15,6 +15,7 @@ from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.schedule import Schedule
 
 NUMERICS = 2
@@ -87,6 +88,10 @@ class Stage:
     save_every: int | None = None
     save_final: bool = True
     keep_last: int = 2
+    surgery: Surgery | None = None
+    """What makes this stage's model of its parent's, where their shapes differ."""
+    balance: Balance | None = None
+    """What keeps experts equally busy; a stage without experts has none."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -139,6 +144,7 @@ class Stage:
             "schedule": self.schedule.to_dict(),
             "plan": self.plan.to_dict(),
             "start": asdict(self.start) if self.start else None,
+            **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
         }  # fmt: skip
 
     @classmethod
@@ -155,6 +161,8 @@ class Stage:
                 "schedule": Schedule(**raw["schedule"]),
                 "plan": DataPlan.from_dict(raw["plan"]),
                 "start": Start(**raw["start"]) if raw["start"] else None,
+                "surgery": Surgery(**raw["surgery"]) if raw.get("surgery") else None,
+                "balance": Balance(**raw["balance"]) if raw.get("balance") else None,
             }
         )
 
