@@ -15,9 +15,12 @@ from windtunnel.base.units import Length, si
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.branch import decay_stage
-from windtunnel.pretrain.setting import Setting
+from windtunnel.pretrain.config import BranchConfig, ExpertsConfig
+from windtunnel.pretrain.setting import Mixture, Setting
 from windtunnel.pretrain.trunk import trunk_stage
+from windtunnel.pretrain.upcycle import upcycled_stage
 from windtunnel.recipe import Recipe
+from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.stage import AdamW, Stage
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
 from windtunnel.tunnel.space import apply
@@ -180,9 +183,28 @@ class Program:
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
         half_life = self._tokens(config.half_life) / setting.step_tokens if config.half_life else None
+        trunk, at = self.trunk(finished_at), finished_at or self.branch_point(name)
+        if config.kind == "moe":
+            return self._mixture_of_experts(trunk, at, name, config, floor, mixture)
         return decay_stage(
-            self.trunk(finished_at), name, setting, at=finished_at or self.branch_point(name), steps=self.decay_steps(name),
-            form=config.form, floor=floor, half_life=half_life, mixture=mixture,
+            trunk, name, setting, at=at, steps=self.decay_steps(name), form=config.form, floor=floor, half_life=half_life,
+            mixture=mixture,
+        )  # fmt: skip
+
+    def _mixture_of_experts(
+        self, trunk: Stage, at: int, name: str, config: BranchConfig, floor: float, mixture: Mixture | None
+    ) -> Stage:
+        experts, row = config.experts or ExpertsConfig(), self.recipe.model.row
+        step = config.batch or self.batch * row
+
+        def steps(length: Length) -> int:
+            return max(1, round(self._tokens(length) / step))
+
+        return upcycled_stage(
+            trunk, name, self.setting(), at=at, stable=steps(config.stable or config.tokens), decay=steps(config.tokens),
+            experts=experts.count, top_k=experts.top_k, batch=step // row, surgery=Surgery(experts.drop, experts.router),
+            balance=Balance(experts.balance, experts.z, experts.bias), form=config.form, floor=floor,
+            half_life=self._tokens(config.half_life) / step if config.half_life else None, mixture=mixture,
         )  # fmt: skip
 
     def decay(self) -> Decay:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
 from windtunnel.model.shape import Shape
 from windtunnel.recipe_errors import nearest
+from windtunnel.recipe_growth import Problem, growth
 from windtunnel.recipe_schema import Recipe
 
 _SCHEMES = ("pypi:", "hf:")
-
-
-class Problem(NamedTuple):
-    """A contradiction: the key to point at, what is wrong, the way out."""
-
-    key: str
-    problem: str
-    fix: str = ""
 
 
 def check(recipe: Recipe) -> None:
@@ -114,8 +106,8 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
         if branch.parent != "trunk":
             yield Problem(
                 f"branch.{name}.parent",
-                f"expected 'trunk' for a decay, got {branch.parent!r}",
-                "a decay grows from the stable run",
+                f"expected 'trunk', got {branch.parent!r}",
+                f"a {branch.kind} grows from the stable run",
             )
     if recipe.export.branch and recipe.export.branch not in recipe.branch:
         fix = nearest(recipe.export.branch, recipe.branch)
@@ -268,4 +260,12 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
         return None
 
 
-CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (_dial, _names, _shape, _optimizer, _tunnel, _lengths)
+CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _dial,
+    _names,
+    _shape,
+    _optimizer,
+    _tunnel,
+    _lengths,
+    growth,
+)

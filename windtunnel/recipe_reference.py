@@ -15,7 +15,7 @@ from windtunnel.recipe_schema import Recipe
 
 TABLES = (
     "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "trunk",
-    "branch.NAME", "evaluate", "export", "machine",
+    "branch.NAME", "branch.NAME.experts", "evaluate", "export", "machine",
 )  # fmt: skip
 
 

@@ -234,7 +234,8 @@ class Recipe(Config):
     @property
     def forecast_branch(self) -> str | None:
         """The branch that the forecast is about: the first decay on the trunk's own mixture."""
-        same = (name for name, branch in self.branch.items() if branch.mixture in (None, self.trunk.mixture))
+        decays = ((name, branch) for name, branch in self.branch.items() if branch.kind == "decay")
+        same = (name for name, branch in decays if branch.mixture in (None, self.trunk.mixture))
         return next(same, None)
 
     @property
