@@ -238,9 +238,10 @@ def _schedule_parts(program: Program) -> list[RenderableType]:
 
 def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> list[RenderableType]:
     shape, kept = program.shape, _checkpoints(program)
+    largest = max([shape, *(program.branch(name).shape for name in program.recipe.branch)], key=lambda s: s.total)
     out: list[RenderableType] = [
         line(
-            f"memory   {bytes_size(shape.total * _BYTES_IN_TRAINING)} for weights, gradients and moments"
+            f"memory   {bytes_size(largest.total * _BYTES_IN_TRAINING)} for weights, gradients and moments"
             f" · disk {bytes_size(kept * shape.total * _BYTES_IN_CHECKPOINT)}: {kept} checkpoints of the target stay"
             f" (branch points, ends, the newest {program.recipe.trunk.keep})"
         )

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that loads as a plain Llama, reloaded and compared before it counts as exported."""
+"""A Hugging Face folder that loads as a plain Llama, or as a Mixtral, reloaded and compared before it counts as exported."""
 
 from __future__ import annotations
 
@@ -117,6 +117,14 @@ def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dty
 def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json. Theta and dtype stand there twice: old and new readers look in different places, and a default would be
     silently wrong."""
+    mixture = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+        "router_jitter_noise": 0.0,
+        "sliding_window": None,
+    }
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -143,6 +151,7 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
         "pad_token_id": tokenizer.pad_id,
         "dtype": str(dtype)[6:],
         "torch_dtype": str(dtype)[6:],
+        **(mixture if shape.experts > 1 else {}),
     }
 
 
