@@ -8,6 +8,8 @@ from typing import Any
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.identity import as_identity, later
 
+ROPE_SCALINGS = ("none", "linear", "ntk", "dynamic", "yarn")
+
 
 @dataclass(frozen=True)
 class Flops:
@@ -45,6 +47,11 @@ class Shape:
     max_positions: int = 4096
     experts: int = later(1)
     top_k: int = later(1)
+    rope_scaling: str = later("none")
+    rope_factor: float = later(1.0)
+    rope_original: int = later(0)
+    """How rotary positions are stretched over a longer context (``model/rope.py``), by how much, and from how many positions;
+    0 means ``max_positions``."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ff", "vocab", "base_width", "max_positions"):
@@ -55,6 +62,12 @@ class Shape:
                 "model.kv_heads",
                 f"expected a divisor of the {self.heads} query heads, got {self.kv_heads}",
                 "choose a divisor, or as many as there are query heads",
+            )
+        if self.rope_scaling not in ROPE_SCALINGS:
+            raise RecipeError("rope.scaling", f"expected {', '.join(ROPE_SCALINGS)}, got {self.rope_scaling!r}")
+        if not 1 <= self.rope_factor < float("inf"):
+            raise RecipeError(
+                "rope.factor", f"expected a number from 1 on, got {self.rope_factor}", "4 stretches fourfold"
             )
         if not 1 <= self.top_k <= self.experts:
             problem = f"expected from 1 to the number of experts, {self.experts}, got {self.top_k}"
@@ -105,6 +118,12 @@ class Shape:
 
     def to_dict(self) -> dict[str, Any]:
         return as_identity(self)
+
+    @property
+    def rope(self) -> tuple[float, str, float, int]:
+        """All that decides what a position does, but for lengths beyond ``max_positions``."""
+        original = self.rope_original or self.max_positions
+        return self.rope_theta, self.rope_scaling, self.rope_factor, 0 if self.rope_scaling == "none" else original
 
     def untied(self) -> Shape:
         return replace(self, tied=False)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from windtunnel.model.attention import Backend, attend, attention_backend, document_mask
 from windtunnel.model.moe import Experts, Routing
 from windtunnel.model.parametrization import Parametrization, Role, named_roles, tag
+from windtunnel.model.rope import position_tables
 from windtunnel.model.shape import Shape
 
 
@@ -192,13 +193,10 @@ class Transformer(nn.Module):
         self.embedding_multiplier.fill_(m.embedding)
         self.residual_multiplier.fill_(m.residual)
         self.logit_multiplier.fill_(m.logits)
-        # fp32 throughout, as in the runtimes that exported models meet.
-        frequency_K = 1.0 / shape.rope_theta ** (
-            torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-        )
-        angle_TK = torch.arange(shape.max_positions, dtype=torch.float32)[:, None] * frequency_K
-        self.cos.copy_(angle_TK.cos())
-        self.sin.copy_(angle_TK.sin())
+        for table, values in zip(
+            (self.cos, self.sin), position_tables(shape, shape.max_positions, length=0), strict=True
+        ):
+            table.copy_(values)
 
     def set_parametrization(self, parametrization: Parametrization) -> None:
         """Changes the forward multipliers in place; weights stay as they are and compiled code stays valid."""
@@ -251,7 +249,7 @@ class Transformer(nn.Module):
         if start:
             position = torch.arange(start + length, device=tokens_BT.device)
             mask = position[start:, None] >= position[None, :]
-        cos_TK, sin_TK = self.cos[start : start + length], self.sin[start : start + length]
+        cos_TK, sin_TK = self._positions(start, length, start + length if cache is None else cache.length)
         place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache, routing)
         weight = self.embedding.weight
         h_BTD = F.embedding(tokens_BT, weight).to(self.compute_dtype or weight.dtype) * self.embedding_multiplier
@@ -260,6 +258,17 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.used += length
         return self.norm(h_BTD) * self.logit_multiplier
+
+    def _positions(self, start: int, count: int, whole: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of ``count`` positions from ``start`` on, in a sequence that will have ``whole`` tokens.
+
+        Where they depend on the length (``dynamic``), decoding takes the cache's, so that all keys are turned alike.
+        """
+        shape, end = self.shape, start + count
+        if shape.rope_scaling == "dynamic" and whole > (shape.rope_original or shape.max_positions):
+            cos, sin = position_tables(shape, end, length=whole, device=self.cos.device)
+            return cos[start:], sin[start:]
+        return self.cos[start:end], self.sin[start:end]
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         """Logits in fp32 at least; −inf for the rows that pad the vocabulary."""

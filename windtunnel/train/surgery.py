@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from windtunnel.base.artefact import read_manifest
 from windtunnel.base.errors import ArtefactError
+from windtunnel.model.moe import Experts
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.checkpoint import KIND, Position, empty_moments, local_part, moments, restore, rows_held
@@ -53,8 +55,12 @@ def operate(stage: Stage, path: Path, trainer: Trainer, control: Control) -> Pos
         olds = dict(moments(old, old_optimizer))
         for name, moment in moments(trainer.model, trainer.optimizer):
             _fill(moment, _moment(name, olds, moment, stage))
+    for mine, theirs in zip(trainer.model.layers, old.layers, strict=True):
+        if isinstance(mine.mlp, Experts) and isinstance(theirs.mlp, Experts):
+            mine.mlp.bias.copy_(theirs.mlp.bias)
     _compare(old, trainer, stage, control)
-    return position
+    # Rows of another length are another order of the data: they are counted from the beginning of the stage's own plan.
+    return position if parent.plan.row == stage.plan.row else replace(position, sequences=0)
 
 
 def check_growth(old: Shape, new: Shape, where: str) -> None:
@@ -63,7 +69,7 @@ def check_growth(old: Shape, new: Shape, where: str) -> None:
     Raises:
         ArtefactError: naming what differs.
     """
-    may = {"experts", "top_k", "tied", "rope_theta", "max_positions", "rope"}
+    may = {"experts", "top_k", "tied", "rope_theta", "max_positions", "rope_scaling", "rope_factor", "rope_original"}
     before, now = old.__dict__, new.__dict__
     wrong = [name for name in now if name not in may and before[name] != now[name]]
     if old.experts not in (1, new.experts):
@@ -149,6 +155,8 @@ def _compare(old: Transformer, trainer: Trainer, stage: Stage, control: Control)
     length = min(stage.plan.row, 64)
     tokens_BT = torch.randint(0, stage.shape.vocab, (4, length), generator=generator).to(trainer.runtime.torch_device)
     model, vocab = trainer.model, stage.shape.vocab
+    if old.shape.rope != stage.shape.rope:  # stretched positions are meant to change the logits: both get the new ones
+        old.cos, old.sin = model.cos, model.sin
     before, model.compute_dtype = model.compute_dtype, None
     logits, wanted = model(tokens_BT)[..., :vocab].float(), old(tokens_BT)[..., :vocab].float()
     model.compute_dtype = before
