@@ -209,7 +209,7 @@ def branch_stages(job: Job) -> list[Stage]:
     if job.until in names:
         names = names[: names.index(job.until) + 1]
     for name in names:
-        if program.recipe.branch[name].kind != "decay":
+        if name not in program.recipe.from_trunk:
             out[name] = program.branch(name, parent=out[program.recipe.branch[name].parent])
             continue
         at = job.trunk_end or program.branch_point(name)

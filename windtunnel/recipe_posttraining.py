@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from windtunnel.posttrain.config import POSTTRAINED
 from windtunnel.recipe_errors import nearest
+from windtunnel.recipe_growth import Problem
 from windtunnel.recipe_schema import Recipe
 
 _DECAY_ONLY = ("at", "half_life")
@@ -14,28 +14,21 @@ _DPO_ONLY = ("preset", "loss", "beta", "smoothing", "margin")
 _POSTTRAINED_ONLY = ("epochs", "lr", "warmup", "decay", *_DPO_ONLY)
 
 
-class Problem(NamedTuple):
-    """A contradiction: the key to point at, what is wrong, the way out."""
-
-    key: str
-    problem: str
-    fix: str = ""
-
-
 def posttraining(recipe: Recipe) -> Iterator[Problem]:
     """Keys of another kind, parents that are none, mixtures of the wrong corpora."""
     before: list[str] = []
     for name, branch in recipe.branch.items():
         key = f"branch.{name}"
-        wrong = _POSTTRAINED_ONLY if branch.kind == "decay" else _DECAY_ONLY
+        grown = branch.kind in POSTTRAINED
+        wrong = _DECAY_ONLY if grown else _POSTTRAINED_ONLY
         for stated in (field for field in wrong if getattr(branch, field) is not None):
-            kinds = "'sft' or 'dpo'" if branch.kind == "decay" else "'decay'"
+            kinds = "'decay'" if grown else "'sft' or 'dpo'"
             yield Problem(f"{key}.{stated}", f"expected it beside kind = {kinds}, got kind = '{branch.kind}'")
         for stated in (field for field in _DPO_ONLY if branch.kind == "sft" and getattr(branch, field) is not None):
             yield Problem(f"{key}.{stated}", "expected it beside kind = 'dpo', got kind = 'sft'")
         if branch.kind == "dpo" and branch.decay is not None:
             yield Problem(f"{key}.decay", "expected it beside kind = 'sft', got kind = 'dpo'", "dpo follows a cosine")
-        if branch.kind in POSTTRAINED:
+        if grown:
             yield from _grown(recipe, name, before)
         else:
             yield from _no_pairs(recipe, f"{key}.mixture", branch.mixture or {})

@@ -17,6 +17,7 @@ from windtunnel.base.runtime import Runtime, peak_memory
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
 from windtunnel.model.transformer import Transformer
+from windtunnel.train.balance import balanced
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import Position, check_parent, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
@@ -28,9 +29,13 @@ from windtunnel.train.parallel import any_rank, barrier, shard, share
 from windtunnel.train.reference import reference_values
 from windtunnel.train.stage import AdamW, Stage, check_ranks
 from windtunnel.train.step import Trainer, make_compute, train_step
+from windtunnel.train.surgery import operate
 
 _SAVE_SECONDS = 60.0
 _MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU 1,024 to 4,096 are equally fast (docs/lab-log.md)
+_EXPERTS_MORE = 8
+"""How many times larger a micro-batch of experts may be: they multiply faster in long slices, and a step that is one
+micro-batch needs no pass to count their load first."""
 _SKIPS_IN_A_ROW = 10
 
 
@@ -46,8 +51,8 @@ class Workshop:
 
     def trainer(self, stage: Stage) -> Trainer:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
-        signature = str((stage.shape, stage.objective, stage.preference, stage.masking, stage.plan.row))
-        objective = objective_of(stage)
+        signature = str((stage.shape, stage.objective, stage.preference, stage.balance, stage.masking, stage.plan.row))
+        objective = balanced(objective_of(stage), stage.balance)
         if signature not in self._models or self.runtime.world > 1:
             model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
             if self.runtime.dtype == "bfloat16":
@@ -59,8 +64,8 @@ class Workshop:
         model.init_weights(stage.seed)
         shard(model, self.runtime)
         optimizer = build_optimizer(model, stage.optimizer, by_role=stage.lr_by_role)
-        micro = max(1, _MICRO_TOKENS[self.runtime.torch_device.type] // stage.plan.row)
-        micro = min(micro, -(-stage.batch // self.runtime.world))
+        most = _MICRO_TOKENS[self.runtime.torch_device.type] * (_EXPERTS_MORE if stage.shape.experts > 1 else 1)
+        micro = min(max(1, most // stage.plan.row), -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
         return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked)
 
@@ -80,7 +85,8 @@ def begin(
     """Where a stage begins. The order, stated here and nowhere else:
 
     1. the newest whole checkpoint of its own that lies before every step it has still to keep;
-    2. the parent's checkpoint that the stage names: weights, moments, step count and all, or its weights alone;
+    2. the parent's checkpoint that the stage names: weights, moments, step count and all, made larger where the stage says so,
+       or its weights alone;
     3. fresh weights from its seed.
     """
     missing = {step for step in stage.keep if stage.first_step < step <= stage.steps} - set(steps_saved(run))
@@ -93,6 +99,8 @@ def begin(
                 str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first"
             )
         check_parent(stage, parent, tokenizer)
+        if stage.surgery is not None:
+            return operate(stage, parent, trainer, control)
         position = restore(parent, trainer.model, None if stage.start.fresh else trainer.optimizer)
         return Position() if stage.start.fresh else position
     return Position()

@@ -6,7 +6,7 @@ function of its identity: equal identities give equal weights, bit for bit in on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from windtunnel.base.artefact import content_hash
@@ -15,6 +15,7 @@ from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Kind, Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.preference import Preference
 from windtunnel.train.schedule import Schedule
 
@@ -153,6 +154,10 @@ class Stage:
     """Whether roles multiply the learning rate; without, every tensor trains at the same one."""
     preference: Preference | None = None
     """What the objective ``dpo`` minimises."""
+    surgery: Surgery | None = None
+    """What makes this stage's model of its parent's, where their shapes differ."""
+    balance: Balance | None = None
+    """What keeps experts equally busy; a stage without experts has none."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -212,6 +217,7 @@ class Stage:
             "start": self.start.to_dict() if self.start else None,
             **({} if self.lr_by_role else {"lr_by_role": False}),
             **({"preference": self.preference.to_dict()} if self.preference else {}),
+            **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
         }  # fmt: skip
 
     @classmethod
@@ -229,6 +235,8 @@ class Stage:
                 "plan": DataPlan.from_dict(raw["plan"]),
                 "start": Start(**raw["start"]) if raw["start"] else None,
                 "preference": Preference(**raw["preference"]) if raw.get("preference") else None,
+                "surgery": Surgery(**raw["surgery"]) if raw.get("surgery") else None,
+                "balance": Balance(**raw["balance"]) if raw.get("balance") else None,
             }
         )
 
