@@ -133,12 +133,14 @@ def test_a_mixture_of_experts_loads_as_a_mixtral(alone, tokenizer_json: Path, tm
         pytest.skip("transformers is not installed")
     model = _model(experts=4, top_k=2)
     check = export_huggingface(model, tokenizer_json, tmp_path / "out", CARD)
-    assert ("plain Llama" if alone else "transformers") in check
+    assert ("plain decoder" if alone else "transformers") in check
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["architectures"], config["num_local_experts"]) == (["MixtralForCausalLM"], 4)
     model.layers[1].mlp.bias[2] = 0.25
     with pytest.raises(ArtefactError, match=r"found a bias in layers\.1"):
         export_huggingface(model, tokenizer_json, tmp_path / "out", CARD)
+    with pytest.raises(ArtefactError, match="expected experts without QK-norm"):
+        export_huggingface(_model(experts=4, top_k=2, qk_norm=True), tokenizer_json, tmp_path / "other", CARD)
 
 
 @needs_transformers

@@ -42,8 +42,11 @@ def fold(model: Transformer, dtype: torch.dtype = torch.float32) -> dict[str, Te
     choose and weigh as ours do: by the k largest logits and the softmax over them.
 
     Raises:
-        ArtefactError: experts are chosen with a bias, which Mixtral does not know.
+        ArtefactError: experts are chosen with a bias, or queries and keys of a mixture are normalised: Mixtral knows neither.
     """
+    if model.shape.experts > 1 and model.shape.qk_norm:
+        fix = "no architecture that loads everywhere has both; train without model.qk_norm to export it"
+        raise ArtefactError("export", "expected experts without QK-norm, found both", fix)
     out: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if name.endswith("mlp.bias"):
