@@ -214,7 +214,7 @@ def branch_stages(job: Job) -> list[Stage]:
         if program.recipe.branch[name].kind == "soup":
             out[name] = program.soup(name, out, trunk_stage, saved)
             continue
-        if program.recipe.branch[name].kind != "decay":
+        if name not in program.recipe.from_trunk:
             out[name] = program.branch(name, parent=out[program.recipe.branch[name].parent])
             continue
         at = job.trunk_end or program.branch_point(name)

@@ -241,14 +241,13 @@ def _schedule_parts(program: Program) -> list[RenderableType]:
 
 def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> list[RenderableType]:
     shape, kept = program.shape, _checkpoints(program)
-    weights = _BYTES_OF_A_NUMBER * shape.total
-    moments = 2 * weights  # of AdamW; Muon has one for each hidden matrix
-    if isinstance(program.setting().optimizer, Muon):
-        moments -= _BYTES_OF_A_NUMBER * shape.matrices
+    largest = max([shape, *(program.branch(name).shape for name in program.recipe.branch)], key=lambda s: s.total)
+    muon = isinstance(program.setting().optimizer, Muon)
     out: list[RenderableType] = [
         line(
-            f"memory   {bytes_size(2 * weights + moments)} for weights, gradients and moments"
-            f" · disk {bytes_size(kept * (weights + moments))}: {kept} checkpoints of the target stay"
+            f"memory   {bytes_size(2 * _BYTES_OF_A_NUMBER * largest.total + _moments(largest, muon))} for weights, gradients and"
+            f" moments · disk {bytes_size(kept * (_BYTES_OF_A_NUMBER * shape.total + _moments(shape, muon)))}:"
+            f" {kept} checkpoints of the target stay"
             f" (branch points, ends, the newest {program.recipe.trunk.keep})"
         )
     ]
@@ -260,6 +259,12 @@ def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> lis
             line(f"time     {duration(total)} for what is not done (speed: {speed.source}); compiling comes on top")
         )
     return [*out, *(line(text) for text in cost_lines(program.recipe, total))]
+
+
+def _moments(shape: Shape, muon: bool) -> int:
+    """Bytes of two moments of every parameter; under Muon one for the matrices that it trains, which experts are not."""
+    trained = shape.matrices - (shape.layers * shape.experts * 3 * shape.width * shape.ff if shape.experts > 1 else 0)
+    return _BYTES_OF_A_NUMBER * (2 * shape.total - (trained if muon else 0))
 
 
 def cost_lines(recipe: Recipe, seconds: float) -> list[str]:
@@ -277,7 +282,7 @@ def cost_lines(recipe: Recipe, seconds: float) -> list[str]:
 
 
 def _checkpoints(program: Program) -> int:
-    points = {program.branch_point(name) for name in program.recipe.decays} | {program.trunk_steps}
+    points = {program.branch_point(name) for name in program.recipe.from_trunk} | {program.trunk_steps}
     return len(points) + len(program.recipe.branch) + program.recipe.trunk.keep
 
 

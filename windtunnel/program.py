@@ -13,9 +13,10 @@ from typing import Any
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
-from windtunnel.growth import averaged, posttrained
+from windtunnel.growth import averaged, posttrained, upcycled
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.posttrain.config import POSTTRAINED
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
@@ -197,13 +198,13 @@ class Program:
 
     @property
     def trunk_steps(self) -> int:
-        return max([self.branch_point(name) for name in self.recipe.decays] or [self.steps])
+        return max([self.branch_point(name) for name in self.recipe.from_trunk] or [self.steps])
 
     def trunk(self, finished_at: int | None = None) -> Stage:
         """The trunk's stage; ``finished_at`` shortens it to a step at which it was told to end."""
         setting, steps = self.setting(), finished_at or self.trunk_steps
         every = self.checkpoint_steps
-        points = [finished_at] if finished_at else [self.branch_point(name) for name in self.recipe.decays]
+        points = [finished_at] if finished_at else [self.branch_point(name) for name in self.recipe.from_trunk]
         points += [step for name in self.recipe.branch for step in self.soup_points(name, steps)]
         origin = self.prepared.origin if self.prepared else None
         return replace(
@@ -253,24 +254,27 @@ class Program:
         """A branch's stage.
 
         Args:
-            finished_at: step of the trunk at which decays begin, if it was told to end there.
+            finished_at: step of the trunk at which its branches begin, if it was told to end there.
             parent: what a post-trained branch grows from, if that is not as the recipe says.
         """
         config, setting = self.recipe.branch[name], self.setting()
         if config.kind == "soup":
             grown = {member: self.branch(member, finished_at) for member in config.of or () if member != "trunk"}
             return self.soup(name, grown, self.trunk(finished_at))
-        if config.kind != "decay":
+        if config.kind in POSTTRAINED:
             corpora = self.prepared.corpora if self.prepared else {}
             packed = {corpus: facts["packed"] for corpus, facts in corpora.items() if "packed" in facts}
             parent = parent or self.branch(config.parent, finished_at)
             return posttrained(name, config, parent, setting, packed, max(1, self.total_tokens // 10))
+        trunk, at = self.trunk(finished_at), finished_at or self.branch_point(name)
+        if config.kind == "moe":
+            return upcycled(name, config, trunk, at, setting, self._tokens)
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
         half_life = self._tokens(config.half_life) / setting.step_tokens if config.half_life else None
         return decay_stage(
-            self.trunk(finished_at), name, setting, at=finished_at or self.branch_point(name), steps=self.decay_steps(name),
-            form=config.form, floor=floor, half_life=half_life, mixture=mixture,
+            trunk, name, setting, at=at, steps=self.decay_steps(name), form=config.form, floor=floor, half_life=half_life,
+            mixture=mixture,
         )  # fmt: skip
 
     def decay(self) -> Decay:

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from windtunnel.posttrain.config import POSTTRAINED
 from windtunnel.recipe_errors import nearest
+from windtunnel.recipe_growth import Problem
 from windtunnel.recipe_schema import Recipe
 
 _TRAINED = ("sft", "dpo", "adapt")
 _DPO_ONLY = ("preset", "loss", "beta", "smoothing", "margin")
 _BESIDE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("at", "half_life"), ("decay",)),
+    **dict.fromkeys(("at", "half_life"), ("decay", "moe")),
     **dict.fromkeys(("epochs", "lr", "warmup", "lora"), _TRAINED), "decay": ("sft", "adapt"),
     **dict.fromkeys(_DPO_ONLY, ("dpo",)), **dict.fromkeys(("of", "weights", "last"), ("soup",)),
-    **dict.fromkeys(("tokens", "floor", "mixture", "batch"), ("decay", *_TRAINED)),
+    **dict.fromkeys(("tokens", "floor", "mixture", "batch"), ("decay", "moe", *_TRAINED)),
 }  # fmt: skip
 """Which kinds a key belongs to; those that are not listed, and kinds of other modules, are checked elsewhere."""
-_KINDS = ("decay", *_TRAINED, "soup")
-
-
-class Problem(NamedTuple):
-    """A contradiction: the key to point at, what is wrong, the way out."""
-
-    key: str
-    problem: str
-    fix: str = ""
+_KINDS = ("decay", "moe", *_TRAINED, "soup")
 
 
 def posttraining(recipe: Recipe) -> Iterator[Problem]:

@@ -132,6 +132,24 @@ def test_each_scale_that_is_left_out_fails_the_export(
     assert list(tmp_path.iterdir()) == []  # nothing is left that looks exported
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["from the files alone", "transformers"])
+def test_a_mixture_of_experts_loads_as_a_mixtral(alone, tokenizer_json: Path, tmp_path: Path, monkeypatch) -> None:
+    if alone:
+        monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
+    elif importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    model = _model(experts=4, top_k=2)
+    check = export_huggingface(model, tokenizer_json, tmp_path / "out", CARD)
+    assert ("plain decoder" if alone else "transformers") in check
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["architectures"], config["num_local_experts"]) == (["MixtralForCausalLM"], 4)
+    model.layers[1].mlp.bias[2] = 0.25
+    with pytest.raises(ArtefactError, match=r"found a bias in layers\.1"):
+        export_huggingface(model, tokenizer_json, tmp_path / "out", CARD)
+    with pytest.raises(ArtefactError, match="expected experts without QK-norm"):
+        export_huggingface(_model(experts=4, top_k=2, qk_norm=True), tokenizer_json, tmp_path / "other", CARD)
+
+
 @needs_transformers
 def test_a_fresh_offline_process_loads_the_folder(tokenizer_json: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"

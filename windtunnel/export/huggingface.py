@@ -1,4 +1,4 @@
-"""A Hugging Face folder that loads as a plain Llama (as a Qwen3 with QK-norm), reloaded and compared before it counts."""
+"""A Hugging Face folder that loads as a plain Llama (Qwen3 with QK-norm, Mixtral with experts), reloaded and compared."""
 
 from __future__ import annotations
 
@@ -120,10 +120,16 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
     """config.json. Theta and dtype stand there twice: old and new readers look in different places, and a default would be
     silently wrong.
 
-    With QK-norm it is Qwen3's, which is a Llama with an RMSNorm of each query and key head before the rotation; its options
-    for sliding windows are off.
+    With QK-norm it is Qwen3's, which is a Llama with an RMSNorm of each query and key head before the rotation; with experts
+    it is Mixtral's. Options for sliding windows are off.
     """
     name = architecture(shape)
+    mixture = {
+        "num_local_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+        "router_jitter_noise": 0.0,
+        "sliding_window": None,
+    }
     return {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": name.lower(),
@@ -150,6 +156,7 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
         "pad_token_id": tokenizer.pad_id,
         "dtype": str(dtype)[6:],
         "torch_dtype": str(dtype)[6:],
+        **(mixture if shape.experts > 1 else {}),
     }
 
 

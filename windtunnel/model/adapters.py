@@ -47,8 +47,8 @@ def attach(model: Transformer, rank: int, scale: float) -> None:
 
 
 def is_adapter(model: Transformer, name: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
-    return model.roles[name] in (Role.ADAPTER_DOWN, Role.ADAPTER_UP)
+    """Whether a tensor of a model belongs to an adapter."""
+    return model.roles.get(name) in (Role.ADAPTER_DOWN, Role.ADAPTER_UP)
 
 
 def adapters(model: Transformer) -> dict[str, Tensor]:
@@ -60,7 +60,8 @@ def adapters(model: Transformer) -> dict[str, Tensor]:
 def merged_weights(model: Transformer) -> dict[str, Tensor]:
     """All weights of the plain model, adapters merged into the matrices that they stand beside."""
     merged = {f"{name}.weight": module.merged() for name, module in _adapted(model)}
-    plain = {name: p.detach() for name, p in model.named_parameters() if not is_adapter(model, name)}
+    state = model.state_dict(keep_vars=True)
+    plain = {name: value.detach() for name, value in state.items() if not is_adapter(model, name)}
     return {**plain, **merged}
 
 

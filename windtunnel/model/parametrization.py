@@ -55,6 +55,8 @@ class Role(Enum):
     """Of a low-rank adapter, from the stream to its few dimensions."""
     ADAPTER_UP = "adapter up"
     """Of a low-rank adapter, from its few dimensions back; begins at zero."""
+    ROUTER = "router"
+    """From the stream to one logit for each expert, in every layer."""
 
 
 NORMS = (Role.NORM, Role.HEAD_NORM, Role.LAST_NORM)
@@ -171,6 +173,7 @@ _OUTSIDE = Column(epsilon=Power(-1.0))
 _FLAT: dict[Role, Row] = {role: Row(muon=_FLAT_COLUMN if role is Role.HIDDEN else None) for role in Role}
 _MUP_HIDDEN = Row(init=Power(-0.5), adamw=Column(lr=Power(-1.0)), muon=_FLAT_COLUMN)
 _MUP_DOWN = replace(_MUP_HIDDEN, muon=None)
+_MUP_ROUTER = replace(_MUP_HIDDEN, muon=None)
 _COMPLETE_HIDDEN = replace(_MUP_HIDDEN, adamw=Column(lr=Power(-1.0), decay=Power(1.0), epsilon=Power(-1.0, -1.0)))
 _PAPER_AXES = {
     "batch": AxisRule(source="nothing: arXiv 2404.06395, section 3.3, keeps 0.01 while the batch follows its own law"),
@@ -188,18 +191,26 @@ _SDE_AXES = {
     "vocabulary": AxisRule(source="nothing: arXiv 2506.15025 scales the embedding's rate; not adopted, not measured here"),
 }  # fmt: skip
 TABLES: dict[str, Table] = {
-    "mup": Table({**_FLAT, Role.HIDDEN: _MUP_HIDDEN, Role.ADAPTER_DOWN: _MUP_DOWN}, logits=-1.0, layers=-0.5, axes=_PAPER_AXES),
+    "mup": Table(
+        {**_FLAT, Role.HIDDEN: _MUP_HIDDEN, Role.ROUTER: _MUP_ROUTER, Role.ADAPTER_DOWN: _MUP_DOWN},
+        logits=-1.0, layers=-0.5, axes=_PAPER_AXES,
+    ),
     "standard": Table(_FLAT, logits=0.0, layers=0.0, axes=_NO_AXES),
     "completep": Table(
         {
             Role.EMBEDDING: Row(adamw=_OUTSIDE), Role.TIED_EMBEDDING: Row(adamw=_OUTSIDE), Role.HEAD: Row(adamw=_OUTSIDE),
             Role.LAST_NORM: Row(adamw=_OUTSIDE), Role.NORM: Row(adamw=_inside(-1.0)), Role.HEAD_NORM: Row(adamw=_inside(0.0)),
-            Role.HIDDEN: _COMPLETE_HIDDEN, Role.ADAPTER_DOWN: replace(_COMPLETE_HIDDEN, muon=None),
+            Role.HIDDEN: _COMPLETE_HIDDEN, Role.ROUTER: replace(_COMPLETE_HIDDEN, muon=None),
+            Role.ADAPTER_DOWN: replace(_COMPLETE_HIDDEN, muon=None),
             Role.ADAPTER_UP: Row(adamw=_inside(-1.0)),
+            Role.HIDDEN: _COMPLETE_HIDDEN, Role.ROUTER: replace(_COMPLETE_HIDDEN, muon=None),
         },
         logits=-1.0, layers=-0.5, residual=-0.5, axes=_SDE_AXES,
     ),
 }  # fmt: skip
+ROUTER_STD = 0.3
+"""Of a router at the base width, where the table scales its init. With m^-1/2 it is the paper's variance 0.01 at its width ratio
+of 9 (arXiv 2404.06395, section 7.3), and the router's first logits are as large in every width."""
 WIDTH_MULTIPLIERS = ("hidden_init", "hidden_lr", "logits")
 """The width multipliers that ``Parametrization.without`` can switch off, each of which the coordinate check must notice."""
 _POSITIVE = ("init_std", "scale_emb", "scale_depth", "hidden_init", "hidden_lr", "logits", "base_layers", "rebased")
@@ -250,14 +261,15 @@ class Parametrization:
         row = TABLES[self.name].rows[role]
         column = row.muon if kind == "muon" and row.muon is not None else row.adamw
         m_N, m_L = shape.width / shape.base_width, shape.layers / self.base_layers
-        init, lr = self.init_std * row.init.of(m_N, m_L), column.lr.of(m_N, m_L)
+        std = ROUTER_STD if role is Role.ROUTER and row.init.width else self.init_std
+        init, lr = std * row.init.of(m_N, m_L), column.lr.of(m_N, m_L)
         decay, epsilon = (power.of(m_N * self.rebased, m_L) for power in (column.decay, column.epsilon))
         if role in NORMS:
             return Rule(1.0, 0.0, lr, decay, epsilon)
         if role is Role.ADAPTER_UP:
             return Rule(0.0, 0.0, lr, decay, epsilon)
-        if role in (Role.HIDDEN, Role.ADAPTER_DOWN):
-            init = self.init_std if "hidden_init" in self.without else init * self.hidden_init
+        if role in (Role.HIDDEN, Role.ROUTER, Role.ADAPTER_DOWN):  # of which the exponents are the hidden ones
+            init = std if "hidden_init" in self.without else init * self.hidden_init
             if column is row.adamw:
                 lr = 1.0 if "hidden_lr" in self.without else lr * self.hidden_lr
         return Rule(0.0, init, lr, decay, epsilon)

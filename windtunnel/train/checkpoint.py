@@ -25,6 +25,7 @@ from windtunnel.base.artefact import Manifest, explained, read_json, read_manife
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.runtime import Runtime
 from windtunnel.model.adapters import adapters, is_adapter, merged_weights
+from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.optimizer import Optimizer, clear_moments, moments
@@ -124,15 +125,17 @@ def restore(path: Path, model: Transformer, optimizer: Optimizer | None) -> Posi
 
 
 def check_parent(stage: Stage, path: Path, tokenizer: str) -> None:
-    """Raises where a stage cannot grow from this checkpoint.
+    """Raises where a stage cannot grow from this checkpoint. Which shapes surgery can bridge is for surgery to say.
 
     Raises:
-        ArtefactError: it is damaged, of another shape, or of another tokenizer than ``tokenizer`` (if both are known).
+        ArtefactError: it is damaged, of another shape and no surgery is asked for, or of another tokenizer than ``tokenizer``
+            (if both are known).
     """
     manifest = read_manifest(path, KIND, verify=False)
-    found, wanted = manifest.config["stage"]["shape"], stage.shape.to_dict()
-    if differing := sorted(name for name in wanted if found.get(name) != wanted[name]):
-        here, there = (", ".join(f"{name} {shape.get(name)}" for name in differing) for shape in (wanted, found))
+    found, wanted = asdict(Shape(**manifest.config["stage"]["shape"])), asdict(stage.shape)
+    differing = sorted(name for name in wanted if found[name] != wanted[name])
+    if differing and stage.surgery is None:
+        here, there = (", ".join(f"{name} {shape[name]}" for name in differing) for shape in (wanted, found))
         raise ArtefactError(str(path), f"expected a checkpoint with {here}, found {there}", "grow from another model")
     known = manifest.facts.get("tokenizer")
     if known and tokenizer and known != tokenizer:
@@ -180,10 +183,12 @@ def _is_pinned(path: Path) -> bool:
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if not is_adapter(model, name)}
+    """What a model has learnt: its parameters, and the buffers that belong to its state."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value.detach() for name, value in state.items() if not is_adapter(model, name)}
 
 
-def _rows(tensor: Tensor) -> tuple[int, int]:
+def rows_held(tensor: Tensor) -> tuple[int, int]:
     """First row and number of rows that this process holds; sharding follows torch.chunk over dimension 0."""
     if not isinstance(tensor, DTensor):
         return 0, tensor.shape[0]
@@ -193,7 +198,8 @@ def _rows(tensor: Tensor) -> tuple[int, int]:
     return first, min(size, tensor.shape[0] - first)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
+    """The rows that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -207,8 +213,12 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
-    _write({key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
-    table = {key: {"shape": list(t.shape), "rows": list(_rows(t))} for key, t in tensors.items()}
+    # What is not sharded is whole on every rank, and written by one.
+    tensors = {key: t for key, t in tensors.items() if isinstance(t, DTensor) or runtime.rank == 0}
+    _write(
+        {key: local_part(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors"
+    )
+    table = {key: {"shape": list(t.shape), "rows": list(rows_held(t))} for key, t in tensors.items()}
     write_json(folder / f"{name}-{runtime.rank}.json", table)
 
 
@@ -217,13 +227,14 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
     tables = [(whole, None)] if whole.is_file() else [
         (path / f"{name}-{table.stem.rpartition('-')[2]}.safetensors", read_json(table)) for table in path.glob(f"{name}-*.json")
     ]  # fmt: skip
-    missing = {key: _rows(t)[1] for key, t in tensors.items()}
+    missing = {key: rows_held(t)[1] for key, t in tensors.items()}
     try:
         with ExitStack() as stack:
             for file, table in tables:
                 source = stack.enter_context(safe_open(file, framework="pt"))
                 for key, tensor in tensors.items():
-                    missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
+                    if table is None or key in table:
+                        missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
     except (SafetensorError, KeyError) as error:
         raise ArtefactError(
             str(path), f"expected the tensors of this shape, {error}", "is it another model's, or another optimizer's?"
@@ -236,13 +247,13 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
 def _copy(source: Any, key: str, tensor: Tensor, held: list[int] | None) -> int:
     """Copies the rows that the file holds and this process needs; returns their number."""
     piece = source.get_slice(key)
-    first, count = _rows(tensor)
+    first, count = rows_held(tensor)
     start, number = held or (0, piece.get_shape()[0])
     low, high = max(first, start), min(first + count, start + number)
     if high <= low:
         return 0
     rows = piece[low - start : high - start]
-    target = _local(tensor)[low - first : high - first]
+    target = local_part(tensor)[low - first : high - first]
     if rows.shape != target.shape:
         raise KeyError(f"{key} is {list(rows.shape)}, expected {list(target.shape)}")
     target.copy_(rows)

@@ -20,6 +20,7 @@ from windtunnel.corpus.store import Corpus
 from windtunnel.model.adapters import attach
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.average import load_average
+from windtunnel.train.balance import balanced
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import Position, check_parent, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
@@ -31,9 +32,13 @@ from windtunnel.train.parallel import any_rank, barrier, shard, share, sum_over_
 from windtunnel.train.reference import reference_values
 from windtunnel.train.stage import AdamW, Stage, check_ranks
 from windtunnel.train.step import Trainer, make_compute, train_step
+from windtunnel.train.surgery import operate
 
 _SAVE_SECONDS = 60.0
 _MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU 1,024 to 4,096 are equally fast (docs/lab-log.md)
+_EXPERTS_MORE = 8
+"""How many times larger a micro-batch of experts may be: they multiply faster in long slices, and a step that is one
+micro-batch needs no pass to count their load first."""
 _SKIPS_IN_A_ROW = 10
 
 
@@ -49,8 +54,10 @@ class Workshop:
 
     def trainer(self, stage: Stage) -> Trainer:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
-        signature = str((stage.shape, stage.objective, stage.preference, stage.masking, stage.plan.row, stage.lora))
-        objective = objective_of(stage)
+        signature = str(
+            (stage.shape, stage.objective, stage.preference, stage.balance, stage.masking, stage.plan.row, stage.lora)
+        )
+        objective = balanced(objective_of(stage), stage.balance)
         if signature not in self._models or (self.runtime.world > 1 and self.runtime.sharded):
             model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
             if stage.lora is not None:
@@ -64,8 +71,8 @@ class Workshop:
         model.init_weights(stage.seed)
         shard(model, self.runtime)
         optimizer = build_optimizer(model, stage.optimizer, by_role=stage.lr_by_role)
-        micro = max(1, _MICRO_TOKENS[self.runtime.torch_device.type] // stage.plan.row)
-        micro = min(micro, -(-stage.batch // self.runtime.world))
+        most = _MICRO_TOKENS[self.runtime.torch_device.type] * (_EXPERTS_MORE if stage.shape.experts > 1 else 1)
+        micro = min(max(1, most // stage.plan.row), -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
         return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked)
 
@@ -106,6 +113,8 @@ def begin(
                 str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first"
             )
         check_parent(stage, parent, tokenizer)
+        if stage.surgery is not None:
+            return operate(stage, parent, trainer, control)
         position = restore(parent, trainer.model, None if stage.start.fresh else trainer.optimizer)
         return Position() if stage.start.fresh else position
     return Position()

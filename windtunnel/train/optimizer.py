@@ -59,8 +59,8 @@ def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True, by
     groups: dict[bool, dict[tuple[float, ...], list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in _trained(model):
         role = model.roles[name]
-        own = muon and role is Role.HIDDEN
-        rule = model.parametrization.rule(role, model.shape, config.kind)
+        own = muon and role is Role.HIDDEN and parameter.ndim == 2  # torch's Muon takes no stack of experts
+        rule = model.parametrization.rule(role, model.shape, config.kind if own else "adamw")
         rule = rule if by_role else replace(rule, lr_multiplier=1.0)
         rule = _spectral(rule, parameter) if own else rule
         key = (rule.lr_multiplier, weight_decay(config, rule), config.epsilon * rule.epsilon_multiplier)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from windtunnel.base.runtime import Runtime
+from windtunnel.model.moe import Experts
 from windtunnel.model.transformer import Transformer
 
 
@@ -38,8 +39,11 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         cast_forward_inputs=False,
     )
     for layer in model.layers:
+        if isinstance(layer.mlp, Experts):
+            fully_shard(layer.mlp.router)  # stays fp32
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
+    register_fsdp_forward_method(model, "routed")
 
 
 def average_gradients(model: nn.Module, runtime: Runtime) -> None:

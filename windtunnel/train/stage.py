@@ -15,6 +15,7 @@ from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Kind, Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.lora import Lora
 from windtunnel.train.preference import Preference
 from windtunnel.train.schedule import Schedule
@@ -175,6 +176,10 @@ class Stage:
     """Trains low-rank adapters beside frozen weights, instead of the weights."""
     average: tuple[Member, ...] = ()
     """Instead of training: checkpoints whose weights are averaged."""
+    surgery: Surgery | None = None
+    """What makes this stage's model of its parent's, where their shapes differ."""
+    balance: Balance | None = None
+    """What keeps experts equally busy; a stage without experts has none."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -238,6 +243,7 @@ class Stage:
             **({"preference": self.preference.to_dict()} if self.preference else {}),
             **({"lora": self.lora.to_dict()} if self.lora else {}),
             **({"average": [member.to_dict() for member in self.average]} if self.average else {}),
+            **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
         }  # fmt: skip
 
     @classmethod
@@ -257,6 +263,8 @@ class Stage:
                 "preference": Preference(**raw["preference"]) if raw.get("preference") else None,
                 "lora": Lora(**raw["lora"]) if raw.get("lora") else None,
                 "average": tuple(Member(**member) for member in raw.get("average", ())),
+                "surgery": Surgery(**raw["surgery"]) if raw.get("surgery") else None,
+                "balance": Balance(**raw["balance"]) if raw.get("balance") else None,
             }
         )
 
