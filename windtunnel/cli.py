@@ -56,7 +56,6 @@ for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model"
     app.add_typer(_group, name=_name)
 for _name, _verb in MODEL_VERBS.items():
     model.command(_name)(_verb)
-register(app, law)
 
 
 # -- everyday verbs --------------------------------------------------------------------------------------------------------
@@ -423,6 +422,8 @@ def law_fit(
         FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out, figure=figure), as_json
     )
 
+
+register(app, law)
 
 # -- entry -----------------------------------------------------------------------------------------------------------------
 
