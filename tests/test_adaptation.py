@@ -58,11 +58,11 @@ def folder(tmp_path, write_made_up, trained, monkeypatch) -> Path:
     chats = [
         {
             "messages": [
-                {"role": "user", "content": f"What is {i}?"},
-                {"role": "assistant", "content": f"The answer to this question is the number {i}."},
+                {"role": "user", "content": f"What follows {i}?"},
+                {"role": "assistant", "content": json.loads(text)["text"]},
             ]
         }
-        for i in range(150)
+        for i, text in enumerate(reversed(lines))
     ]
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)) + "\n", encoding="utf-8")
     monkeypatch.setattr(adaptation, "finishing", lambda verb, **job: VERBS[verb](job))
