@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,13 @@ def folder(tmp_path, write_made_up, trained, monkeypatch) -> Path:
     lines = [json.dumps({"text": " ".join(str(draw.randint(100, 999)) for _ in range(30))}) for _ in range(150)]
     (tmp_path / "numbers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     chats = [
-        {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
-        for i in range(150)
+        {
+            "messages": [
+                {"role": "user", "content": f"What follows {i}?"},
+                {"role": "assistant", "content": json.loads(text)["text"]},
+            ]
+        }
+        for i, text in enumerate(reversed(lines))
     ]
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)) + "\n", encoding="utf-8")
     monkeypatch.setattr(adaptation, "finishing", lambda verb, **job: VERBS[verb](job))
@@ -94,8 +100,8 @@ def test_the_model_is_forecast_then_adapted_with_its_own_tokenizer_shape_and_con
     )
     assert trunk.shape == branch.shape == Stage.from_dict(old["config"]).shape
     assert (
-        read_json(Home(folder / "home").program("maths") / "prepared.json")["tokenizer"]
-        == (read_json(Home(folder / "home").program("old") / "prepared.json")["tokenizer"])
+        read_json(Home(folder / "home").program("maths") / "prepared.json")["tokenizer_hash"]
+        == (read_json(Home(folder / "home").program("old") / "prepared.json")["tokenizer_hash"])
     )
     said, outcome = view.data["forecast"], view.data["outcome"]
     assert (
@@ -135,13 +141,18 @@ def test_chats_join_the_decay_and_without_stated_tokens_the_text_is_read_twice_a
     assert recipe.branch["adapted"].mixture == pytest.approx({"new": 0.4, "plain": 0.4, "chats": 0.2})
     assert recipe.trunk.tokens is not None
     assert recipe.trunk.tokens.value == pytest.approx(64 * 128, rel=0.02), "as short as it may be: the text is small"
+    text = (folder / "maths.toml").read_text(encoding="utf-8")
+    adapt(folder / "home", "same", asked, out=folder / "maths.toml", plan=True, quiet=True)
+    assert (folder / "maths.toml").read_text(encoding="utf-8") == text
+    with pytest.raises(UserError, match="expected no file there, or the same recipe"):
+        adapt(folder / "home", "same", replace(asked, replay=0.1), out=folder / "maths.toml", plan=True, quiet=True)
 
 
 def test_a_planted_power_law_lies_inside_the_forecast_and_noise_widens_it():
     change = [[math.log(0.6 + 0.4 * (1 + length) ** -0.7) for length in (1, 2, 4)]] * 3
     said = extrapolate(change)
     assert said["low"] < math.log(0.6 + 0.4 * 17**-0.7) < said["high"]
-    noisy = extrapolate([[y + 0.02 * seed for y in row] for seed, row in enumerate(change)])
+    noisy = extrapolate([[y + 0.05 * seed for y in row] for seed, row in enumerate(change)])
     assert noisy["high"] - noisy["low"] > 2 * (said["high"] - said["low"])
 
 

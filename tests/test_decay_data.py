@@ -174,6 +174,6 @@ def test_planted_corpora_are_ranked_right(tmp_path, trained):
     values = {one["name"]: one["value"]["value"] for one in view.data["candidates"]}
     found: Any = spearmanr([values[name] for name in PLANTED], range(len(PLANTED), 0, -1))
     rank = float(found.statistic)
-    assert rank >= 0.9, values
+    assert rank > 0.9 - 1e-9, values  # two neighbours may change places
     verdicts = {one["name"]: one["verdict"] for one in view.data["candidates"]}
     assert verdicts["clean"] == "helps"

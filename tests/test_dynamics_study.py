@@ -79,9 +79,9 @@ def test_without_an_earlier_checkpoint_the_pass_begins_at_the_seed(home):
     book = LabBook(place.labbook, readonly=True)
     stage = Stage.from_dict(next(row for row in book.runs() if row["name"] == "same")["config"])
     book.close()
-    again, parent = pass_stage(place, "tiny", stage, 9)
+    again, parent = pass_stage(place, stage, 9)
     assert (again.first_step, parent, again.start) == (0, None, None)
-    again, parent = pass_stage(place, "tiny", stage, 23)
+    again, parent = pass_stage(place, stage, 23)
     assert again.start is not None
     trunk = next(place.runs("tiny").glob("trunk-*"))
     assert (again.start.step, parent) == (20, checkpoint_path(trunk, 20))

@@ -9,6 +9,8 @@ the one before; the forecast is the middle, and its interval adds half the dista
 from __future__ import annotations
 
 import math
+import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +29,8 @@ from windtunnel.home import Home
 from windtunnel.pipeline import finishing, run
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.program import Program
-from windtunnel.recipe import Recipe, load_recipe
+from windtunnel.recipe import Recipe, load_recipe, parse_recipe
+from windtunnel.recipe_schema import Origin
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program
@@ -117,21 +120,27 @@ def _write(
             folder=target.parent, tokens=tokens, replay=wish.replay, lr=wish.lr,
         )  # fmt: skip
 
-    most = max(16 * stage.step_tokens * 4, round(_SHARE * stage.tokens))
+    most = max(64 * stage.step_tokens, round(_SHARE * stage.tokens))
     tokens = parse_count(wish.tokens, "--tokens") if wish.tokens else most
     known = target.read_text(encoding="utf-8") if target.is_file() else None
     if known is None:
-        _create(target, text(tokens))
         if not wish.tokens:
+            draft = parse_recipe(tomllib.loads(text(tokens)), (), Origin(str(target), target.parent.absolute()))
             with Desk(Home(home), wish.name, devices=devices, quiet=quiet) as desk:
-                prepared = open_program(desk, load_recipe(target)).prepared
+                prepared = open_program(desk, draft).prepared
             assert prepared is not None
             twice = round(_EPOCHS * prepared.corpora[NEW]["tokens"] / max(0.05, 1 - wish.replay))
-            target.write_text(text(max(64 * stage.step_tokens, min(tokens, twice))), encoding="utf-8")
-    elif (wish.tokens and known != text(tokens)) or f'name = "{wish.name}"' not in known:
+            tokens = max(64 * stage.step_tokens, min(tokens, twice))
+        _create(target, text(tokens))
+    elif _asked(known, wish) != _asked(text(tokens), wish):
         fix = f"windtunnel run {target} uses it as it is; choose another with --out"
         raise UserError(str(target), "expected no file there, or the same recipe, found another", fix)
     return load_recipe(target)
+
+
+def _asked(text: str, wish: Wish) -> str:
+    """A recipe's text without what was derived: its tokens, where none are stated."""
+    return text if wish.tokens else re.sub(r'(?m)^tokens = "[^%"]*"$', "", text)
 
 
 def _create(target: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from windtunnel.home import Home
 from windtunnel.pipeline import finishing
 from windtunnel.pretrain.branch import whole_run
 from windtunnel.report.dynamics import dynamics_figure, moves_by_kind
-from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.folder import STAGE, checkpoint_path, steps_saved
 from windtunnel.train.stage import Stage, Start
 from windtunnel.views import View, line, table
 
@@ -75,7 +75,7 @@ def watch(
     begins = decay_begins(stage)
     usual = 2 * (stage.steps - begins) if begins is not None else _UNDECAYED
     first = max(0, stage.steps - (steps or usual))
-    again, parent = pass_stage(home, program, stage, first)
+    again, parent = pass_stage(home, stage, first)
     span = again.own_steps
     sampling = {"every": every, "sharpness_every": 5, "window": window or max(1, span // _SNAPSHOTS)}
     file = home.program(program) / "studies" / f"dynamics-{content_hash([again.identity(), sampling])[:12]}.json"
@@ -97,20 +97,37 @@ def decay_begins(stage: Stage) -> int | None:
     return schedule.stable_end if schedule.kind == "wsd" and schedule.decay_steps else None
 
 
-def pass_stage(home: Home, program: str, stage: Stage, first: int) -> tuple[Stage, Path | None]:
-    """The stage that makes these updates again from the newest checkpoint at or before step ``first``, its own or its
-    parent's, and that checkpoint; from the seed if there is none."""
-    runs = home.runs(program)
-    places = [(step, stage.key, runs / stage.folder_name) for step in steps_saved(runs / stage.folder_name)]
-    if stage.start is not None and not stage.start.fresh:
-        for parent in runs.glob(f"*-{stage.start.stage[:10]}"):
-            places += [(step, stage.start.stage, parent) for step in steps_saved(parent) if step <= stage.start.step]
+def pass_stage(home: Home, stage: Stage, first: int) -> tuple[Stage, Path | None]:
+    """The stage that makes these updates again from the newest checkpoint at or before step ``first``, its own or that of a
+    run that it grew from, and that checkpoint; from where the first of them began if there is none."""
     bare = replace(stage, keep=(), score=(), save_every=None, save_final=False, open_ended=False)
-    earlier = [place for place in places if place[0] <= first]
-    if earlier:
-        step, key, run = max(earlier)
+    origin, parent = whole_run(bare), None
+    places: list[tuple[int, str, Path]] = []
+    here, limit = stage, stage.steps
+    while True:
+        run = _run_of(home, here.key)
+        if run is not None:
+            places += [(step, here.key, run) for step in steps_saved(run) if step <= min(first, limit)]
+        if here.start is None:
+            break
+        above = _run_of(home, here.start.stage)
+        if above is None:
+            raise ArtefactError(here.name, f"expected the run {here.start.stage[:10]} that it grows from, found none")
+        if here.start.fresh:
+            origin, parent = replace(bare, start=here.start), checkpoint_path(above, here.start.step)
+            break
+        raw = read_json(above / STAGE)
+        limit = min(limit, here.start.step)
+        here = Stage.from_dict({name: value for name, value in raw.items() if name != "key"})
+    if places:
+        step, key, run = max(places)
         return replace(bare, start=Start(key, step)), checkpoint_path(run, step)
-    return whole_run(bare), None
+    return origin, parent
+
+
+def _run_of(home: Home, key: str) -> Path | None:
+    """The folder of a stage's run in this home, of whichever program."""
+    return next(iter(sorted(home.root.glob(f"programs/*/runs/*-{key[:10]}"))), None)
 
 
 def _corpora(home: Home, program: str, stage: Stage) -> dict[str, str]:
