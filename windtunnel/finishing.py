@@ -59,6 +59,13 @@ def finish(job: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure_answers(job: dict[str, Any]) -> dict[str, Any]:
+    """What a post-trained model's answers were before and are after."""
+    model, manifest = load_model(Path(job.pop("checkpoint")))
+    tokenizer = Tokenizer.load(Path(job.pop("tokenizer")))
+    return answering(model, tokenizer, manifest.config["stage"]["plan"]["row"], **job)
+
+
 def evaluate(job: dict[str, Any]) -> dict[str, Any]:
     """Held-out bits per byte on any corpora of the same tokenizer, and task scores."""
     runtime = choose(job.get("devices"), compiled=False)
@@ -104,7 +111,14 @@ def coordinates(job: dict[str, Any]) -> dict[str, Any]:
     return check.to_dict()
 
 
-VERBS = {"coordinates": coordinates, "finish": finish, "evaluate": evaluate, "export": export, "chat": talk}
+VERBS = {
+    "answering": measure_answers,
+    "coordinates": coordinates,
+    "finish": finish,
+    "evaluate": evaluate,
+    "export": export,
+    "chat": talk,
+}
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from windtunnel.recipe_errors import nearest
 from windtunnel.recipe_schema import Recipe
 
 _TRAINED = ("sft", "dpo", "adapt")
-_DPO_ONLY = ("preset", "loss", "beta", "smoothing", "margin")
+_DPO_ONLY = ("preset", "loss", "beta", "betas", "smoothing", "margin")
 _BESIDE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("at", "half_life"), ("decay",)),
     **dict.fromkeys(("epochs", "lr", "warmup", "lora"), _TRAINED), "decay": ("sft", "adapt"),
