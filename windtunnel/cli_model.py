@@ -69,4 +69,19 @@ def shapes(
     show(Shapes.of(family, vocab), as_json)
 
 
-VERBS: dict[str, Callable[..., Any]] = {"tree": tree, "branch": branch, "delete": delete, "shapes": shapes}
+def preferences(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN ...", help="One DPO branch of each seed; or their programs.")
+    ],
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """What DPO gained on held-out pairs, over seeds."""
+    from windtunnel.preference_study import over_seeds as call
+
+    show(call(home, runs), as_json)
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "tree": tree, "branch": branch, "delete": delete, "preferences": preferences, "shapes": shapes,
+}  # fmt: skip

@@ -61,6 +61,13 @@ def finish(job: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measure_answers(job: dict[str, Any]) -> dict[str, Any]:
+    """What a post-trained model's answers were before and are after."""
+    model, manifest = load_model(Path(job.pop("checkpoint")))
+    tokenizer = Tokenizer.load(Path(job.pop("tokenizer")))
+    return answering(model, tokenizer, manifest.config["stage"]["plan"]["row"], **job)
+
+
 def evaluate(job: dict[str, Any]) -> dict[str, Any]:
     """Held-out bits per byte on any corpora of the same tokenizer, and task scores."""
     runtime = choose(job.get("devices"), compiled=False)
@@ -118,6 +125,7 @@ def dynamics(job: dict[str, Any]) -> dict[str, Any]:
 
 
 VERBS = {
+    "answering": measure_answers,
     "coordinates": coordinates,
     "dynamics": dynamics,
     "finish": finish,

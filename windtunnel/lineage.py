@@ -19,7 +19,7 @@ from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.pipeline import run
 from windtunnel.recipe import check_files, parse_recipe
-from windtunnel.recipe_errors import nearest
+from windtunnel.recipe_errors import nearest, toml_value
 from windtunnel.recipe_schema import Origin
 from windtunnel.train.folder import steps_saved
 from windtunnel.views import View, line
@@ -157,7 +157,8 @@ def branch(
     check_files(recipe)
     book.close()
     run(recipe, home, until=name, devices=devices)
-    table = "\n".join([f"[{key}]", *_toml(recipe.branch[name].model_dump(mode="json", exclude_unset=True))])
+    stated = recipe.branch[name].model_dump(mode="json", exclude_unset=True)
+    table = "\n".join([f"[{key}]", *(f"{k} = {toml_value(v)}" for k, v in stated.items())])
     shown = tree(home, program)
     said = line(f"'{name}' is grown; to keep it in your recipe, add:\n\n{table}\n")
     return View({"branch": name, "program": program, "table": table, **shown.data}, (*shown.parts, said))
@@ -170,19 +171,6 @@ def _kind_for(resolved: Mapping[str, Any], values: Sequence[str]) -> str:
     if any(corpus.get("chosen") for corpus in named):
         return "dpo"
     return "sft" if any(corpus.get("messages") or corpus.get("user") for corpus in named) else "adapt"
-
-
-def _toml(values: Mapping[str, Any]) -> list[str]:
-    """Values of one table as lines of TOML."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return "{ " + ", ".join(f"{key} = {text(item)}" for key, item in value.items()) + " }"  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        if isinstance(value, list):
-            return "[" + ", ".join(map(text, value)) + "]"  # pyright: ignore[reportUnknownArgumentType]
-        return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value).replace("'", '"')
-
-    return [f"{key} = {text(value)}" for key, value in values.items() if value is not None]
 
 
 @dataclass(frozen=True)

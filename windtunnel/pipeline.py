@@ -19,6 +19,7 @@ from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
 from windtunnel.measures import answering_job, put_answers
 from windtunnel.planning import known_pins, pin_key
+from windtunnel.preference_study import study_beta
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, differences, introduction, shipped
@@ -249,6 +250,7 @@ def _branches(job: Job) -> None:
         for stage in stages:
             _score_forecast(job, stage, results[stage.key])
             _finish_model(job, stage)
+            study_beta(desk, program, stage, finishing)
 
 
 def _score_forecast(job: Job, stage: Stage, result: Result) -> None:

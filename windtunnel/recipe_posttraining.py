@@ -10,7 +10,7 @@ from windtunnel.recipe_growth import Problem
 from windtunnel.recipe_schema import Recipe
 
 _TRAINED = ("sft", "dpo", "adapt")
-_DPO_ONLY = ("preset", "loss", "beta", "smoothing", "margin")
+_DPO_ONLY = ("preset", "loss", "beta", "betas", "smoothing", "margin")
 _BESIDE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("at", "half_life"), ("decay", "moe")),
     **dict.fromkeys(("epochs", "lr", "warmup", "lora"), _TRAINED), "decay": ("sft", "adapt"),
@@ -48,6 +48,10 @@ def _grown(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
         known = ", ".join(before) or "none"
         fix = nearest(branch.parent, before) if branch.parent != "trunk" else f"it grows from a finished model: {known}"
         yield Problem(f"{key}.parent", f"expected a branch that stands above, got {branch.parent!r}", fix)
+    target = recipe.target_shape()
+    if branch.lora is not None and target is not None and branch.lora.rank >= target.width:
+        problem = f"expected a rank below the model's width {target.width}, got {branch.lora.rank}"
+        yield Problem(f"{key}.lora.rank", problem, "leave lora out to train the weights themselves")
     if branch.tokens is not None and branch.epochs is not None:
         yield Problem(f"{key}.epochs", "expected tokens or epochs, got both", "leave one out")
     if branch.mixture is None:

@@ -73,6 +73,7 @@ SURFACE = {
     "model tree": "--help --home --json program",
     "model branch": "--devices --help --home --kind --name --set source",
     "model delete": "--help --home --yes name",
+    "model preferences": "--help --home --json runs",
     "model shapes": "--family --help --json --vocab",
 }
 VERBS = [

@@ -82,6 +82,9 @@ def test_made_questions_are_a_corpus_of_chats_and_one_of_pairs(tmp_path, chat_to
     chats = SourceConfig(source=("made:exact/300",), messages="messages", heldout=0.1, minimum_characters=8)
     built = build_corpus(chats, chat_tokenizer, tmp_path / "chats", name="chats", **options)
     assert built.stats["documents"]["kept"] > 200
+    by_key = chats.model_copy(update={"heldout": 0.05, "heldout_by": "key"})
+    split = build_corpus(by_key, chat_tokenizer, tmp_path / "by-key", name="by-key", **options)
+    assert 3 < split.stats["documents"]["heldout"] < 40
     pairs = SourceConfig(
         source=("made:exact/300",), chosen="chosen", rejected="rejected", heldout=0.1, minimum_characters=8
     )

@@ -71,6 +71,7 @@ kind = "dpo"
 parent = "chat"
 epochs = 1
 batch = "256"
+betas = [0.02]
 mixture = { pairs = 1 }
 
 [branch.adapted]
@@ -122,7 +123,7 @@ def folder(tmp_path_factory, write_made_up) -> Path:
     return made
 
 
-TREE = ["same", "flat", "chat", "adapted", "aligned", "mean"]
+TREE = ["same", "flat", "chat", "adapted", "aligned", "aligned-beta-0.02", "mean"]
 """Generation by generation."""
 
 
@@ -184,11 +185,16 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
             ("pairs", "answer_tokens"), ("pairs", "preference_accuracy"), ("pairs", "kl_to_reference")}  # fmt: skip
     assert told <= set(scores)
     assert scores["pairs", "preference_accuracy"]["value"] == preferences["after"]["accuracy"]
+    sweep = book.fact("family", "study", "beta-aligned")["rows"]
+    assert [row["beta"] for row in sweep] == [0.02, 0.1]
+    assert sweep[1]["preferences"]["pairs"] == preferences
+    assert sweep[0]["divergence"]["pairs"]["per_answer"] >= 0
+    assert {row["study"] for row in book.runs(program="family")} == {"", "beta-aligned"}
     read_back = read_json(Home(tmp_path).root / rows["aligned"]["folder"] / "record.json")["scores"]
     assert [s for s in read_back if s["name"] == "kl_to_reference"]
     page = (Home(tmp_path).program("family") / "report.html").read_text(encoding="utf-8")
     for words in ("What post-training changed", "aligned, grown from chat", "dpo with β = 0.1", "alignment tax", "right: sorting",
-                  "ends by itself: pairs", "Roles multiply the base rate", "share of training pairs with a positive margin"):  # fmt: skip
+                  "ends by itself: pairs", "Roles multiply the base rate", "share of training pairs with a positive margin", "0.1 (this branch)"):  # fmt: skip
         assert words in page, words
     after = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert set(after.values()) == {"done"}
@@ -207,5 +213,5 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
     run(recipe, tmp_path, quiet=True)
     assert trained == ["trunk", *TREE]
     run(load_recipe(folder / "family.toml", ["branch.chat.lr=0.002"]), tmp_path, quiet=True)
-    assert trained == ["trunk", *TREE, "chat", "aligned", "mean"]
+    assert trained == ["trunk", *TREE, "chat", "aligned", "aligned-beta-0.02", "mean"]
     assert not [name for name in clean(tmp_path).data["folders"] if "/runs/same" in name or "/runs/trunk" in name]

@@ -195,6 +195,7 @@ LINES = [
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["same", "better"]\nmixture = { more = 1 }', "branch.mean.mixture: expected it beside kind = 'decay', 'moe', 'sft', 'dpo' or 'adapt', got kind = 'soup'"),
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nparent = "same"\nof = ["same", "better"]', "branch.mean.parent: expected none beside kind = 'soup', got 'same'; of names what it averages"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nlora = { rank = 4 }', "branch.same.lora: expected it beside kind = 'sft', 'dpo' or 'adapt', got kind = 'decay'"),
+    (LAST, LAST + CHAT + 'parent = "better"\nlora = { rank = 4096 }\nmixture = { more = 1 }', "branch.chat.lora.rank: expected a rank below the model's width"),
     (LAST, LAST + CHAT + 'parent = "better"\nlora = { rank = 0 }\nmixture = { more = 1 }', "branch.chat.lora.rank: expected"),
     (LAST, LAST + CHAT + 'parent = "better"\nhalf_life = "9 steps"\nmixture = { more = 1 }', "branch.chat.half_life: expected it beside kind = 'decay' or 'moe', got kind = 'sft'"),
     (LAST, LAST + CHAT + 'parent = "better"\nepochs = 2\ntokens = "1M"\nmixture = { more = 1 }', "branch.chat.epochs: expected tokens or epochs, got both"),

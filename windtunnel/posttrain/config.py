@@ -67,6 +67,12 @@ class GrownConfig(BranchConfig):
         description="dpo: strength of the pull to the reference; without it, 0.1 (dpo-normalised: 5, simpo: 2)",
         examples=[0.1],
     )
+    betas: Tuple[Positive] | None = Field(
+        default=None,
+        min_length=1,
+        description="dpo: also try these, as a small study in the report",
+        examples=[[0.03, 0.1, 0.3]],
+    )
     smoothing: float | None = Field(
         default=None,
         ge=0,

@@ -38,6 +38,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Beta:
+    """One strength of the pull to the reference: accuracy on held-out pairs, divergence, change of bits per byte, averaged."""
+
+    beta: float
+    accuracy: float
+    divergence: float
+    tax: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class Grown:
     """One post-trained branch: its measures by group, how it was trained, and its curves over steps."""
 
@@ -52,6 +63,7 @@ class Grown:
     drift: tuple[Measured, ...]
     divergence: tuple[tuple[str, dict[str, Any]], ...]
     curves: dict[str, tuple[tuple[float, float], ...]]
+    sweep: tuple[Beta, ...] = ()
 
 
 def read_grown(book: LabBook, program: str, runs: Sequence[Row]) -> list[Grown]:
@@ -80,7 +92,7 @@ def _grown(book: LabBook, run: Row, parent: Row | None, found: dict[str, Any]) -
         str(run["name"]), str(parent["name"]) if parent is not None else "", str(run["kind"]),
         f"base learning rate {config['optimizer']['learning_rate']:.3g}. {PRESETS[by_role]}", words,
         (*own, *_answers(found)), tuple(m for m in loss if m not in own), _preferences(pairs), _drift(found, pairs),
-        tuple(found.get("divergence", {}).items()), _curves(book, run["id"]),
+        tuple(found.get("divergence", {}).items()), _curves(book, run["id"]), _sweep(book, run, before),
     )  # fmt: skip
 
 
@@ -115,6 +127,22 @@ def _drift(found: dict[str, Any], pairs: dict[str, Any]) -> tuple[Measured, ...]
             values = {when: {"value": both[when][f"{which}_sum"]} for when in both}
             rows.append(_both(f"log-likelihood of the {which} answer: {name}", values, "value", "number"))
     return tuple(rows)
+
+
+def _sweep(book: LabBook, run: Row, before: dict[str, float]) -> tuple[Beta, ...]:
+    rows = (book.fact(run["program"], "study", f"beta-{run['name']}") or {"rows": []})["rows"]
+    out = []
+    for row in rows:
+        accuracy = [both["after"]["accuracy"] for both in row["preferences"].values()]
+        moved = [found["per_answer"] for found in row["divergence"].values()]
+        tax = [value - before[name] for name, value in row["bits_per_byte"].items() if name in before]
+        own = row["run"] == run["id"].partition("/")[2]
+        out.append(Beta(row["beta"], _mean(accuracy) or 0.0, _mean(moved) or 0.0, _mean(tax), own))
+    return tuple(out)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _curves(book: LabBook, run: str) -> dict[str, tuple[tuple[float, float], ...]]:
