@@ -43,7 +43,7 @@ SURFACE = {
     "plan": "--help --home --json --measure --no-measure --set recipe",
     "run": "--devices --help --home --set --until recipe",
     "forecast": "--devices --help --home --json --list --set recipe",
-    "status": "--help --home --json --rebuild",
+    "status": "--average --help --home --json --rebuild",
     "report": "--help --home --out --share program",
     "compare": "--help --home --json --out runs",
     "eval": "--help --home --json --task --tokens name",
@@ -65,6 +65,9 @@ SURFACE = {
     "law list": "--help --json",
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
+    "law scale": "--budget --counts --devices --flops --help --home --json --set recipe",
+    "law decide": "--alpha --corpus --help --home --json --least a b",
+    "law schedule": "--against --anywhere --help --home --json --length --warmup sources",
     "model": "--help",
     "model shapes": "--family --help --json --vocab",
 }
@@ -186,7 +189,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study")
+    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study", "ledger")
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -217,7 +220,7 @@ HOME = Path("some-home")
         ("quickstart --home h", "run", (Path("h"),), {"until": None, "devices": None}),
         ("forecast quickstart", "run", (HOME,), {"devices": None, "stop_after_forecast": True}),
         ("forecast --list", "forecasts", (HOME,), {}),
-        ("status", "status", (HOME,), {}),
+        ("status", "status", (HOME,), {"average": False}),
         ("report quickstart --share", "report", (HOME, "quickstart"), {"out": None, "share": True}),
         ("compare a b", "compare", (HOME, ["a", "b"]), {"out": None}),
         (
