@@ -199,7 +199,7 @@ def test_a_diverged_run_is_no_curve(tiny_home: tuple[TinyHome, Stage]) -> None:
 
 def law_at(size: float) -> CurveLaw:
     return CurveLaw(
-        "power", {"L0": 2.0 * size**-0.05, "A": 0.5, "alpha": 0.5, "B": 20.0 * size**0.1, "tau": 20.0, "beta": 0.4}
+        "power", {"L0": 2.0 * size**-0.05, "A": 0.5, "alpha": 0.5, "B": 15.0 * size**0.3, "tau": 20.0, "beta": 0.4}
     )
 
 
@@ -218,7 +218,7 @@ def model_at(size: float, seed: int) -> CurveModel:
 def test_the_drop_of_a_larger_size_is_read_off_the_smaller_ones() -> None:
     models = {size: model_at(size, i) for i, size in enumerate((1.0, 2.0, 4.0))}
     flat = rates_of(Schedule(20), 5e-3, 600)
-    noisy = law_at(12.0).losses(flat, np.arange(1, 601)) * np.exp(0.01 * np.random.default_rng(9).normal(size=600))
+    noisy = law_at(12.0).losses(flat, np.arange(1, 601)) * np.exp(0.003 * np.random.default_rng(9).normal(size=600))
     rule = DecayRule(0.25)
     now = decay_now(models, noisy, peak=5e-3, warmup=20, rule=rule, size=12.0, longest=600)
     truth = law_at(12.0).final(rates_of(rule.schedule(800, 20), 5e-3, 800))

@@ -65,6 +65,7 @@ def loss(corpus: str, n: float, d: float) -> float:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "p.toml").write_text(RECIPE)
+    (tmp_path / "plain.jsonl").write_text('{"text": "some words"}')
     return load_recipe(str(tmp_path / "p.toml"))
 
 
@@ -148,7 +149,8 @@ def test_conventions_change_n_and_the_price_of_a_token(fill: Callable[..., Path]
     assert plain["points"][0]["parameters"] == shape.body
     assert head["points"][0]["parameters"] == shape.body + 320 * shape.width
     assert head["law"]["counts"] == "body+head"
-    assert exact["parameters"] < plain["parameters"], "a token costs more than 6N: less is left for size"
+    assert 6 * plain["parameters"] * plain["tokens"] == pytest.approx(1e13)
+    assert 6 * exact["parameters"] * exact["tokens"] < 0.9e13, "head and attention take their share of the budget"
     assert plain["law"] == exact["law"]
     facts = LabBook(home / "labbook.sqlite", readonly=True).facts("p", "scale")
     assert set(facts) == {"body, 6ND", "body+head, 6ND", "body, exact"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +123,11 @@ def _set_of(book: LabBook, rows: Sequence[Row]) -> CurveSet | None:
 
 
 def _diverged(curve: Curve) -> bool:
-    """Whether a run ends above where it was: its last losses lie 2 % over the lowest ones."""
-    ends = float(np.mean(curve.losses[-3:]))
-    return ends > 1.02 * float(np.min(np.convolve(curve.losses, np.ones(3) / 3, "valid")))
+    """Whether a run ends well above where it was: the mean of its last losses lies 3 %, and five times the noise, higher."""
+    logs = np.log(curve.losses)
+    noise = float(np.median(np.abs(np.diff(logs, n=2)))) / 0.6745 / math.sqrt(6)
+    means = np.convolve(logs, np.ones(3) / 3, "valid")
+    return float(means[-1] - means.min()) > max(0.03, 5 * noise)
 
 
 def set_for(book: LabBook, name: str, row: Row) -> CurveSet:

@@ -63,7 +63,9 @@ def scale(
     return view
 
 
-def study_points(book: LabBook, program: str, counts: str) -> tuple[dict[str, list[Point]], list[Row], list[str]]:
+def study_points(
+    book: LabBook, program: str, counts: str
+) -> tuple[dict[str, list[Point]], list[dict[str, Any]], list[str]]:
     """Points of the scaling study in use, by held-out corpus; its rows; and what was left out.
 
     Raises:
@@ -164,21 +166,31 @@ def _view(
     rows = []
     for one in found:
         c, (ratio, low, high) = one.law.constants, one.ratio
-        errors = ", ".join(f"{form} {100 * value:+.2f} %" for form, value in one.held_out.items())
+        several = [form for form in dict.fromkeys(["additive", one.best_form]) if form in one.held_out]
+        errors = ", ".join(f"{form} {100 * one.held_out[form]:+.2f} %" for form in several)
         rows.append((
             one.corpus, f"{c['alpha']:.3f}", f"{c['beta']:.3f}", f"{c['L0']:.3f}", f"{100 * one.law.residual:.2f} %",
             si(one.best[0]), si(one.best[1]), f"{ratio:.3g} [{low:.3g}, {high:.3g}]", errors,
         ))  # fmt: skip
-    columns = ("corpus", "α", "β", "L0", "residual", "N", "D", "D/N", "error on the largest size, left out")
+    columns = ("corpus", "α", "β", "L0", "residual", "N", "D", "D/N", "largest size, left out")
     title = f"C_N N^-α + C_D D^-β + L0 in nats per byte; best use of {si(budget)}FLOPs (N: {counts}, FLOPs: {flops})"
     parts: list[RenderableType] = [
         table(columns, rows, title=title, right=(1, 2, 3, 4, 5, 6)),
         line(f"D/N: {found[0].interval}"),
     ]
     warnings = dict.fromkeys(text for one in found for text in one.law.warnings)
-    reach = [text for one in found for text in one.law.outside(*one.best)]
-    parts += [
-        line(f"note: {text}") for text in (*warnings, *dict.fromkeys(reach), *(f"left out: {text}" for text in left))
-    ]
+    notes = (*warnings, *_reach(found), *(f"left out: {text}" for text in left))
+    parts += [line(f"note: {text}") for text in notes]
     parts += [line(str(saved)), line(f"laws and maps: {folder}")]
     return View({**data, "warnings": list(warnings)}, tuple(parts))
+
+
+def _reach(found: Sequence[CorpusLaw]) -> list[str]:
+    """How far the best sizes and lengths lie beyond the points, the farthest corpus of each."""
+    notes: list[str] = []
+    for what, index in (("N", 0), ("D", 1)):
+        ratios = [one.best[index] / (one.law.sizes, one.law.lengths)[index][1] for one in found]
+        if max(ratios) > 1.05:
+            name = found[ratios.index(max(ratios))].corpus
+            notes.append(f"the best {what} lies up to {max(ratios):.3g}× beyond the largest fitted ({name})")
+    return notes

@@ -13,7 +13,7 @@ from windtunnel.comparison import find_run, open_book
 from windtunnel.curve_runs import CurveSet, read_curves, set_for
 from windtunnel.laws.curve_fit import CurveModel, fit_curves
 from windtunnel.laws.design import DecayRule, Design, design
-from windtunnel.train.schedule import FORMS
+from windtunnel.train.schedule import FORMS, Form
 from windtunnel.views import View, line, table
 
 
@@ -25,7 +25,7 @@ def parse_rule(text: str) -> DecayRule:
     """
     form, _, rest = text.partition(":")
     share, _, floor = rest.partition(":")
-    known = next((one for one in FORMS if one == form), None)
+    known: Form | None = next((one for one in FORMS if one == form), None)
     try:
         value = float(share.removesuffix("%")) / (100 if share.endswith("%") else 1)
         if known is None:

@@ -305,7 +305,7 @@ def test_errors_become_one_line_and_their_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(sys.modules["windtunnel.manage"], "status", fail)
@@ -314,7 +314,7 @@ def test_errors_become_one_line_and_their_exit_code(
 
 
 def test_a_bug_keeps_its_traceback(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["windtunnel.manage"], "status", fail)

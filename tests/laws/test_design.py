@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,11 @@ def curve(name: str, run: np.ndarray, noise: float, seed: int) -> Curve:
     return Curve(name, run, at, TRUTH.losses(run, at) * wobble)
 
 
-def planted(noise: float, seed: int = 0) -> tuple[CurveModel, list[Curve]]:
+@cache
+def planted(noise: float) -> tuple[CurveModel, list[Curve]]:
     flat = rates_of(Schedule(WARMUP), PEAK, STEPS)
     runs = {"flat": flat, "long": rates(0.4), "short": rates(0.15), "half": rates(0.3, steps=400)}
-    curves = [curve(name, run, noise, seed + i) for i, (name, run) in enumerate(runs.items())]
+    curves = [curve(name, run, noise, i) for i, (name, run) in enumerate(runs.items())]
     return fit_curves(curves, kernels=("exponential", "power"), fade=0.0, draws=6), curves
 
 

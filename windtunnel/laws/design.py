@@ -152,7 +152,9 @@ def design(
         rule = min((r for r in table if r.share == share), key=table.__getitem__)
         tells = rule is not chosen and model.contrast(best, rates(rule)).low90 > 0
         by_share.append((share, table[rule] - table[chosen], tells))
-    by_form = tuple((form, min(v for r, v in table.items() if r.form == form) - table[chosen]) for form in FORMS)
+    by_form: tuple[tuple[Form, float], ...] = tuple(
+        (form, min(v for r, v in table.items() if r.form == form) - table[chosen]) for form in FORMS
+    )
     return Design(
         int(steps), warmup, peak, chosen, usual, model.predict(best).end, loss(usual), model.contrast(best, rates(usual)),
         tuple(by_share), by_form, tuple(_notes(curves, steps, chosen)),

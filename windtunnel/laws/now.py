@@ -115,8 +115,8 @@ def _at_size(drops: Mapping[float, float], size: float, nearest: float) -> tuple
     """The drop at N = ``size`` and the standard deviation of the step from the sizes that are known."""
     if len(drops) == 1:
         return drops[nearest], abs(drops[nearest]) / 2
-    x = np.log(np.array(list(drops)) / nearest)
-    y = np.array(list(drops.values()))
+    x: Array = np.log(np.array(list(drops), dtype=np.float64) / nearest)
+    y: Array = np.array(list(drops.values()), dtype=np.float64)
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     step = slope * math.log(size / nearest)
     beside = float(np.sqrt(np.mean((y - y.mean() - slope * (x - x.mean())) ** 2)))
