@@ -22,6 +22,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from windtunnel.base.errors import UserError, WindtunnelError
+from windtunnel.cli_law import VERBS as LAW_VERBS
 from windtunnel.cli_model import VERBS as MODEL_VERBS
 from windtunnel.cli_options import (
     EPILOG,
@@ -130,7 +131,7 @@ def forecast(
     if every == (recipe is not None):
         raise UserError("forecast", "expected either a recipe or --list", "windtunnel forecast quickstart")
     if recipe is None:
-        from windtunnel.comparison import forecasts
+        from windtunnel.ledger import forecasts
 
         show(forecasts(home), as_json)
         return
@@ -143,16 +144,19 @@ def forecast(
 @app.command()
 def status(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="First write the lab book anew from the runs.")] = False,
+    average: Annotated[
+        bool, typer.Option("--average", help="Also score the mean of a trunk's last checkpoints.")
+    ] = False,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
-    """Show programs and runs: done, running, and what is left."""
+    """Show programs and runs, and what a trunk would give now."""
     from windtunnel.manage import status as call
     from windtunnel.rebuild import rebuild as again
 
     if rebuild:
         again(home)
-    show(call(home), as_json)
+    show(call(home, average=average), as_json)
 
 
 @app.command()
@@ -399,28 +403,8 @@ def law_predict(
     show(Prediction.of(name, flops, parameters, tokens, inference), as_json)
 
 
-@law.command("fit")
-def law_fit(
-    path: Annotated[
-        str, typer.Argument(metavar="FILE", help="CSV of runs with columns n, d, loss and, if any, cluster.")
-    ],
-    form: Annotated[str, typer.Option("--form", help="additive, coupled, skaling, or best of the three.")] = "additive",
-    unit: Annotated[str, typer.Option("--unit", help="Unit of the losses.")] = "nats per byte",
-    counts: Annotated[str, typer.Option("--counts", help="What n counts: body or body+head.")] = "body",
-    delta: Annotated[
-        float, typer.Option("--delta", min=1e-6, help="Log residual beyond which a point counts less.")
-    ] = 1e-3,
-    draws: Annotated[int, typer.Option("--draws", min=0, help="Refits to resampled trunks for intervals.")] = 200,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file for windtunnel law predict --law.")] = None,
-    figure: Annotated[Path | None, typer.Option("--figure", help="SVG file for the map of the law.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Fit L(N, D) to finished runs in a table."""
-    from windtunnel.cli_tables import FittedTable
-
-    show(
-        FittedTable.of(path, form, unit=unit, counts=counts, delta=delta, draws=draws, out=out, figure=figure), as_json
-    )
+for _verb, _call in LAW_VERBS.items():
+    law.command(_verb)(_call)
 
 
 register(app, law)

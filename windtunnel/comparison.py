@@ -1,8 +1,7 @@
-"""Runs and forecasts side by side. Needs no torch."""
+"""Runs side by side. Needs no torch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from windtunnel.home import Home
 from windtunnel.recipe import differences
 from windtunnel.report.figures import compare_figure
 from windtunnel.views import View, line, table
-
-_LN2 = math.log(2)
 
 
 def open_book(home: Path) -> LabBook:
@@ -47,40 +44,6 @@ def find_run(book: LabBook, name: str) -> dict[str, Any]:
             "write " + " or ".join(f"{p}/{name}" for p in programs),
         )
     return found[-1]
-
-
-def forecasts(home: Path) -> View:
-    """All forecasts of a home with their outcomes, misses included, and the coverage of the blind ones."""
-    book = open_book(home)
-    rows, data, blind = [], [], []
-    for program in book.programs():
-        outcomes = {o["forecast"]: o for o in book.facts(program, "outcome").values()}
-        for sealed in book.facts(program, "forecast").values():
-            facts, expected = sealed["facts"], {k: v / _LN2 for k, v in sealed["forecast"]["expected"].items()}
-            outcome = outcomes.get(sealed["hash"])
-            said = f"{expected['value']:.4f} [{expected['low90']:.4f}, {expected['high90']:.4f}]"
-            got = f"{outcome['outcome'] / _LN2:.4f}" if outcome else "not trained yet"
-            error = f"{100 * outcome['relative_error']:+.2f} %" if outcome else ""
-            hit = ("yes" if outcome["inside_90"] else "MISS") if outcome else ""
-            rows.append((program, facts["branch"], facts["kind"], sealed["hash"][:10], said, got, error, hit))
-            data.append(
-                {
-                    "program": program,
-                    "kind": facts["kind"],
-                    "hash": sealed["hash"],
-                    "expected": expected,
-                    "outcome": outcome,
-                }
-            )
-            if outcome and facts["kind"] == "blind":
-                blind.append(outcome["inside_90"])
-    columns = ("program", "branch", "kind", "sealed", "forecast, 90 %", "outcome", "error", "inside")
-    parts: list[RenderableType] = [table(columns, rows, title="forecasts, bits per byte")]
-    if blind:
-        parts.append(
-            line(f"of {len(blind)} blind forecasts with an outcome, {sum(blind)} lie inside their 90 % interval")
-        )
-    return View({"forecasts": data, "blind": len(blind), "inside_90": sum(blind)}, tuple(parts))
 
 
 def compare(home: Path, runs: Sequence[str], *, out: Path | None = None) -> View:

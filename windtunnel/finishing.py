@@ -85,6 +85,30 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def average(job: dict[str, Any]) -> dict[str, Any]:
+    """Bits per byte of a run's newest checkpoint and of the means of its last 2, 3, … ones (arXiv 2306.03241)."""
+    runtime = choose(job.get("devices"), compiled=False)
+    prepare(runtime)
+    model, _ = load_model(Path(job["checkpoints"][-1]), runtime.device)
+    trainer = scorer(model, runtime, job["row"])
+    corpora = {name: open_corpus(Path(folder)) for name, folder in job["corpora"].items()}
+
+    def score() -> dict[str, float]:
+        return {
+            name: score_heldout(trainer, corpus.heldout, job["row"], job.get("tokens")).bits_per_byte
+            for name, corpus in corpora.items()
+        }
+
+    newest, averages = score(), {}
+    for count, path in enumerate(reversed(job["checkpoints"][:-1]), start=2):
+        earlier, _ = load_model(Path(path), runtime.device)
+        with torch.no_grad():
+            for mean, other in zip(model.parameters(), earlier.parameters(), strict=True):
+                mean += (other - mean) / count
+        averages[str(count)] = score()
+    return {"newest": newest, "averages": averages}
+
+
 def export(job: dict[str, Any]) -> dict[str, Any]:
     """A Hugging Face folder, reloaded and compared before it counts as exported."""
     model, _ = load_model(Path(job["checkpoint"]))
@@ -127,6 +151,7 @@ def dynamics(job: dict[str, Any]) -> dict[str, Any]:
 VERBS = {
     "answering": measure_answers,
     "coordinates": coordinates,
+    "average": average,
     "dynamics": dynamics,
     "finish": finish,
     "evaluate": evaluate,

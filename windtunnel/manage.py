@@ -23,8 +23,11 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.inspect import inspect_source, render_inspection
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.decay_now import FACT as AVERAGED
+from windtunnel.decay_now import average_job, note_average, sentence, what_now
 from windtunnel.desk import Desk, note_run
-from windtunnel.home import Home
+from windtunnel.home import FACTS, Home
+from windtunnel.laws.now import DecayNow
 from windtunnel.pipeline import FINISH, export_job, finishing, run
 from windtunnel.preparation import prepare
 from windtunnel.recipe import Recipe, parse_recipe
@@ -35,9 +38,15 @@ from windtunnel.train.stage import FINISHED
 from windtunnel.views import View, line, table
 
 
-def status(home: Path) -> View:
-    """Programs of a home, their target runs, and what their tunnels hold."""
+def status(home: Path, *, average: bool = False) -> View:
+    """Programs of a home, their target runs, what their tunnels hold, and what each trunk would give if it decayed now.
+
+    Args:
+        average: also score the mean of each trunk's last checkpoints.
+    """
     book = open_book(home)
+    if average:
+        _average_trunks(home, book)
     data: dict[str, Any] = {}
     parts: list[RenderableType] = []
     for program in book.programs():
@@ -59,14 +68,34 @@ def status(home: Path) -> View:
         parts.append(
             table(("run", "state", "steps", "tokens", "time", "held-out bits per byte"), rows, right=(2, 3, 4))
         )
+        trunks = {row["name"]: _now(home, book, row) for row in own if row["kind"] == "trunk"}
+        parts += [line(text) for now, averaged in trunks.values() for text in sentence(now, averaged)]
         shown_columns = ("id", "name", "status", "steps", "tokens", "reason")
         data[program] = {
             "studies": {name: len(states) for name, states in studies.items()},
             "runs": [{**{c: row[c] for c in shown_columns}, "scores": _bits(book, row["id"])} for row in own],
+            "decay_now": {
+                name: {"law": now and now.to_dict(), "averaged": averaged} for name, (now, averaged) in trunks.items()
+            },
         }
     if not parts:
         parts.append(line("no program has run here yet; try: windtunnel quickstart"))
     return View(data, tuple(parts))
+
+
+def _now(home: Path, book: LabBook, row: dict[str, Any]) -> tuple[DecayNow | None, dict[str, Any] | None]:
+    """What the law and what averaged checkpoints say about a trunk; either may have nothing to say."""
+    return what_now(home, book, row), book.fact(row["program"], AVERAGED, Path(row["folder"]).name)
+
+
+def _average_trunks(home: Path, book: LabBook) -> None:
+    for program in book.programs():
+        for row in book.runs(program=program, study="", kind="trunk"):
+            steps = steps_saved(home / row["folder"])
+            if len(steps) > 1:
+                job = average_job(home, row)
+                note_average(book, row, finishing("average", **job), steps[-len(job["checkpoints"]) :])
+        write_json(Home(home).program(program) / FACTS, book.all_facts(program))
 
 
 def _bits(book: LabBook, run: str) -> dict[str, float]:

@@ -43,7 +43,7 @@ SURFACE = {
     "plan": "--help --home --json --measure --no-measure --set recipe",
     "run": "--devices --help --home --set --until recipe",
     "forecast": "--devices --help --home --json --list --set recipe",
-    "status": "--help --home --json --rebuild",
+    "status": "--average --help --home --json --rebuild",
     "report": "--help --home --out --share program",
     "compare": "--help --home --json --out runs",
     "eval": "--help --home --json --task --tokens name",
@@ -69,6 +69,9 @@ SURFACE = {
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "law dynamics": "--devices --every --help --home --json --out --steps --window name",
     "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
+    "law scale": "--budget --counts --devices --flops --help --home --json --set recipe",
+    "law decide": "--alpha --corpus --help --home --json --least a b",
+    "law schedule": "--against --anywhere --help --home --json --length --warmup sources",
     "model": "--help",
     "model tree": "--help --home --json program",
     "model branch": "--devices --help --home --kind --name --set source",
@@ -210,6 +213,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
         "replication",
         "dynamics_study",
         "lineage",
+        "ledger",
     )
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
@@ -241,7 +245,7 @@ HOME = Path("some-home")
         ("quickstart --home h", "run", (Path("h"),), {"until": None, "devices": None}),
         ("forecast quickstart", "run", (HOME,), {"devices": None, "stop_after_forecast": True}),
         ("forecast --list", "forecasts", (HOME,), {}),
-        ("status", "status", (HOME,), {}),
+        ("status", "status", (HOME,), {"average": False}),
         ("report quickstart --share", "report", (HOME, "quickstart"), {"out": None, "share": True}),
         ("compare a b", "compare", (HOME, ["a", "b"]), {"out": None}),
         (
@@ -352,7 +356,7 @@ def test_errors_become_one_line_and_their_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(sys.modules["windtunnel.manage"], "status", fail)
@@ -361,7 +365,7 @@ def test_errors_become_one_line_and_their_exit_code(
 
 
 def test_a_bug_keeps_its_traceback(calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(sys.modules["windtunnel.manage"], "status", fail)

@@ -103,6 +103,14 @@ def test_constants_and_parameters_are_one_to_one(kernel: str) -> None:
         CurveLaw.from_dict({**law.to_dict(), "colour": 1})
 
 
+def test_parameters_that_ran_away_in_a_fit_still_make_a_law() -> None:
+    scale, rates = Scale(0.03, 7.0, 300), wsd(300, 200, peak=0.03)
+    theta = np.array([0.5, -1.0, 9.0, -50.0, 60.0, 9.0, -400.0])
+    law = CurveLaw("multipower", constants_of("multipower", theta, scale))
+    assert law.constants["gamma"] == -4
+    assert np.isfinite(law.final(rates))
+
+
 # -- published curves ------------------------------------------------------------------------------------------------------
 
 

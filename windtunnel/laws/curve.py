@@ -210,7 +210,9 @@ class _Changes:
 
 
 def constants_of(kernel: str, theta: Array, scale: Scale, *, fade: float = 0.0) -> dict[str, float]:
-    """The law's constants in plain units."""
+    """The law's constants in plain units; parameters that ran away in a fit count as they did in it (``model_for``)."""
+    theta = np.concatenate([theta[:2], np.clip(theta[2:3], -8, 4), np.clip(theta[3:5], -30, 30), theta[5:]])
+    theta[5:6], theta[6:7] = np.clip(theta[5:6], -8, 4), np.clip(theta[6:7], -4, 4)
     alpha = float(np.exp(theta[2]))
     found = {"L0": float(np.exp(theta[0])), "A": float(np.exp(theta[1]) * scale.integral**alpha), "alpha": alpha}
     if kernel == "integral":

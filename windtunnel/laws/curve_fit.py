@@ -18,8 +18,9 @@ the twelve unseen public curves, so that it makes up for the miss on them by con
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +127,38 @@ class CurveModel:
         unlike = decay_difference(rates, default) * self.unseen * level
         half = _NORMAL_90 * math.sqrt(spread + resampled + unlike**2)
         return Contrast(gain, gain - half, gain + half)
+
+    def to_dict(self) -> dict[str, Any]:
+        fits = [
+            {"law": f.law.to_dict(), "draws": [one.to_dict() for one in f.draws], "mean_error": f.mean_error,
+             "end_error": f.end_error}
+            for f in self.fits
+        ]  # fmt: skip
+        return {
+            "fits": fits, "weights": list(self.weights), "noise": self.noise, "held_out": self.held_out,
+            "curves": list(self.curves),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CurveModel:
+        """The model that ``to_dict`` wrote.
+
+        Raises:
+            LawError: a field is missing or of the wrong kind.
+        """
+        try:
+            fits = tuple(
+                KernelFit(
+                    CurveLaw.from_dict(f["law"]), tuple(CurveLaw.from_dict(one) for one in f["draws"]),
+                    dict(f["mean_error"]), dict(f["end_error"]),
+                )
+                for f in data["fits"]
+            )  # fmt: skip
+            return cls(
+                fits, tuple(data["weights"]), float(data["noise"]), float(data["held_out"]), tuple(data["curves"])
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LawError("law", f"expected a model of curves as windtunnel writes it, got {error!r}") from None
 
     @property
     def unseen(self) -> float:

@@ -19,8 +19,9 @@ def contour_figure(
     target: Mapping[str, tuple[float, float]] | None = None,
     unit: str = "nats per byte",
     width: int = 720,
+    alone: bool = True,
 ) -> str:
-    """A standalone SVG.
+    """An SVG, with its own style where it stands alone.
 
     Args:
         loss: the law, N and D to loss.
@@ -51,7 +52,7 @@ def contour_figure(
     for name, (n, d) in marked.items():
         canvas.diamond(x(n), y(d), 7, "best")
         canvas.text(x(n) + 10, y(d) + 4, name, "b")
-    return canvas.render(alone=True)
+    return canvas.render(alone=alone)
 
 
 def _at(axis: Axis, index: float) -> float:

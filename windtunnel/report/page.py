@@ -17,7 +17,7 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import answers, curves, figures, programme, story, studies
+from windtunnel.report import answers, by_corpus, curves, figures, programme, story, studies
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -83,6 +83,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "tunnel": _tunnel(book, program),
         "transfer": _transfer(book, program),
         "law": _law(forecasts),
+        "scale": _scale(book, program),
         "training": _training(book, runs),
         "decay": _decay(book, runs),
         "answers": _answers(book, program, runs),
@@ -111,6 +112,7 @@ _TITLES = {
     "tunnel": ("Tunnel", "What the tunnel found"),
     "transfer": ("Transfer", "What carries over, and what it costs where it does not"),
     "law": ("Law", "The law and its points"),
+    "scale": ("By corpus", "The law corpus by corpus"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "decay": ("Decay data", "What the decay data did"),
     "answers": ("Answers", "What post-training changed"),
@@ -210,6 +212,14 @@ def _law(forecasts: list[story.Sealed]) -> Markup | None:
     view = story.read_law(one)
     figure = Pair.of(lambda w: figures.law_figure(view.curves, view.target, one.expected, one.tokens, one.outcome, w))
     return macro("law", one, view, figure, _FORMULAS)
+
+
+def _scale(book: LabBook, program: str) -> Markup | None:
+    found = by_corpus.read_scale(book, program)
+    if found is None:
+        return None
+    maps = [(one.corpus, Pair.of(one.draw)) for one in found.rows if one.mapped]
+    return macro("scale", found, maps)
 
 
 def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:

@@ -1,0 +1,160 @@
+"""What a trunk of a home would give if it decayed now: from the tunnel's curves, and from averaged checkpoints. Needs no torch.
+
+Laws are fitted to the scaling study's runs (one for each size) and kept in the program's ``studies`` folder; a trunk's own
+branches are not among them, so that they can be compared with what was said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from windtunnel.base.artefact import content_hash, read_json, write_json
+from windtunnel.base.errors import ArtefactError, UserError
+from windtunnel.base.labbook import LabBook
+from windtunnel.curve_runs import CurveSet, alike, curve_sets
+from windtunnel.home import Home
+from windtunnel.laws.curve import Kernel
+from windtunnel.laws.curve_fit import CurveModel, fit_curves
+from windtunnel.laws.design import DecayRule
+from windtunnel.laws.fit import Array, LawError
+from windtunnel.laws.now import DecayNow, decay_now
+from windtunnel.model.shape import Shape
+from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.metrics import read_metrics
+
+Row = Mapping[str, Any]
+_DRAWS, _SIZES = 8, 3
+_KERNELS: tuple[Kernel, ...] = ("exponential", "power")
+"""The two that fit fastest: a status must not keep one waiting."""
+FACT = "averaged"
+
+
+def what_now(home: Path, book: LabBook, row: Row) -> DecayNow | None:
+    """What the trunk ``row`` would reach if it decayed from its last recorded update; None where nothing can be said."""
+    sets = _tunnel_sets(book, row)
+    if not sets:
+        return None
+    losses = trunk_losses(home, row)
+    config = row["config"]
+    try:
+        models = _models(home, str(row["program"]), sets)
+        return decay_now(
+            models, losses, peak=config["optimizer"]["learning_rate"], warmup=config["schedule"].get("warmup", 0),
+            rule=_rule(book, row), size=float(Shape(**config["shape"]).body),
+            longest=max(int(c.steps[-1]) for made in sets for c in made.curves),
+        )  # fmt: skip
+    except LawError:
+        return None
+
+
+def trunk_losses(home: Path, row: Row) -> Array:
+    """The training loss of each update of a run so far, from its own folder: a running one is not in the lab book yet."""
+    found = {step: values.get("loss") for step, values in read_metrics(home / row["folder"])}
+    losses = np.full(max(found, default=0), np.nan)
+    for step, value in found.items():
+        if value is not None:
+            losses[step - 1] = value
+    return losses
+
+
+def _tunnel_sets(book: LabBook, row: Row) -> list[CurveSet]:
+    """The scaling study's sets that share batch, text and base learning rate with the trunk and have a decay."""
+    wanted = _beside_shape(row["config"])
+    rows = [r for r in book.runs(program=row["program"], study="scaling") if _beside_shape(r["config"]) == wanted]
+    first = min((r["config"]["seed"] for r in rows), default=0)  # one seed is enough for a drop, and quicker to fit
+    rows = [r for r in rows if r["config"]["seed"] == first]
+    sets = [made for made in curve_sets(book, rows) if made.decays and len(made.curves) > 1]
+    return sorted(sets, key=lambda made: -(made.parameters or 0))[:_SIZES]
+
+
+def _beside_shape(config: Row) -> str:
+    return alike({**config, "shape": None})
+
+
+def _rule(book: LabBook, row: Row) -> DecayRule:
+    """The decay of the scaling study's last branch."""
+    decays = [r["config"] for r in book.runs(program=row["program"], study="scaling", kind="decay")]
+    schedule, steps = decays[-1]["schedule"], decays[-1]["schedule"]["decay_steps"]
+    # A decay by half-lives is the exponential one that ends where they do.
+    floor = 0.5 ** (steps / schedule["half_life"]) if schedule["half_life"] else schedule["floor"]
+    return DecayRule(steps / decays[-1]["steps"], schedule["form"], max(floor, schedule["floor"]))
+
+
+def _models(home: Path, program: str, sets: Sequence[CurveSet]) -> dict[float, CurveModel]:
+    """A law for each size, from the program's folder if these curves were fitted before."""
+    found: dict[float, CurveModel] = {}
+    for made in sets:
+        key = content_hash([_KERNELS, _DRAWS, *([c.name, c.steps.tolist(), c.losses.tolist()] for c in made.curves)])
+        path = Home(home).program(program) / "studies" / f"curves-{key[:12]}.json"
+        try:
+            model = CurveModel.from_dict(read_json(path))
+        except (ArtefactError, LawError):
+            model = fit_curves(made.curves, kernels=_KERNELS, draws=_DRAWS, unit=made.unit)
+            with contextlib.suppress(UserError, OSError):  # a home that cannot be written is asked again next time
+                write_json(path, model.to_dict())
+        found[float(made.parameters or 0)] = model
+    return found
+
+
+def average_job(home: Path, row: Row, last: int = 5) -> dict[str, Any]:
+    """What the scoring of a trunk's averaged last checkpoints needs to know.
+
+    Raises:
+        UserError: the trunk has fewer than two checkpoints.
+    """
+    folder = home / row["folder"]
+    saved = steps_saved(folder)[-last:]
+    if len(saved) < 2:
+        raise UserError(
+            f"{row['program']}/{row['name']}", f"expected at least two checkpoints to average, found {len(saved)}",
+            "raise trunk.keep or lower trunk.checkpoint_every",
+        )  # fmt: skip
+    prepared = read_json(Home(home).program(row["program"]) / "prepared.json")
+    names = {name for segment in row["config"]["plan"]["segments"] for name, _ in segment["mixture"]}
+    return {
+        "checkpoints": [str(checkpoint_path(folder, step)) for step in saved],
+        "corpora": {name: str(home / prepared["corpora"][name]["folder"]) for name in sorted(names)},
+        "row": row["config"]["plan"]["row"], "tokens": row["config"].get("score_tokens"),
+    }  # fmt: skip
+
+
+def note_average(book: LabBook, row: Row, answer: Mapping[str, Any], steps: Sequence[int]) -> dict[str, Any]:
+    """Keeps what averaging gave: bits per byte of the newest checkpoint and of the averages, over the trunk's mixture."""
+    mixture = dict(row["config"]["plan"]["segments"][-1]["mixture"])
+    total = sum(mixture.values())
+
+    def mean(scores: Mapping[str, float]) -> float:
+        return sum(weight / total * scores[name] for name, weight in mixture.items())
+
+    averages = {str(count): mean(scores) for count, scores in answer["averages"].items()}
+    best = min(averages, key=averages.__getitem__)
+    fact = {
+        "step": steps[-1], "steps": list(steps), "newest": mean(answer["newest"]), "averages": averages, "best": int(best),
+        "drop": averages[best] / mean(answer["newest"]) - 1,
+    }  # fmt: skip
+    with book:
+        book.put_fact(row["program"], FACT, Path(row["folder"]).name, fact)
+    return fact
+
+
+def sentence(now: DecayNow | None, averaged: Mapping[str, Any] | None) -> list[str]:
+    """The lines that ``status`` shows under a trunk."""
+    lines: list[str] = []
+    if now is not None:
+        lines.append(
+            f"  decayed now (step {now.step:,}, {now.rule.form} over {now.decay:,} steps): training loss {now.expected:.3f} "
+            f"[{now.low90:.3f}, {now.high90:.3f}] nats per token after {now.loss:.3f}, {100 * now.drop:+.1f} %"
+        )
+        lines += [f"    note: {note}" for note in now.notes]
+    if averaged is not None:
+        count = averaged["best"]
+        lines.append(
+            f"  mean of its last {count} checkpoints (up to step {averaged['step']:,}): {averaged['averages'][str(count)]:.4f} "
+            f"bits per byte after {averaged['newest']:.4f}, {100 * averaged['drop']:+.1f} %, without further training"
+        )
+    return lines

@@ -1,0 +1,239 @@
+"""The verb ``law decide``: which of two arms of a home is better, with thresholds kept since its first look. Needs no torch.
+
+An arm is a run and all runs of the home that differ from it in nothing but the seed. Thresholds, looks and what they said are
+a fact of the first arm's program: later calls keep to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from windtunnel.base.artefact import content_hash, write_json
+from windtunnel.base.errors import UserError
+from windtunnel.base.labbook import LabBook
+from windtunnel.base.units import si
+from windtunnel.comparison import find_run
+from windtunnel.home import FACTS, Home
+from windtunnel.laws.decision import (
+    Decision,
+    Outcome,
+    SeedNoise,
+    Thresholds,
+    decide,
+    detectable,
+    noise_at,
+    registry,
+)
+from windtunnel.model.shape import Shape
+from windtunnel.views import View, line, table
+
+Row = Mapping[str, Any]
+_LN2 = math.log(2)
+_NEW = {"looks": [], "decided": False}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seeds only: name of the run that was asked for, identity, N, seed to loss."""
+
+    name: str
+    key: str
+    size: int
+    losses: dict[int, float]
+
+
+def seedless(config: Row) -> str:
+    """The identity of a run without its seeds, its name and what is only kept of it."""
+    start, plan = config["start"], config["plan"]
+    kept = ("kind", "shape", "parametrization", "optimizer", "schedule", "batch", "steps", "objective", "masking", "corpora",
+            "preference", "lr_by_role")  # fmt: skip
+    return content_hash([
+        {key: config.get(key) for key in kept}, {key: value for key, value in plan.items() if key != "seed"},
+        None if start is None else {key: value for key, value in start.items() if key != "stage"},
+    ])  # fmt: skip
+
+
+def decide_between(
+    home: Path, a: str, b: str, *, least: float | None = None, alpha: float | None = None, corpus: str | None = None,
+) -> View:  # fmt: skip
+    """One look at two arms of a home.
+
+    Args:
+        least: the least relative difference of loss that matters; fixed by the first look (default .5 %).
+        alpha: the share of false picks over all looks; fixed by the first look (default 5 %).
+        corpus: the held-out corpus that counts; by default the mean of those on which all runs are scored.
+
+    Raises:
+        UserError: an arm is unknown, both are the same, no corpus is common, or other thresholds were fixed before.
+    """
+    book = LabBook(Home(home).labbook)
+    rows = [find_run(book, name) for name in (a, b)]
+    done = [row for row in book.runs(status="done") if book.scores(row["id"])]
+    shared = _corpora(book, rows, done, corpus)
+    arms = [_arm(book, row, done, shared) for row in rows]
+    if arms[0].key == arms[1].key:
+        raise UserError(
+            "decide", f"expected two recipes, got one: {a[:60]!r} and {b[:60]!r} differ in their seeds only"
+        )
+    swapped = arms[0].key > arms[1].key
+    name = "-".join(sorted(arm.key[:12] for arm in arms)) + "-" + "+".join(shared)
+    known = registry(_groups(book, done, shared))
+    noise = noise_at(known, max(arm.size for arm in arms))
+    program = str(rows[0]["program"] if not swapped else rows[1]["program"])
+    fact = book.fact(program, "decision", name) or {**_NEW, **_fixed(least, alpha)}
+    _same_thresholds(fact, least, alpha)
+    thresholds = Thresholds(fact["least"], fact["alpha"])
+    pairs = sorted(set(arms[0].losses) & set(arms[1].losses))
+    if fact["looks"] and (fact["looks"][-1]["seeds"] == pairs or fact["decided"]):
+        # Nothing new to look at, or it is decided: what was said stands, whatever the registry has learnt since.
+        found = _recorded(fact["looks"][-1], len(fact["looks"]), thresholds, swapped)
+    else:
+        found = decide(arms[0].losses, arms[1].losses, thresholds, noise=noise, look=len(fact["looks"]) + 1)
+        fact = {**fact, "looks": [*fact["looks"], _record(found, pairs, swapped)]}
+        fact["decided"] = fact["looks"][-1]["outcome"] != "more"
+        with book:
+            book.put_fact(program, "decision", name, fact)
+        write_json(Home(home).program(program) / FACTS, book.all_facts(program))
+    book.close()
+    return _view(arms, found, noise, known, shared, fact)
+
+
+def _turned(outcome: Outcome, swapped: bool) -> Outcome:
+    turned: dict[Outcome, Outcome] = {"A": "B", "B": "A"}
+    return turned.get(outcome, outcome) if swapped else outcome
+
+
+def _record(found: Decision, seeds: list[int], swapped: bool) -> dict[str, Any]:
+    """A look as it is kept: with the arms in the order of their identities; what is not known yet is null."""
+    kept = {key: getattr(found, key) for key in ("half_width", "sd", "freedom", "more")}
+    kept = {key: value if math.isfinite(value) else None for key, value in kept.items()}
+    return {
+        "seeds": seeds,
+        "outcome": _turned(found.outcome, swapped),
+        "mean": -found.mean if swapped else found.mean,
+        **kept,
+    }
+
+
+def _recorded(look: Row, number: int, thresholds: Thresholds, swapped: bool) -> Decision:
+    return Decision(
+        _turned(look["outcome"], swapped), number, len(look["seeds"]), -look["mean"] if swapped else look["mean"],
+        math.inf if look["half_width"] is None else look["half_width"], math.nan if look["sd"] is None else look["sd"],
+        look["freedom"], look["more"], thresholds,
+    )  # fmt: skip
+
+
+def _fixed(least: float | None, alpha: float | None) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    chosen = Thresholds(0.005 if least is None else least, 0.05 if alpha is None else alpha)
+    return {"least": chosen.least, "alpha": chosen.alpha, "fixed": now}
+
+
+def _same_thresholds(fact: Row, least: float | None, alpha: float | None) -> None:
+    for what, asked in (("least", least), ("alpha", alpha)):
+        if asked is not None and asked != fact[what]:
+            raise UserError(
+                f"--{what}", f"{fact[what]:g} was fixed for this decision on {fact['fixed']}, got {asked:g}",
+                "leave it out; thresholds that follow the results make no decision",
+            )  # fmt: skip
+
+
+def _corpora(book: LabBook, rows: Sequence[Row], done: Sequence[Row], corpus: str | None) -> list[str]:
+    """Held-out corpora that count: the one asked for, or those on which every run of both arms is scored."""
+    keys = {seedless(row["config"]) for row in rows}
+    several = [_losses(book, row) for row in done if seedless(row["config"]) in keys]
+    common = set[str].intersection(*(set(one) for one in several)) if several else set[str]()
+    if corpus is not None and corpus not in common:
+        raise UserError("--corpus", f"expected one of {', '.join(sorted(common)) or 'none'}, got {corpus[:60]!r}")
+    if not common:
+        names = " and ".join(row["name"] for row in rows)
+        raise UserError(
+            "decide", f"expected held-out scores of {names} on one corpus, found none", "windtunnel eval RUN"
+        )
+    return [corpus] if corpus is not None else sorted(common)
+
+
+def _losses(book: LabBook, row: Row) -> dict[str, float]:
+    return {s["corpus"]: s["value"] for s in book.scores(row["id"]) if s["name"] == "nats_per_byte"}
+
+
+def _loss(book: LabBook, row: Row, corpora: Sequence[str]) -> float | None:
+    """Mean nats per byte on some corpora, or None where one is missing."""
+    found = _losses(book, row)
+    return sum(found[c] for c in corpora) / len(corpora) if set(corpora) <= set(found) else None
+
+
+def _arm(book: LabBook, row: Row, done: Sequence[Row], corpora: Sequence[str]) -> Arm:
+    key = seedless(row["config"])
+    losses: dict[int, float] = {}
+    for one in done:
+        loss = _loss(book, one, corpora)
+        if seedless(one["config"]) == key and loss is not None:
+            losses[int(one["config"]["seed"])] = loss
+    return Arm(f"{row['program']}/{row['name']}", key, Shape(**row["config"]["shape"]).body, losses)
+
+
+def _groups(book: LabBook, done: Sequence[Row], corpora: Sequence[str]) -> dict[float, list[list[float]]]:
+    """All runs of the home, by size, those that differ in their seeds only together."""
+    groups: dict[tuple[int, str], dict[int, float]] = {}
+    for row in done:
+        loss = _loss(book, row, corpora)
+        if loss is not None and math.isfinite(loss):
+            key = (Shape(**row["config"]["shape"]).body, seedless(row["config"]))
+            groups.setdefault(key, {})[int(row["config"]["seed"])] = loss
+    found: dict[float, list[list[float]]] = {}
+    for (size, _), losses in groups.items():
+        if len(losses) > 1:
+            found.setdefault(float(size), []).append(list(losses.values()))
+    return found
+
+
+def _view(
+    arms: Sequence[Arm], found: Decision, noise: SeedNoise | None, known: Mapping[float, SeedNoise],
+    corpora: Sequence[str], fact: Row,
+) -> View:  # fmt: skip
+    low, high = found.interval
+    limits = found.thresholds
+    verdict = {
+        "A": f"A is better: {arms[0].name}",
+        "B": f"B is better: {arms[1].name}",
+        "too close": f"too close: whatever the difference is, it is under {100 * limits.least:g} %",
+        "more": f"need {found.more} more pairs of runs (A and B with the same {found.more} new seeds)",
+    }[found.outcome]
+    rows = [
+        (
+            letter,
+            arm.name,
+            len(arm.losses),
+            f"{sum(arm.losses.values()) / len(arm.losses) / _LN2:.4f}" if arm.losses else "",
+        )
+        for letter, arm in zip("AB", arms, strict=True)
+    ]
+    spread = (
+        f"seed noise at {si(arms[0].size)}: {100 * noise.sd:.2f} % ({noise.source})"
+        if noise else "seed noise: this home has no repeated runs near this size, the pairs speak alone"
+    )  # fmt: skip
+    parts = [
+        table(("", "arm", "seeds", "mean bits per byte"), rows, right=(2, 3)),
+        line(f"on {', '.join(corpora)}; fixed {fact['fixed']}: less than {100 * limits.least:g} % does not matter, at most"
+             f" {100 * limits.alpha:g} % false picks over all looks"),
+        line(spread),
+        line(f"look {found.look}, {found.pairs} pairs: B − A = {100 * found.mean:+.3f} %"
+             + (f" [{100 * low:+.3f}, {100 * high:+.3f}]" if math.isfinite(found.half_width) else ", spread not known yet")),
+        line(verdict, "bold"),
+    ]  # fmt: skip
+    if math.isfinite(found.sd):
+        least = detectable(found.sd, found.pairs, limits, known=found.freedom - (found.pairs - 1))
+        parts.append(line(f"with {found.pairs} pairs a difference of {100 * least:.2g} % is found four times in five"))
+    data = {
+        **found.to_dict(), "arms": [{"name": arm.name, "losses": arm.losses} for arm in arms], "corpora": list(corpora),
+        "fixed": fact["fixed"], "registry": {si(size): {"sd": n.sd, "freedom": n.freedom} for size, n in known.items()},
+    }  # fmt: skip
+    if not math.isfinite(found.half_width):
+        data |= {"interval": None, "sd": None}
+    return View(data, tuple(parts))

@@ -1,0 +1,256 @@
+"""The forecast ledger: every sealed forecast of a home, scored where its run has finished, misses included. Needs no torch.
+
+The files are the truth: a forecast of the same target from other runs is a file of its own, and both are scored. A file that
+no longer matches its seal is shown and never counts; one that was frozen after its run had ended is *late* and counts as
+little as a rehearsal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from windtunnel.base.artefact import content_hash
+from windtunnel.base.errors import UserError, WindtunnelError
+from windtunnel.base.labbook import LabBook
+from windtunnel.base.units import si
+from windtunnel.comparison import open_book
+from windtunnel.home import Home
+from windtunnel.laws.sealed import Forecast, Interval, interval_score, read_forecast
+from windtunnel.views import View, line, table
+
+_LN2 = math.log(2)
+AVERAGE = "average"
+NAIVE = ("largest", "line")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One forecast of one corpus, in bits per byte, with its outcome and score if the run has ended."""
+
+    program: str
+    branch: str
+    corpus: str
+    kind: str
+    """blind, rehearsal, late or changed."""
+    hash: str
+    time: str
+    parameters: float
+    tokens: float
+    expected: Interval | None
+    naive: Mapping[str, Interval]
+    reach: float
+    """N of the target over that of the largest proxy."""
+    outcome: float | None = None
+    note: str = ""
+
+    @property
+    def scored(self) -> bool:
+        return self.outcome is not None and self.expected is not None
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the outcome lies in the 90 % interval; None without one."""
+        if self.outcome is None or self.expected is None:
+            return None
+        return self.expected.low90 <= self.outcome <= self.expected.high90
+
+    @property
+    def error(self) -> float | None:
+        """Forecast / outcome - 1."""
+        return None if self.outcome is None or self.expected is None else self.expected.value / self.outcome - 1
+
+    @property
+    def gap_share(self) -> float | None:
+        """The error as a share of the gap between the largest proxy and the outcome."""
+        if self.outcome is None or self.expected is None or "largest" not in self.naive:
+            return None
+        gap = self.naive["largest"].value - self.outcome
+        return (self.expected.value - self.outcome) / gap if abs(gap) > 1e-12 else None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Interval scores of the forecast and of the naive ones, in bits per byte; lower is better."""
+        if self.outcome is None or self.expected is None:
+            return {}
+        said = {"forecast": self.expected, **{name: self.naive[name] for name in NAIVE if name in self.naive}}
+        return {name: interval_score(interval, self.outcome) for name, interval in said.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "program": self.program, "branch": self.branch, "corpus": self.corpus, "kind": self.kind, "hash": self.hash,
+            "time": self.time, "parameters": self.parameters, "tokens": self.tokens, "reach": self.reach,
+            "expected": None if self.expected is None else vars(self.expected), "outcome": self.outcome,
+            "relative_error": self.error, "inside_90": self.inside, "gap_share": self.gap_share,
+            "interval_score": self.scores.get("forecast"),
+            "naive_interval_score": {name: self.scores[name] for name in NAIVE if name in self.scores}, "note": self.note,
+        }  # fmt: skip
+
+
+def entries(home: Path) -> list[Entry]:
+    """All forecasts of a home, in the order in which they were sealed; first the average, then each corpus."""
+    book = open_book(home)
+    found: list[Entry] = []
+    for program in book.programs():
+        seen: set[str] = set()
+        for path in sorted((Home(home).program(program) / "forecasts").glob("*.json")):
+            try:
+                sealed = read_forecast(path)
+            except WindtunnelError as error:
+                found.append(_changed(program, path, error))
+                seen.add(_stated(path))
+                continue
+            seen.add(sealed.hash)
+            found += _read(book, program, sealed.hash, sealed.facts, sealed.forecast)
+        for content in book.facts(program, "forecast").values():
+            if content["hash"] not in seen:  # a lab book without the program's folder
+                found += _of_book(book, program, content)
+    return sorted(found, key=lambda e: (e.time, e.program, e.hash))
+
+
+def _of_book(book: LabBook, program: str, content: Mapping[str, Any]) -> list[Entry]:
+    facts, forecast = dict(content["facts"]), Forecast.from_dict(content["forecast"])
+    whole = content_hash({"schema": 1, "facts": facts, "forecast": forecast.to_dict()}) == content["hash"]
+    rows = _read(book, program, content["hash"], facts, forecast)
+    note = "the lab book's copy does not match its seal, and there is no file"
+    return rows if whole else [replace(row, kind="changed", note=note) for row in rows]
+
+
+def _changed(program: str, path: Path, error: WindtunnelError) -> Entry:
+    problem = error.problem if isinstance(error, UserError) else str(error)
+    return Entry(
+        program, path.stem.rpartition("-")[0], AVERAGE, "changed", _stated(path), "", 0, 0, None, {}, 0, note=problem
+    )
+
+
+def _stated(path: Path) -> str:
+    """The hash that a file claims, as far as it can be read."""
+    try:
+        return str(json.loads(path.read_bytes()).get("hash", ""))
+    except (ValueError, OSError, AttributeError):
+        return ""
+
+
+def _read(book: LabBook, program: str, seal: str, facts: Mapping[str, Any], forecast: Forecast) -> list[Entry]:
+    run = _target_run(book, program, str(facts.get("target", "")))
+    kind, outcomes = str(facts["kind"]), _outcomes(book, run, facts)
+    if kind == "blind" and run is not None and _late(str(facts.get("time", "")), run):
+        kind = "late"
+    said = {AVERAGE: forecast}
+    said |= {name: Forecast.from_dict(value) for name, value in facts.get("per_corpus", {}).items()}
+    rows: list[Entry] = []
+    for corpus, one in said.items():
+        largest = max(point.parameters for point in one.points)
+        rows.append(Entry(
+            program, str(facts["branch"]), corpus, kind, seal, str(facts.get("time", facts.get("made", ""))), one.parameters,
+            one.tokens, _bits(one.expected), {name: _bits(value) for name, value in one.naive.items()},
+            one.parameters / largest, outcomes.get(corpus),
+        ))  # fmt: skip
+    return rows
+
+
+def _bits(interval: Interval) -> Interval:
+    return Interval(*(value / _LN2 for value in vars(interval).values()))
+
+
+def _target_run(book: LabBook, program: str, key: str) -> Mapping[str, Any] | None:
+    rows = [r for r in book.runs(program=program, status="done") if key and Path(r["folder"]).name.endswith(key[:10])]
+    return rows[-1] if rows else None
+
+
+def _late(time: str, run: Mapping[str, Any]) -> bool:
+    try:
+        frozen = datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return False
+    return run["ended"] is not None and run["ended"] < frozen
+
+
+def _outcomes(book: LabBook, run: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> dict[str, float]:
+    """Bits per byte of the finished target on each corpus and on their average."""
+    if run is None:
+        return {}
+    found: dict[str, float] = {}
+    for wanted in ("bits_per_byte", "nats_per_byte"):  # the second is never scored anew on other tokens
+        for s in book.scores(run["id"]):
+            if s["name"] == wanted:
+                found[s["corpus"]] = s["value"] / (_LN2 if wanted == "nats_per_byte" else 1.0)
+    fact = book.fact(run["program"], "outcome", Path(run["folder"]).name)
+    mixture = facts.get("mixture") or {}
+    if fact is not None:
+        found[AVERAGE] = fact["outcome"] / _LN2
+    elif mixture and set(mixture) <= set(found):
+        found[AVERAGE] = sum(w * found[name] for name, w in mixture.items()) / sum(mixture.values())
+    return found
+
+
+def coverage(rows: Sequence[Entry]) -> dict[str, int]:
+    """How many of these forecasts have an outcome, and how many of them hold it inside their 90 % interval."""
+    scored = [row for row in rows if row.scored]
+    return {"scored": len(scored), "inside_90": sum(bool(row.inside) for row in scored)}
+
+
+def forecasts(home: Path) -> View:
+    """The ledger as a table, with the coverage of the blind forecasts."""
+    rows = entries(home)
+    shown = [_row(entry) for entry in rows]
+    columns = ("target", "corpus", "kind", "forecast, 90 %", "outcome", "error", "of gap", "score / naive", "inside")
+    parts: list[RenderableType] = [table(columns, shown, title="forecasts, bits per byte", right=(4, 5, 6, 7))]
+    parts += [line(_target(row)) for row in rows if row.corpus == AVERAGE and row.expected is not None]
+    blind = [row for row in rows if row.kind == "blind"]
+    average = coverage([row for row in blind if row.corpus == AVERAGE])
+    corpora = coverage([row for row in blind if row.corpus != AVERAGE])
+    if not rows:
+        parts = [line("no forecast has been sealed here yet; windtunnel forecast RECIPE makes one")]
+    elif average["scored"]:
+        inside, count = average["inside_90"], average["scored"]
+        parts.append(line(f"of {count} blind forecasts with an outcome, {inside} lie inside their 90 % interval"))
+        if corpora["scored"]:
+            parts.append(line(
+                f"by corpus, not independent of these: {corpora['inside_90']} of {corpora['scored']} inside"
+            ))  # fmt: skip
+        better = _better([row for row in blind if row.scored])
+        parts.append(line(f"interval score below both naive forecasts in {better[0]} of {better[1]} (lower is better)"))
+    else:
+        parts.append(line("no blind forecast has an outcome yet: nothing is known about the coverage"))
+    parts += [line(f"note: {row.program}/{row.branch}: {row.note}") for row in rows if row.note]
+    data = {
+        "forecasts": [row.to_dict() for row in rows], "blind": average["scored"], "inside_90": average["inside_90"],
+        "blind_by_corpus": corpora["scored"], "inside_90_by_corpus": corpora["inside_90"],
+    }  # fmt: skip
+    return View(data, tuple(parts))
+
+
+def _better(rows: Sequence[Entry]) -> tuple[int, int]:
+    wins = sum(row.scores["forecast"] < min(row.scores[name] for name in NAIVE if name in row.scores) for row in rows)
+    return wins, len(rows)
+
+
+def _target(entry: Entry) -> str:
+    return (
+        f"{entry.program}/{entry.branch}: {si(entry.parameters)} parameters, {entry.reach:.3g}× the largest proxy, after "
+        f"{si(entry.tokens)} tokens; sealed {entry.hash[:12]} {entry.time}"
+    )
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    target = f"{entry.program}/{entry.branch}"
+    if entry.expected is None:
+        return (target, entry.corpus, entry.kind, "", "", "", "", "", "")
+    e = entry.expected
+    said = f"{e.value:.4f} [{e.low90:.4f}, {e.high90:.4f}]"
+    if entry.outcome is None or entry.error is None:
+        return (target, entry.corpus, entry.kind, said, "not yet", "", "", "", "")
+    share = "" if entry.gap_share is None else f"{100 * entry.gap_share:+.0f} %"
+    scores = " / ".join(f"{value:.3f}" for value in entry.scores.values())
+    return (
+        target, entry.corpus, entry.kind, said, f"{entry.outcome:.4f}", f"{100 * entry.error:+.2f} %", share, scores,
+        "yes" if entry.inside else "MISS",
+    )  # fmt: skip
