@@ -18,10 +18,10 @@ _DEFAULTS = {"dpo": (0.1, 0.0), "dpo-normalised": (5.0, 0.0), "simpo": (2.0, 0.8
 class GrownConfig(BranchConfig):
     """A finished model of any kind: grown from the trunk, or post-trained from another branch."""
 
-    kind: Literal["decay", "moe", "sft", "dpo"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    kind: Literal["decay", "moe", "long", "sft", "dpo"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="decay",
-        description="what grows here: decay or moe (a mixture of experts) from the trunk, sft (chats) or dpo (pairs of answers) "
-        "from another branch",
+        description="what grows here: decay, moe (a mixture of experts) or long (a longer context) from the trunk, long from "
+        "another long one, sft (chats) or dpo (pairs of answers) from another branch",
         examples=["sft"],
     )
     epochs: Positive | None = Field(
