@@ -1,4 +1,4 @@
-"""A recipe grows a mixture of experts from its trunk, through the same pipeline as any other branch."""
+"""A recipe grows a mixture of experts and a longer context from its trunk, through the same pipeline as any other branch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from windtunnel import desk as desk_module
+from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.pipeline import run
 from windtunnel.planning import load_program, plan
 from windtunnel.program import Program
 from windtunnel.recipe import load_recipe
+from windtunnel.report.programme import read_limbs, target_runs
 
 RECIPE = """
 name = "grown"
@@ -87,3 +89,75 @@ def test_a_mixture_is_trained_scored_sampled_and_exported_like_any_branch(folder
     assert 0 < result["scores"]["plain"]["bits_per_byte"] < 20
     config = json.loads((home.program("grown") / "exports" / stage.folder_name / "config.json").read_text())
     assert config["model_type"] == "mixtral"
+
+
+LONGER = (
+    RECIPE.replace('name = "grown"', 'name = "longer"').partition("[branch.mixture]")[0]
+    + """
+[branch.stretch]
+kind = "long"
+at = "80%"
+stable = "2 steps"
+context = { row = 64, theta = 50000, items = 0 }
+
+[branch.long]
+kind = "long"
+parent = "stretch"
+tokens = "4 steps"
+batch = "512"
+context = { row = 256, scaling = "ntk", items = 2 }
+"""
+)
+
+
+def test_a_longer_context_is_a_chain_of_stages_that_ends_in_a_decay(folder):
+    (folder / "longer.toml").write_text(LONGER, encoding="utf-8")
+    program = Program(load_recipe(folder / "longer.toml"))
+    trunk, stretch, long = program.trunk(), program.branch("stretch"), program.branch("long")
+    assert stretch.start is not None
+    assert (stretch.start.stage, stretch.start.step, stretch.steps) == (trunk.key, 16, 18)
+    assert (stretch.plan.row, stretch.batch) == (64, 2)  # as many tokens in a step as the trunk
+    assert stretch.schedule == trunk.schedule  # it does not decay
+    assert stretch.shape.rope == (50_000.0, "none", 1.0, 0)
+    assert not stretch.shape.tied
+    assert long.start is not None
+    assert (long.start.stage, long.start.step, long.steps) == (stretch.key, 18, 19)
+    assert (long.plan.row, long.batch) == (256, 2)
+    assert long.shape.rope == (50_000.0, "ntk", 4.0, 64)
+    assert (long.schedule.stable_end, long.schedule.decay_steps) == (18, 1)
+    assert program.recipe.from_trunk == ("same", "stretch")
+    assert program.recipe.forecast_branch == "same"
+    assert trunk.keep == (16,)
+
+
+def test_a_longer_context_is_trained_measured_exported_and_shown(folder, monkeypatch):
+    monkeypatch.setattr(desk_module, "has_compiler", lambda: False)
+    (folder / "longer.toml").write_text(LONGER, encoding="utf-8")
+    recipe, home = load_recipe(folder / "longer.toml"), Home(folder / "home")
+    run(recipe, home.root, quiet=True)
+    view = plan(recipe, home.root, measure=False)
+    assert {line["name"]: line["state"] for line in view.data["stages"]}["long"] == "done"
+    program = load_program(recipe, home)
+    stage = program.branch("long")
+    with LabBook(home.labbook, readonly=True) as book:
+        found = book.fact("longer", "model", stage.folder_name)["context"]
+        limbs = {limb.name: limb for limb in read_limbs(book, target_runs(book, "longer"))}
+    assert (found["row"], found["short_row"]) == (256, 32)
+    assert 0 < found["short"]["plain"]["after"] < 20
+    assert found["positions"]["plain"][0]["from"] == 0
+    assert found["positions"]["plain"][0]["tokens"] > 0
+    cells = [(cell["task"], cell["length"], cell["depth"]) for cell in found["retrieval"]]
+    lengths = {cell["length"] for cell in found["retrieval"]}
+    assert len(cells) == len(set(cells)) == 3 * len(lengths) * 5
+    assert {
+        256,
+        512,
+    } <= lengths  # as long as its rows, and beyond; a question needs over a hundred tokens of this vocabulary
+    assert (limbs["stretch"].start, limbs["stretch"].end) == (16 * 128, 18 * 128)
+    assert (limbs["long"].start, limbs["long"].end) == (18 * 128, 18 * 128 + 512)
+    config = json.loads((home.program("longer") / "exports" / stage.folder_name / "config.json").read_text())
+    assert config["rope_theta"] == pytest.approx(50_000 * 4 ** (stage.shape.head_dim / (stage.shape.head_dim - 2)))
+    assert not config["tie_word_embeddings"]
+    page = (home.program("longer") / "report.html").read_text(encoding="utf-8")
+    assert "What the longer context brought" in page
+    assert "Share of hidden keys found" in page

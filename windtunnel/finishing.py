@@ -21,10 +21,13 @@ from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.evaluate.before_after import answering
 from windtunnel.evaluate.choice import score_choices
+from windtunnel.evaluate.passkey import least_length, score_retrieval
+from windtunnel.evaluate.positions import loss_by_position, with_positions
 from windtunnel.export.card import CardFacts
 from windtunnel.export.huggingface import export_huggingface
 from windtunnel.model.sample import generate
 from windtunnel.model.shape import Shape
+from windtunnel.model.transformer import Transformer
 from windtunnel.serve.chat import chat
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import load_model
@@ -54,7 +57,11 @@ def finish(job: dict[str, Any]) -> dict[str, Any]:
             {"question": question, "answer": tokenizer.decode(list(generate(model, list(ids), seed=0, **options)))}
         )
     tasks = {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}
+    more: dict[str, Any] = {}
+    if job.get("context"):
+        more["context"] = _context(model, tokenizer, **job["context"])
     return {
+        **more,
         **({"answering": answering(model, tokenizer, row, **job["answering"])} if "answering" in job else {}),
         "samples": samples, "answers": answers, "tasks": tasks,
         "sampling": {"temperature": _TEMPERATURE, "top_p": _TOP_P, "tokens": _SAMPLE_TOKENS, "seeds": list(range(_SAMPLES))},
@@ -66,6 +73,30 @@ def measure_answers(job: dict[str, Any]) -> dict[str, Any]:
     model, manifest = load_model(Path(job.pop("checkpoint")))
     tokenizer = Tokenizer.load(Path(job.pop("tokenizer")))
     return answering(model, tokenizer, manifest.config["stage"]["plan"]["row"], **job)
+
+
+def _context(
+    model: Transformer, tokenizer: Tokenizer, *, row: int, short: int, before: str, corpora: dict[str, str], items: int,
+    tokens: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a longer context has brought: hidden keys found up to twice the trained row, loss by position, and the loss in short
+    rows beside that of the checkpoint from which it grew."""
+    earlier, _ = load_model(Path(before))
+    runtime = choose(None, compiled=False)
+    out: dict[str, Any] = {"row": row, "short_row": short, "short": {}, "positions": {}, "retrieval": []}
+    for name, folder in corpora.items():
+        heldout = open_corpus(Path(folder)).heldout
+        both = {
+            when: score_heldout(scorer(one, runtime, short), heldout, short, tokens).bits_per_byte
+            for when, one in (("before", earlier), ("after", model))
+        }
+        out["short"][name] = both
+        out["positions"][name] = loss_by_position(model, heldout, row, tokens)
+    if items:
+        least = least_length(tokenizer)
+        lengths = [length for length in (row // 8, row // 4, row // 2, row, 2 * row) if length >= least]
+        out["retrieval"] = score_retrieval(with_positions(model, 2 * row), tokenizer, lengths, count=items)
+    return out
 
 
 def evaluate(job: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from windtunnel.posttrain.dpo import PAPER_RATE, cosine, on_pairs
 from windtunnel.posttrain.sft import end_rate, fresh_stage, sft_schedule
 from windtunnel.posttrain.soup import soup_stage
 from windtunnel.pretrain.config import BranchConfig, ExpertsConfig
+from windtunnel.pretrain.extend import extended_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.upcycle import upcycled_stage
 from windtunnel.train.growth import Balance, Surgery
@@ -39,7 +40,7 @@ def posttrained(
     Raises:
         RecipeError: the parent's decay ended too low to go on from, and no rate is stated.
     """
-    row = parent.plan.row
+    row = setting.row
     mixture = dict(config.mixture or {})
     known = all(corpus in packed for corpus in mixture)
     batch = (config.batch or parent.step_tokens) // row
@@ -96,17 +97,57 @@ def upcycled(
     name: str, config: BranchConfig, trunk: Stage, at: int, setting: Setting, tokens: Callable[[Length], int]
 ) -> Stage:
     """The stage of a ``moe`` branch that begins at step ``at`` of the trunk."""
-    experts, row = config.experts or ExpertsConfig(), trunk.plan.row
-    step = config.batch or trunk.step_tokens
-
-    def steps(length: Length) -> int:
-        return max(1, round(tokens(length) / step))
-
-    floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
+    experts, step = config.experts or ExpertsConfig(), config.batch or trunk.step_tokens
     return upcycled_stage(
-        trunk, name, setting, at=at, stable=steps(config.stable or config.length), decay=steps(config.length),
-        experts=experts.count, top_k=experts.top_k, batch=step // row, surgery=Surgery(experts.drop, experts.router),
-        balance=Balance(experts.balance, experts.z, experts.bias), form=config.form, floor=floor,
-        half_life=tokens(config.half_life) / step if config.half_life else None,
-        mixture=tuple(sorted(config.mixture.items())) if config.mixture else None,
+        trunk, name, setting, at=at, stable=_whole(config.stable or config.length, tokens, step),
+        decay=_whole(config.length, tokens, step), experts=experts.count, top_k=experts.top_k,
+        batch=step // trunk.plan.row, surgery=Surgery(experts.drop, experts.router),
+        balance=Balance(experts.balance, experts.z, experts.bias), **_fall(config, tokens, step),
     )  # fmt: skip
+
+
+def extended(
+    name: str, config: BranchConfig, parent: Stage, at: int, setting: Setting, tokens: Callable[[Length], int]
+) -> Stage:
+    """The stage of a ``long`` branch that begins at step ``at`` of the trunk or of another long branch."""
+    context = config.context
+    assert context is not None
+    step = max(1, (config.batch or parent.step_tokens) // context.row) * context.row
+    return extended_stage(
+        parent, name, setting, at=at, row=context.row, batch=step // context.row,
+        stable=_whole(config.stable, tokens, step) if config.stable else 0,
+        decay=_whole(config.length, tokens, step) if config.decays else 0, theta=context.theta, scaling=context.scaling,
+        factor=context.factor, untie=context.untie, **_fall(config, tokens, step),
+    )  # fmt: skip
+
+
+def _whole(length: Length, tokens: Callable[[Length], int], step: int) -> int:
+    """A length in steps of ``step`` tokens, one at least."""
+    return max(1, round(tokens(length) / step))
+
+
+def _fall(config: BranchConfig, tokens: Callable[[Length], int], step: int) -> dict[str, Any]:
+    """How the rate falls in the end, and on which data."""
+    floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
+    return {
+        "form": config.form, "floor": floor, "half_life": tokens(config.half_life) / step if config.half_life else None,
+        "mixture": tuple(sorted(config.mixture.items())) if config.mixture else None,
+    }  # fmt: skip
+
+
+_LAST, _SHARE = 20, 0.01
+Losses = tuple[Sequence[int], Sequence[float]]
+"""Steps and the loss of each."""
+
+
+def regained(stage: Stage, own: Losses, dense: Losses) -> dict[str, float]:
+    """Where a mixture with columns drawn anew stands after 1 % of its steps, beside the dense model that it grew from.
+
+    Both are means in nats a token: ``dense`` over the trunk's last 20 steps up to the branch point, ``own`` over as many steps
+    up to 1 % of the branch's own, or over those that there are.
+    """
+    at = stage.first_step
+    until = at + max(1, round(_SHARE * stage.own_steps))
+    before = [loss for step, loss in zip(*dense, strict=True) if at - _LAST < step <= at]
+    after = [loss for step, loss in zip(*own, strict=True) if max(at, until - _LAST) < step <= until]
+    return {"step": until, "dense": sum(before) / max(1, len(before)), "own": sum(after) / max(1, len(after))}

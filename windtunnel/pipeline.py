@@ -15,6 +15,7 @@ from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
 from windtunnel.base.units import duration
 from windtunnel.desk import THREADED_FROM, Desk, Result
+from windtunnel.growth import regained
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
 from windtunnel.measures import answering_job, put_answers
@@ -276,8 +277,12 @@ def _finish_model(job: Job, stage: Stage) -> None:
         found = finishing(
             "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),
             tokenizer=str(desk.home.root / program.prepared.tokenizer), chats=chats, tasks=tasks,
-            **answering,
+            **answering, **({"context": _context_job(job, stage)} if stage.kind == "long" else {}),
         )  # fmt: skip
+    if stage.surgery is not None and stage.surgery.drop:
+        found["regained"] = facts = _regained(job, stage)
+        said = f"loss {facts['own']:.4f} at step {facts['step']:,}, the dense model's was {facts['dense']:.4f}"
+        desk.screen.say(f"{stage.name}: after 1 % of its steps {said}")
     with desk.book as book:
         book.put_fact(program.name, "model", stage.folder_name, found)
         for name, task in found["tasks"].items():
@@ -294,6 +299,28 @@ def _finish_model(job: Job, stage: Stage) -> None:
         if "answering" in found:
             put_answers(book, desk.run_id(stage), found["answering"])
     desk.note(stage)
+
+
+def _regained(job: Job, stage: Stage) -> dict[str, float]:
+    desk, parent = job.desk, job.program.trunk(job.trunk_end)
+    with desk.book as book:
+        return regained(stage, *(book.metrics(desk.run_id(one), "loss") for one in (stage, parent)))
+
+
+def _context_job(job: Job, stage: Stage) -> dict[str, Any]:
+    """What is measured of a longer context, beside the trunk's checkpoint from which it or its first parent grew."""
+    desk, program = job.desk, job.program
+    assert program.prepared is not None
+    context, name = program.recipe.branch[stage.name].context, stage.name
+    assert context is not None
+    while program.recipe.branch[name].parent != "trunk":
+        name = program.recipe.branch[name].parent
+    first = next(one for one in branch_stages(job) if one.name == name)
+    folders = {name: str(desk.home.root / program.prepared.corpora[name]["folder"]) for name in stage.score}
+    return {
+        "row": stage.plan.row, "short": program.recipe.model.row, "before": str(desk.parent_checkpoint(first)),
+        "corpora": folders, "items": context.items, "tokens": stage.score_tokens,
+    }  # fmt: skip
 
 
 def finishing(verb: str, **job: Any) -> Any:

@@ -145,8 +145,11 @@ def check_supply(program: Program, say: Any) -> None:
         DataError: a corpus is too small for the asked tokens.
     """
     assert program.prepared is not None
-    rows = program.prepared.rows(program.recipe.model.row)
+    trunk = program.trunk()
     packed = {name: corpus["packed"]["rows"] for name, corpus in program.prepared.corpora.items() if "packed" in corpus}
-    for stage in [program.trunk(), *(program.branch(name) for name in program.recipe.branch)]:
-        for warning in check_epochs(stage.plan, packed if stage.plan.packed else rows, stage.steps * stage.batch):
+    for stage in [trunk, *(program.branch(name) for name in program.recipe.branch)]:
+        rows = packed if stage.plan.packed else program.prepared.rows(stage.plan.row)
+        # Rows of another length are counted from the beginning of the stage's own plan.
+        before = stage.first_step * trunk.batch if stage.plan.row == trunk.plan.row else 0
+        for warning in check_epochs(stage.plan, rows, before + stage.own_steps * stage.batch):
             say(f"{stage.name}: {warning}")

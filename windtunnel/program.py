@@ -13,7 +13,7 @@ from typing import Any
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
-from windtunnel.growth import averaged, posttrained, upcycled
+from windtunnel.growth import averaged, extended, posttrained, upcycled
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.posttrain.config import POSTTRAINED
@@ -255,7 +255,7 @@ class Program:
 
         Args:
             finished_at: step of the trunk at which its branches begin, if it was told to end there.
-            parent: what a post-trained branch grows from, if that is not as the recipe says.
+            parent: what a branch of a branch grows from, if that is not as the recipe says.
         """
         config, setting = self.recipe.branch[name], self.setting()
         if config.kind == "soup":
@@ -266,9 +266,13 @@ class Program:
             packed = {corpus: facts["packed"] for corpus, facts in corpora.items() if "packed" in facts}
             parent = parent or self.branch(config.parent, finished_at)
             return posttrained(name, config, parent, setting, packed, max(1, self.total_tokens // 10))
+        if config.parent != "trunk":
+            parent = parent or self.branch(config.parent, finished_at)
+            return extended(name, config, parent, parent.steps, setting, self._tokens)
         trunk, at = self.trunk(finished_at), finished_at or self.branch_point(name)
-        if config.kind == "moe":
-            return upcycled(name, config, trunk, at, setting, self._tokens)
+        if config.kind != "decay":
+            grow = upcycled if config.kind == "moe" else extended
+            return grow(name, config, trunk, at, setting, self._tokens)
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
         half_life = self._tokens(config.half_life) / setting.step_tokens if config.half_life else None

@@ -149,7 +149,7 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("model.shape", f"expected fewer than 10T parameters, got {si(target.total)}")
     for key, batch in [
         ("trunk.batch", recipe.trunk.batch),
-        *((f"branch.{n}.batch", b.batch) for n, b in recipe.branch.items() if b.kind != "decay"),
+        *((f"branch.{n}.batch", b.batch) for n, b in recipe.branch.items() if b.kind not in ("decay", "long")),
     ]:
         if batch is not None and batch % model.row:
             rows = max(1, round(batch / model.row))

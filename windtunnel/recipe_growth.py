@@ -16,15 +16,50 @@ class Problem(NamedTuple):
     fix: str = ""
 
 
+_ONLY = {"experts": ("moe",), "context": ("long",), "stable": ("moe", "long")}
+_WORDS = {"experts": "experts", "context": "a longer context", "stable": "a stable part"}
+
+
 def growth(recipe: Recipe) -> Iterator[Problem]:
-    """What a mixture of experts states that cannot be, and what other branches state that only it can have."""
+    """What a mixture of experts or a longer context states that cannot be, and what others state that only they can have."""
     for name, branch in recipe.branch.items():
         key = f"branch.{name}"
-        if branch.kind != "moe":
-            for field, words in (("experts", "experts"), ("stable", "a stable part")):
-                if getattr(branch, field) is not None:
-                    problem = f"expected kind = 'moe' beside {words}, got {branch.kind!r}"
-                    yield Problem(f"{key}.{field}", problem, "leave one of the two out")
-        elif branch.experts is not None and branch.experts.top_k > branch.experts.count:
+        for field, kinds in _ONLY.items():
+            if getattr(branch, field) is not None and branch.kind not in kinds:
+                wanted = " or ".join(f"'{kind}'" for kind in kinds)
+                problem = f"expected kind = {wanted} beside {_WORDS[field]}, got {branch.kind!r}"
+                yield Problem(f"{key}.{field}", problem, "leave one of the two out")
+        if branch.experts is not None and branch.experts.top_k > branch.experts.count:
             problem = f"expected at most the {branch.experts.count} experts, got {branch.experts.top_k}"
             yield Problem(f"{key}.experts.top_k", problem, "a token passes through that many")
+        if branch.kind == "long":
+            yield from _longer(recipe, name)
+
+
+def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
+    branch, key = recipe.branch[name], f"branch.{name}"
+    above = list(recipe.branch)[: list(recipe.branch).index(name)]
+    parents = [other for other in above if recipe.branch[other].kind == "long"]
+    if branch.parent != "trunk" and branch.parent not in parents:
+        known = ", ".join(["trunk", *parents])
+        yield Problem(f"{key}.parent", f"expected the trunk or a long branch above ({known}), got {branch.parent!r}")
+        return
+    parent = None if branch.parent == "trunk" else recipe.branch[branch.parent]
+    if parent is not None and parent.decays:
+        fix = f"give branch.{branch.parent} a stable part and no tokens, and this one its decay"
+        yield Problem(f"{key}.parent", f"expected a parent that does not decay, got {branch.parent!r}", fix)
+    if parent is not None and branch.at is not None:
+        yield Problem(f"{key}.at", f"expected none, since it goes on where {branch.parent!r} ends, got {branch.at}")
+    context = branch.context
+    if context is None:
+        yield Problem(f"{key}.context", "expected its rows, got none", "write for example { row = 2048, theta = 1e6 }")
+        return
+    before = recipe.model.row if parent is None or parent.context is None else parent.context.row
+    if context.row <= before:
+        yield Problem(f"{key}.context.row", f"expected more than its parent's {before} tokens, got {context.row}")
+    if branch.batch is not None and branch.batch % context.row:
+        rows = max(1, round(branch.batch / context.row))
+        fix = f"write {rows * context.row} for {rows} rows"
+        yield Problem(f"{key}.batch", f"expected a multiple of context.row = {context.row}, got {branch.batch}", fix)
+    if context.factor is not None and context.scaling == "none":
+        yield Problem(f"{key}.context.factor", "expected a scaling beside a factor, got 'none'", "leave one out")

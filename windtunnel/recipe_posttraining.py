@@ -12,13 +12,13 @@ from windtunnel.recipe_schema import Recipe
 _TRAINED = ("sft", "dpo", "adapt")
 _DPO_ONLY = ("preset", "loss", "beta", "betas", "smoothing", "margin")
 _BESIDE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("at", "half_life"), ("decay", "moe")),
+    **dict.fromkeys(("at", "half_life"), ("decay", "moe", "long")),
     **dict.fromkeys(("epochs", "lr", "warmup", "lora"), _TRAINED), "decay": ("sft", "adapt"),
     **dict.fromkeys(_DPO_ONLY, ("dpo",)), **dict.fromkeys(("of", "weights", "last"), ("soup",)),
-    **dict.fromkeys(("tokens", "floor", "mixture", "batch"), ("decay", "moe", *_TRAINED)),
+    **dict.fromkeys(("tokens", "floor", "mixture", "batch"), ("decay", "moe", "long", *_TRAINED)),
 }  # fmt: skip
 """Which kinds a key belongs to; those that are not listed, and kinds of other modules, are checked elsewhere."""
-_KINDS = ("decay", "moe", *_TRAINED, "soup")
+_KINDS = ("decay", "moe", "long", *_TRAINED, "soup")
 
 
 def posttraining(recipe: Recipe) -> Iterator[Problem]:

@@ -240,7 +240,8 @@ class Recipe(Config):
     @property
     def from_trunk(self) -> tuple[str, ...]:
         """The branches that grow from the trunk: decays, and those that change its model."""
-        return tuple(name for name, branch in self.branch.items() if branch.kind in ("decay", "moe"))
+        grown = ((name, branch) for name, branch in self.branch.items() if branch.kind in ("decay", "moe", "long"))
+        return tuple(name for name, branch in grown if branch.parent == "trunk" or branch.kind != "long")
 
     @property
     def packed(self) -> tuple[str, ...]:

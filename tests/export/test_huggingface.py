@@ -150,6 +150,28 @@ def test_a_mixture_of_experts_loads_as_a_mixtral(alone, tokenizer_json: Path, tm
         export_huggingface(_model(experts=4, top_k=2, qk_norm=True), tokenizer_json, tmp_path / "other", CARD)
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["from the files alone", "transformers"])
+@pytest.mark.parametrize("scaling", ["linear", "ntk", "dynamic", "yarn"])
+def test_stretched_positions_are_exported_as_they_are(
+    scaling, alone, tokenizer_json: Path, tmp_path: Path, monkeypatch
+) -> None:
+    if alone:
+        monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
+    elif importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    model = _model(tied=False, rope_scaling=scaling, rope_factor=4.0, rope_original=16)
+    check = export_huggingface(
+        model, tokenizer_json, tmp_path / "out", CARD
+    )  # of 64 positions, four times the trained ones
+    assert ("plain decoder" if alone else "transformers") in check
+    rope = json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
+    assert rope["rope_type"] == ("default" if scaling == "ntk" else scaling)
+    wrong = _model(tied=False, rope_scaling=scaling, rope_factor=2.0, rope_original=16)
+    tokenizer = huggingface._tokenizer(tokenizer_json, model.shape)
+    with pytest.raises(ArtefactError, match="logits differ"):
+        huggingface.check_export(tmp_path / "out", wrong, tokenizer, torch.float32)
+
+
 @needs_transformers
 def test_a_fresh_offline_process_loads_the_folder(tokenizer_json: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"

@@ -11,6 +11,8 @@ import torch
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.runtime import Runtime, has_compiler
 from windtunnel.corpus.loader import IGNORED, Loader, Rows
+from windtunnel.growth import regained
+from windtunnel.model.parametrization import Role
 from windtunnel.model.sample import generate
 from windtunnel.pretrain.upcycle import upcycled_stage
 from windtunnel.train import surgery as surgery_module
@@ -21,7 +23,7 @@ from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.loop import Workshop, begin, run_stage, scorer
 from windtunnel.train.metrics import read_metrics
-from windtunnel.train.stage import Stage
+from windtunnel.train.stage import Muon, Stage
 from windtunnel.train.step import train_step
 
 EXPERTS = 4
@@ -235,3 +237,40 @@ def test_a_compiled_step_of_experts_is_the_eager_one(parent, workshop, tiny_sett
         terms.append([train_step(trainer, loader.rows(4 * i, 4), 0.01).terms for i in range(3)])
     for eager_terms, compiled_terms in zip(*terms, strict=True):
         assert compiled_terms == pytest.approx(eager_terms, rel=1e-4)
+
+
+def test_experts_of_a_muon_trunk_are_trained_by_adamw_and_its_other_matrices_by_muon_as_before(
+    tmp_path, workshop, make_trunk, tiny_setting, tiny_corpus
+):
+    trunk = make_trunk(6, optimizer=Muon())
+    run_stage(trunk, tmp_path / "trunk", {"tiny": tiny_corpus}, workshop)
+    stage = upcycled(trunk, tiny_setting)
+    trainer, at, said = started(stage, checkpoint_path(tmp_path / "trunk", 6), workshop, tmp_path)
+    assert (at.step, at.optimizer_step) == (6, 6)
+    assert "logits agree" in said[0]
+    state = {name: trainer.optimizer.state[p] for name, p in trainer.model.named_parameters()}
+    assert set(state["layers.0.attention.query.weight"]) == {"momentum_buffer"}
+    assert state["layers.0.attention.query.weight"]["momentum_buffer"].abs().max() > 0
+    for name in ("gate", "up", "down", "router.weight"):
+        assert set(state[f"layers.0.mlp.{name}"]) == {"step", "exp_avg", "exp_avg_sq"}
+        assert state[f"layers.0.mlp.{name}"]["exp_avg"].abs().max() == 0  # Muon's moments are no use to AdamW
+    groups = {id(p): group for group in trainer.optimizer.param_groups for p in group["params"]}
+    rule = stage.parametrization.rule(Role.ROUTER, stage.shape)
+    assert groups[id(trainer.model.layers[0].mlp.router.weight)]["lr_multiplier"] == rule.lr_multiplier
+    result = run_stage(
+        stage, tmp_path / "moe", {"tiny": tiny_corpus}, workshop, parent=checkpoint_path(tmp_path / "trunk", 6)
+    )
+    assert 0 < result["scores"]["tiny"]["bits_per_byte"] < 20
+
+
+def test_where_columns_were_drawn_anew_the_loss_after_one_hundredth_of_the_steps_stands_beside_the_dense_one(
+    parent, tiny_setting
+):
+    stage = upcycled(parent[0], tiny_setting, stable=3000, decay=1000, surgery=Surgery(0.5))
+    dense = (
+        list(range(1, 9)),
+        [9.0] * 5 + [3.0, 100.0, 100.0],
+    )  # the branch point is step 6: what comes later is not its
+    own = (list(range(7, 60)), [8.0] * 20 + [4.0] * 20 + [1.0] * 13)
+    facts = regained(stage, own, dense)
+    assert facts == {"step": 46, "dense": pytest.approx((9 * 5 + 3) / 6), "own": pytest.approx(4.0)}

@@ -52,6 +52,7 @@ mixture = { more = 1 }
 """
 
 LAST, CHAT = "mixture = { more = 1 }\n", '\n[branch.chat]\nkind = "sft"\n'
+FAR = '\n[branch.far]\nkind = "long"\n{}context = {{ row = 2048 }}\n\n[branch.farther]\nkind = "long"\nparent = "far"\n'
 
 # (line of GOOD to replace, what stands there instead, words of the message)
 LINES = [
@@ -180,7 +181,7 @@ LINES = [
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nform = "quadratic"', "branch.same.form: expected"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nform = "linear"\nhalf_life = "5 steps"', "expected form = 'exponential'"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nparent = "better"', "branch.same.parent: expected 'trunk'"),
-    ('[branch.same]\ntokens = "10%"', '[branch.same]\nkind = "rl"', "branch.same.kind: expected 'decay', 'moe', 'sft', 'dpo', 'adapt' or 'soup', got 'rl'"),
+    ('[branch.same]\ntokens = "10%"', '[branch.same]\nkind = "rl"', "branch.same.kind: expected 'decay', 'moe', 'long', 'sft', 'dpo', 'adapt' or 'soup', got 'rl'"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nkind = "sft"', "branch.same.parent: expected a branch that stands above, got 'trunk'"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nlr = 0.001', "branch.same.lr: expected it beside kind = 'sft', 'dpo' or 'adapt', got kind = 'decay'"),
     (LAST, LAST + CHAT + 'parent = "beter"\nmixture = { more = 1 }', "branch.chat.parent: expected a branch that stands above, got 'beter'; did you mean 'better'?"),
@@ -192,18 +193,26 @@ LINES = [
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["same", "trunk"]', "branch.mean.of: expected branches that stand above, got 'trunk'; the trunk is averaged alone: of = [\"trunk\"]"),
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["trunk"]\nweights = [1.0, 2.0]', "branch.mean.weights: expected 4 weights, one for each member, got 2"),
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["same", "better"]\nlast = 3', "branch.mean.last: expected it beside of = ['trunk'], got same, better; leave it out"),
-    (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["same", "better"]\nmixture = { more = 1 }', "branch.mean.mixture: expected it beside kind = 'decay', 'moe', 'sft', 'dpo' or 'adapt', got kind = 'soup'"),
+    (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["same", "better"]\nmixture = { more = 1 }', "branch.mean.mixture: expected it beside kind = 'decay', 'moe', 'long', 'sft', 'dpo' or 'adapt', got kind = 'soup'"),
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nparent = "same"\nof = ["same", "better"]', "branch.mean.parent: expected none beside kind = 'soup', got 'same'; of names what it averages"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nlora = { rank = 4 }', "branch.same.lora: expected it beside kind = 'sft', 'dpo' or 'adapt', got kind = 'decay'"),
     (LAST, LAST + CHAT + 'parent = "better"\nlora = { rank = 4096 }\nmixture = { more = 1 }', "branch.chat.lora.rank: expected a rank below the model's width"),
     (LAST, LAST + CHAT + 'parent = "better"\nlora = { rank = 0 }\nmixture = { more = 1 }', "branch.chat.lora.rank: expected"),
-    (LAST, LAST + CHAT + 'parent = "better"\nhalf_life = "9 steps"\nmixture = { more = 1 }', "branch.chat.half_life: expected it beside kind = 'decay' or 'moe', got kind = 'sft'"),
+    (LAST, LAST + CHAT + 'parent = "better"\nhalf_life = "9 steps"\nmixture = { more = 1 }', "branch.chat.half_life: expected it beside kind = 'decay', 'moe' or 'long', got kind = 'sft'"),
     (LAST, LAST + CHAT + 'parent = "better"\nepochs = 2\ntokens = "1M"\nmixture = { more = 1 }', "branch.chat.epochs: expected tokens or epochs, got both"),
     (LAST, LAST + CHAT + 'parent = "better"\nepochs = 0\nmixture = { more = 1 }', "branch.chat.epochs: expected a number above 0, got 0"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nexperts = { count = 4 }', "branch.same.experts: expected kind = 'moe' beside experts, got 'decay'"),
-    ('[branch.same]\ntokens = "10%"', '[branch.same]\nstable = "5%"', "branch.same.stable: expected kind = 'moe' beside a stable part, got 'decay'"),
+    ('[branch.same]\ntokens = "10%"', '[branch.same]\nstable = "5%"', "branch.same.stable: expected kind = 'moe' or 'long' beside a stable part, got 'decay'"),
     ("mixture = { more = 1 }", "kind = 'moe'\nexperts = { count = 4, top_k = 5 }", "branch.better.experts.top_k: expected at most the 4 experts, got 5"),
     ("mixture = { more = 1 }", "kind = 'moe'\nexperts = { count = 1 }", "branch.better.experts.count: expected a number of at least 2, got 1"),
+    ("mixture = { more = 1 }", "kind = 'long'", "branch.better.context: expected its rows, got none"),
+    ("mixture = { more = 1 }", "kind = 'long'\ncontext = { row = 100 }", "branch.better.context.row: expected more than its parent's"),
+    ("mixture = { more = 1 }", "kind = 'long'\nparent = 'same'\ncontext = { row = 1024 }", "branch.better.parent: expected the trunk or a long branch"),
+    ("mixture = { more = 1 }", "kind = 'long'\nbatch = 1500\ncontext = { row = 1024 }", "branch.better.batch: expected a multiple of context.row = 1024"),
+    ("mixture = { more = 1 }", "kind = 'long'\ncontext = { row = 1024, scaling = 'none', factor = 4 }", "branch.better.context.factor: expected a scaling"),
+    (LAST, LAST + FAR.format("") + "context = { row = 4096 }", "branch.farther.parent: expected a parent that does not decay, got 'far'"),
+    (LAST, LAST + FAR.format('stable = "5%"\n') + 'at = "1M"\ncontext = { row = 4096 }', "branch.farther.at: expected none"),
+    (LAST, LAST + FAR.format('stable = "5%"\n') + "context = { row = 2048 }", "branch.farther.context.row: expected more than its parent's 2048"),
     ("mixture = { more = 1 }", "kind = 'moe'\nexperts = { drop = 1.5 }", "branch.better.experts.drop: expected a number of at most 1, got 1.5"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nat = "9M"', "branch.same.at: expected a point on the trunk of 6.4M tokens, got 9M"),
     ('[branch.same]\ntokens = "10%"', '[branch.same]\nat = "0.1%"', "branch.same.at: expected a point after the warmup"),

@@ -123,7 +123,7 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
     With QK-norm it is Qwen3's, which is a Llama with an RMSNorm of each query and key head before the rotation; with experts
     it is Mixtral's. Options for sliding windows are off.
     """
-    name = architecture(shape)
+    name, rope = architecture(shape), rope_parameters(shape)
     mixture = {
         "num_local_experts": shape.experts,
         "num_experts_per_tok": shape.top_k,
@@ -141,10 +141,11 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,
         "vocab_size": shape.vocab,
-        "max_position_embeddings": shape.max_positions,
+        "max_position_embeddings": shape.rope_original if shape.rope_scaling == "dynamic" else shape.max_positions,
         "rms_norm_eps": shape.norm_eps,
-        "rope_theta": shape.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "rope_theta": rope["rope_theta"],
+        "rope_parameters": rope,
+        **({} if rope["rope_type"] == "default" else {"rope_scaling": rope}),
         "tie_word_embeddings": shape.tied,
         "hidden_act": "silu",
         "attention_bias": False,
@@ -158,6 +159,19 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
         "torch_dtype": str(dtype)[6:],
         **(mixture if shape.experts > 1 else {}),
     }
+
+
+def rope_parameters(shape: Shape) -> dict[str, Any]:
+    """How positions are turned, in transformers' words. ``ntk`` is a larger base and nothing else, so it is written as that."""
+    theta, d = shape.rope_theta, shape.head_dim
+    if shape.rope_scaling in ("none", "ntk"):
+        grown = shape.rope_factor ** (d / (d - 2)) if shape.rope_scaling == "ntk" else 1.0
+        return {"rope_type": "default", "rope_theta": theta * grown}
+    original = shape.rope_original or shape.max_positions
+    return {
+        "rope_type": shape.rope_scaling, "rope_theta": theta, "factor": shape.rope_factor,
+        "original_max_position_embeddings": original,
+    }  # fmt: skip
 
 
 def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype, chats: bool = True) -> str:

@@ -6,6 +6,7 @@ It shares nothing with ``windtunnel.model``: what it computes is what the files 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -73,10 +74,30 @@ def _attention(weights: dict[str, Tensor], name: str, x: Tensor, config: dict) -
 
 
 def _turn(x: Tensor, config: dict) -> Tensor:
-    """Rotates pair (i, i + half) of each head by position · theta^(−i/half)."""
+    """Rotates pair (i, i + half) of each head by position · theta^(−i/half), slowed down as the files say."""
     half = x.shape[-1] // 2
-    speed = config["rope_parameters"]["rope_theta"] ** (-torch.arange(half).double() / half)
+    speed, grown = _speeds(half, x.shape[1], config)
     pairs = torch.complex(x[..., :half], x[..., half:])
     angle = torch.arange(x.shape[1]).double()[:, None] * speed
-    turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
+    turned = pairs * torch.polar(torch.full_like(angle, grown), angle)[:, None]
     return torch.cat((turned.real, turned.imag), -1)
+
+
+def _speeds(half: int, length: int, config: dict) -> tuple[Tensor, float]:
+    """Radians a position for each pair, and by how much rotated vectors grow."""
+    rope, place = config["rope_parameters"], torch.arange(half).double()
+    theta, kind, factor = rope["rope_theta"], rope.get("rope_type", "default"), rope.get("factor", 1.0)
+    speed = theta ** (-place / half)
+    if kind == "linear":
+        return speed / factor, 1.0
+    if kind == "dynamic":
+        trained = config["max_position_embeddings"]
+        stretch = max(1.0, factor * length / trained - (factor - 1))
+        return speed * stretch ** (-place / (half - 1)), 1.0
+    if kind == "yarn":
+        trained = rope["original_max_position_embeddings"]
+        low, high = (half * math.log(trained / (turns * 2 * math.pi)) / math.log(theta) for turns in (32, 1))
+        low, high = max(math.floor(low), 0), min(math.ceil(high), 2 * half - 1)
+        slowed = ((place - low) / max(high - low, 0.001)).clamp(0, 1)
+        return speed * (1 - slowed + slowed / factor), 0.1 * math.log(factor) + 1
+    return speed, 1.0

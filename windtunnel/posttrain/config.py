@@ -28,10 +28,10 @@ class LoraConfig(Config):
 class GrownConfig(BranchConfig):
     """A finished model of any kind: grown from the trunk, or post-trained from another branch."""
 
-    kind: Literal["decay", "moe", "sft", "dpo", "adapt", "soup"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+    kind: Literal["decay", "moe", "long", "sft", "dpo", "adapt", "soup"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="decay",
-        description="what grows here: decay or moe (a mixture of experts) from the trunk; from another branch sft (chats), dpo "
-        "(pairs of answers) or adapt (text); soup (weights averaged)",
+        description="what grows here: decay, moe (a mixture of experts) or long (a longer context) from the trunk; long from "
+        "another long one; from another branch sft (chats), dpo (pairs of answers) or adapt (text); soup (weights averaged)",
         examples=["sft"],
     )
     epochs: Positive | None = Field(

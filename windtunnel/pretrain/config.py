@@ -88,12 +88,43 @@ class ExpertsConfig(Config):
     )
 
 
+class ContextConfig(Config):
+    """A longer context: longer rows, and positions that reach them."""
+
+    row: int = Field(ge=8, le=1 << 24, description="tokens in a row of this branch", examples=[2048])
+    theta: Positive | None = Field(
+        default=None, description="new base frequency (ABF); without it, the parent's", examples=[1000000]
+    )
+    scaling: Literal["none", "linear", "ntk", "dynamic", "yarn"] | None = Field(
+        default=None,
+        description="how positions are stretched besides: none, linear, ntk, dynamic or yarn; without it, as the parent's",
+        examples=["ntk"],
+    )
+    factor: float | None = Field(
+        default=None,
+        ge=1,
+        allow_inf_nan=False,
+        description="by how much; without it, the ratio of the rows",
+        examples=[4],
+    )
+    untie: bool = Field(
+        default=True, description="a head of its own, which begins as a copy of the embedding", examples=[True]
+    )
+    items: int = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="hidden keys asked for at each length and depth once it is trained; 0 asks for none",
+        examples=[10],
+    )
+
+
 class BranchConfig(Config):
     """A finished model: the trunk's checkpoint at one point, decayed on a mixture of data."""
 
-    kind: Literal["decay", "moe"] = Field(
+    kind: Literal["decay", "moe", "long"] = Field(
         default="decay",
-        description="what grows here: a decay of the trunk, or a mixture of experts (moe)",
+        description="what grows here: a decay of the trunk, a mixture of experts (moe), or a longer context (long)",
         examples=["decay"],
     )
     parent: str = Field(default="trunk", description="what it grows from", examples=["trunk"])
@@ -104,7 +135,8 @@ class BranchConfig(Config):
     )
     tokens: LengthValue | None = Field(
         default=None,
-        description="its length, of moe that of its decay; a share is of trunk.tokens; without it, a decay takes 10%",
+        description="its length, of moe and long that of its decay; a share is of trunk.tokens; without it, a decay takes 10%, "
+        "and a long branch with a stable part does not decay",
         examples=["10%"],
     )
     form: Form = Field(default="exponential", description="how the learning rate falls", examples=["exponential"])
@@ -131,13 +163,22 @@ class BranchConfig(Config):
     )
     stable: LengthValue | None = Field(
         default=None,
-        description="moe only: tokens at the stable rate before its decay; a share is of trunk.tokens; without it, as many as "
-        "the decay's",
+        description="moe, long: tokens at the stable rate before its decay; a share is of trunk.tokens; without it, moe takes "
+        "as many as the decay's, long none",
         examples=["10%"],
     )
     experts: ExpertsConfig | None = Field(
         default=None, description="moe only: its experts", examples=[{"count": 8, "top_k": 2}]
     )
+
+    context: ContextConfig | None = Field(
+        default=None, description="long only: its rows and positions", examples=[{"row": 2048, "theta": 1000000}]
+    )
+
+    @property
+    def decays(self) -> bool:
+        """Whether its learning rate falls in the end: a long branch may leave that to one that grows from it."""
+        return self.kind != "long" or self.tokens is not None or self.stable is None
 
     @property
     def length(self) -> Length:

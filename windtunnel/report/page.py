@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import answers, by_corpus, curves, figures, programme, story, studies
+from windtunnel.report import answers, by_corpus, context, curves, figures, programme, story, studies
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -87,6 +88,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "training": _training(book, runs),
         "decay": _decay(book, runs),
         "answers": _answers(book, program, runs),
+        "context": _context(book, program),
         "samples": _samples(book, program, share),
         "cost": _cost(book, program),
         "provenance": _provenance(book, program, forecasts, share),
@@ -116,6 +118,7 @@ _TITLES = {
     "training": ("Trunk and branches", "The trunk and its branches"),
     "decay": ("Decay data", "What the decay data did"),
     "answers": ("Answers", "What post-training changed"),
+    "context": ("Longer context", "What the longer context brought"),
     "samples": ("Samples", "The first samples"),
     "cost": ("Cost", "What it cost"),
     "provenance": ("Provenance", "Provenance"),
@@ -256,6 +259,14 @@ def _answers(book: LabBook, program: str, runs: list[dict[str, Any]]) -> Markup 
 
 def _preference_curves(one: answers.Grown) -> Callable[[int], str]:
     return lambda width: answers.preference_figure(one, width)
+
+
+def _context(book: LabBook, program: str) -> Markup | None:
+    found = context.read_contexts(book, program)
+    if not found:
+        return None
+    shown = [(one, Pair.of(partial(context.heat_map, one.cells, one.row)) if one.cells else None) for one in found]
+    return macro("context", shown)
 
 
 def _samples(book: LabBook, program: str, share: bool) -> Markup | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
@@ -31,6 +32,11 @@ def _step_tokens(run: Row) -> int:
     return int(run["config"]["batch"]) * int(run["config"]["plan"]["row"])
 
 
+def _read_at(before: float, size: int, step: int) -> float:
+    """Tokens that a model has read at a step."""
+    return before + step * size
+
+
 def _fresh(run: Row) -> bool:
     """Whether a run began with its parent's weights alone, counting steps from 0."""
     return bool((run["config"].get("start") or {}).get("fresh"))
@@ -40,16 +46,20 @@ def read_limbs(book: LabBook, runs: list[Row]) -> list[Limb]:
     """Curves of the tree over the tokens that a model has read in all."""
     numbers = {run["id"]: i for i, run in enumerate(runs)}
     limbs: list[Limb] = []
+    begins: dict[str, Callable[[int], float]] = {}
     for run in runs:
         size, parent = _step_tokens(run), numbers.get(run["parent"])
-        # A fresh start counts steps from 0, but its model has read what its parent had.
-        before = limbs[parent].end if _fresh(run) and parent is not None else 0.0
-        start = before + (0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0) * size)
+        # Steps of another size, or counted from 0, go on from what the parent's model had read.
+        first = 0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0)
+        start = first * size if parent is None else limbs[parent].end if _fresh(run) else begins[run["parent"]](first)
+        before = start - first * size
+        begins[run["id"]] = partial(_read_at, before, size)
         curves = {}
         for name in ("loss", "learning_rate"):
             steps, values = book.metrics(run["id"], name)
             curves[name] = tuple((before + s * size, v) for s, v in zip(steps, values, strict=True) if v == v)
-        end = before + run["tokens"] if run["tokens"] else max([start, *(d for d, _ in curves["loss"])])
+        own = _own_tokens(run) if run["tokens"] else 0
+        end = start + own if own else max([start, *(d for d, _ in curves["loss"])])
         note = f"{si(end)} tokens" + ("" if run["status"] == "done" else f", {run['status']}")
         limbs.append(Limb(str(run["name"]), note, start, float(end), curves["loss"], curves["learning_rate"], parent))
     return limbs
@@ -184,6 +194,8 @@ class Cost:
         return tunnel / self.flops if 0 < tunnel < self.flops else None
 
 
+_OTHER_STEPS = ("moe", "long")
+"""Kinds of branch whose steps may have another number of tokens than those of the stage from which they count on."""
 _TUNNEL = {
     "search": "Search on the smallest model",
     "check": "Check on a wider model",
@@ -216,7 +228,10 @@ def read_cost(book: LabBook, program: str) -> Cost | None:
 
 def _own_tokens(run: Row) -> int:
     """Tokens that a run itself read, without those of its parent."""
-    return int(run["tokens"] or 0) - (run["config"].get("start") or {}).get("step", 0) * _step_tokens(run)
+    first = 0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0)
+    if run["kind"] in _OTHER_STEPS:
+        return (int(run["config"]["steps"]) - first) * _step_tokens(run) if run["status"] == "done" else 0
+    return int(run["tokens"] or 0) - first * _step_tokens(run)
 
 
 def _price(recipe: Mapping[str, Any], wall: float | None) -> str:
