@@ -5,7 +5,8 @@ alike. Ratios are medians over turns with the interval between the 5th and 95th 
 
     python bench/train_step.py [--json] [--turns 9] [--steps 4] [--all]
 
-*As shipped*: what a trunk gets by default, document masks included, against the Trainer with its usual settings.
+*As shipped*: what a trunk gets by default, lanes (a process for each core) and document masks included, against the Trainer
+with its usual settings.
 *Equal settings*: the same allocator, micro-batch, threads and causal mask for both, both compiled.
 """
 
@@ -21,16 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from windtunnel.tunnel.fleet import WAITING
+from windtunnel.tunnel.fleet import worker_environment
+from windtunnel.tunnel.lanes import Lanes
 
 WIDTH, LAYERS, HEADS, HEAD_DIM, FF, VOCAB, ROW, ROWS = 128, 5, 4, 32, 320, 4096, 256, 16
 
 CONTENDERS: dict[str, dict[str, Any]] = {
-    "windtunnel": {"kind": "ours"},
+    "windtunnel": {"kind": "ours", "lanes": True},
     "trainer": {"kind": "trainer", "compile": False},
     "trainer compiled": {"kind": "trainer", "compile": True},
     "ours, equal settings": {"kind": "ours", "masked": False},
     "transformers loop, equal settings": {"kind": "loop", "compile": True, "malloc": True, "micro": 4},
+    "ours, threads instead of lanes": {"kind": "ours"},
     "ours, eager": {"kind": "ours", "compile": False},
     "ours, no allocator settings": {"kind": "ours", "malloc": False},
     "ours, one micro-batch": {"kind": "ours", "micro": 16},
@@ -41,12 +44,13 @@ RATIOS = {
     "as shipped / trainer compiled": ("windtunnel", "trainer compiled"),
     "as shipped / trainer": ("windtunnel", "trainer"),
     "equal settings": ("ours, equal settings", "transformers loop, equal settings"),
-    "share of compiling": ("windtunnel", "ours, eager"),
-    "share of the allocator": ("windtunnel", "ours, no allocator settings"),
-    "share of the micro-batch": ("windtunnel", "ours, one micro-batch"),
-    "price of document masks": ("windtunnel", "ours, equal settings"),
-    "price of determinism": ("windtunnel", "ours, not deterministic"),
-    "price of threads that wait": ("windtunnel", "ours, threads spin"),
+    "share of lanes": ("windtunnel", "ours, threads instead of lanes"),
+    "share of compiling": ("ours, threads instead of lanes", "ours, eager"),
+    "share of the allocator": ("ours, threads instead of lanes", "ours, no allocator settings"),
+    "share of the micro-batch": ("ours, threads instead of lanes", "ours, one micro-batch"),
+    "price of document masks": ("ours, threads instead of lanes", "ours, equal settings"),
+    "price of determinism": ("ours, threads instead of lanes", "ours, not deterministic"),
+    "price of threads that wait": ("ours, threads instead of lanes", "ours, threads spin"),
 }
 MAIN = list(CONTENDERS)[:5]
 
@@ -58,19 +62,21 @@ def rows_of(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return tokens[:, :-1].copy(), tokens[:, 1:].copy(), documents
 
 
-def turns(step: Any, steps: int) -> None:
+def turns(step: Any, steps: int, pass_on: Any = None) -> None:
     """Warms up, then does ``steps`` steps whenever a line comes in, and says how long they took."""
     for _ in range(4):
         step()
     print(json.dumps({"ready": True}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
         begun = time.perf_counter()
+        if pass_on:
+            pass_on(line)
         for _ in range(steps):
             step()
         print(json.dumps({"tokens_per_second": steps * ROWS * ROW / (time.perf_counter() - begun)}), flush=True)
 
 
-def ours(options: dict[str, Any], threads: int, steps: int) -> None:
+def ours(options: dict[str, Any], threads: int, steps: int, meeting: str | None) -> None:
     import torch
 
     from windtunnel.base import runtime as base
@@ -80,13 +86,20 @@ def ours(options: dict[str, Any], threads: int, steps: int) -> None:
     from windtunnel.model.transformer import Transformer
     from windtunnel.train.objectives import OBJECTIVES
     from windtunnel.train.optimizer import build_optimizer
+    from windtunnel.train.parallel import share, start_ranks
     from windtunnel.train.stage import AdamW
     from windtunnel.train.step import Trainer, make_compute, train_step
 
-    runtime = base.choose("cpu", threads, compiled=options.get("compile", True))
+    lanes = None
+    if options.get("lanes"):
+        os.environ["OMP_NUM_THREADS"] = "1"
+        lanes = None if meeting else Lanes(threads, [sys.executable, *sys.argv])
+        meeting, threads = meeting or lanes.meeting, 1
+    runtime = base.choose("cpu", threads, compiled=options.get("compile", True), sharded=False)
     if not options.get("malloc", True):
         base._tune_malloc = lambda: None
     base.prepare(runtime)
+    start_ranks(runtime, meeting)
     if not options.get("deterministic", True):
         torch.use_deterministic_algorithms(False)
     shape = Shape(WIDTH, LAYERS, HEADS, HEADS, HEAD_DIM, FF, VOCAB, base_width=32)
@@ -97,7 +110,12 @@ def ours(options: dict[str, Any], threads: int, steps: int) -> None:
     micro, masked = options.get("micro", 1024 // ROW), options.get("masked", True)
     trainer = Trainer(model, build_optimizer(model, AdamW()), objective, compute, runtime, micro, 1.0, masked)
     rng = np.random.default_rng(0)
-    turns(lambda: train_step(trainer, Rows(*rows_of(rng)), 0.01), steps)
+
+    def step() -> None:
+        first, count = share(0, ROWS, runtime)
+        train_step(trainer, Rows(*(part[first : first + count] for part in rows_of(rng))), 0.01)
+
+    turns(step, steps, lanes.send if lanes else None)
 
 
 def llama() -> Any:
@@ -111,7 +129,7 @@ def llama() -> Any:
     return transformers.LlamaForCausalLM(config)
 
 
-def loop(options: dict[str, Any], threads: int, steps: int) -> None:
+def loop(options: dict[str, Any], threads: int, steps: int, meeting: None) -> None:
     """transformers' Llama in a plain loop with the same allocator settings, micro-batch, clip and fused AdamW as ours."""
     import torch
 
@@ -139,7 +157,7 @@ def loop(options: dict[str, Any], threads: int, steps: int) -> None:
     turns(step, steps)
 
 
-def trainer(options: dict[str, Any], threads: int, steps: int) -> None:
+def trainer(options: dict[str, Any], threads: int, steps: int, meeting: None) -> None:
     """transformers' Trainer with fused AdamW, pausing at the end of every turn."""
     import tempfile
 
@@ -192,9 +210,14 @@ def interval(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> dict[str
 
 def start(name: str, threads: int, steps: int) -> subprocess.Popen[str]:
     """Starts a contender and waits until it has compiled and warmed up."""
+    chosen = CONTENDERS[name]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
-    if CONTENDERS[name]["kind"] == "ours" and not CONTENDERS[name].get("spin"):
-        environment |= WAITING  # as a trunk's worker gets it
+    if chosen["kind"] == "ours" or chosen.get("malloc"):
+        environment |= worker_environment(threads)  # as a trunk's worker gets it
+    if chosen.get("spin"):
+        del environment["GOMP_SPINCOUNT"]
+    if not chosen.get("malloc", True):
+        del environment["MALLOC_ARENA_MAX"], environment["GLIBC_TUNABLES"]
     command = [sys.executable, __file__, "--contender", name, "--steps", str(steps), "--threads", str(threads)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, text=True, env=environment, **pipes)
@@ -213,11 +236,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--contender", default=None)
+    parser.add_argument("--meeting", default=None)
     parser.add_argument("--all", action="store_true", help="each ingredient's share too")
     options = parser.parse_args()
     if options.contender:
         chosen = CONTENDERS[options.contender]
-        {"ours": ours, "loop": loop, "trainer": trainer}[chosen["kind"]](chosen, options.threads, options.steps)
+        {"ours": ours, "loop": loop, "trainer": trainer}[chosen["kind"]](
+            chosen, options.threads, options.steps, options.meeting
+        )
         return
     names = list(CONTENDERS) if options.all else MAIN
     speeds: dict[str, list[float]] = {name: [] for name in names}

@@ -32,6 +32,8 @@ LIGHT = [
     "windtunnel.model.shape", "windtunnel.model.family", "windtunnel.model.parametrization", "windtunnel.train.schedule",
     "windtunnel.train.stage", "windtunnel.laws.loss", "windtunnel.corpus.build", "windtunnel.corpus.sources",
     "windtunnel.corpus.loader", "windtunnel.corpus.mixture", "windtunnel.tunnel.audit", "windtunnel.tunnel.transfer",
+    "windtunnel.tunnel.claims", "windtunnel.tunnel.replica", "windtunnel.laws.data_axis",
+    "windtunnel.measures",
 ]  # fmt: skip
 """Modules that never load torch, however far one follows their imports."""
 

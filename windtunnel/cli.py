@@ -23,6 +23,7 @@ import typer
 
 from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.cli_law import VERBS as LAW_VERBS
+from windtunnel.cli_model import VERBS as MODEL_VERBS
 from windtunnel.cli_options import (
     EPILOG,
     HOME,
@@ -33,8 +34,10 @@ from windtunnel.cli_options import (
     RecipeFile,
     RunName,
     ShowByDefault,
+    load,
     show,
 )
+from windtunnel.cli_studies import register
 
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE}
 _INTERRUPTED = 130
@@ -49,17 +52,11 @@ app = typer.Typer(
 data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=ShowByDefault, **_SETTINGS)
 tunnel = typer.Typer(help="The studies on tiny models, one at a time.", **_SETTINGS)
 law = typer.Typer(help="Named and fitted laws.", **_SETTINGS)
-model = typer.Typer(help="Shapes and sizes.", **_SETTINGS)
+model = typer.Typer(help="Sizes, and the tree of models.", **_SETTINGS)
 for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model", model)):
     app.add_typer(_group, name=_name)
-
-
-def _load(recipe: str, overrides: list[str] | None) -> Any:
-    from windtunnel.recipe import check_files, load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    check_files(loaded)
-    return loaded
+for _name, _verb in MODEL_VERBS.items():
+    model.command(_name)(_verb)
 
 
 # -- everyday verbs --------------------------------------------------------------------------------------------------------
@@ -100,7 +97,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show all that would be done, with sources; does nothing."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.planning import plan as call
 
     show(call(loaded, home, measure=measure), as_json)
@@ -115,7 +112,7 @@ def run(
     home: Home = HOME,
 ) -> None:
     """Do it: skips what is done, continues what was stopped."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
     show(call(loaded, home, until=until, devices=devices))
@@ -138,7 +135,7 @@ def forecast(
 
         show(forecasts(home), as_json)
         return
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
     show(call(loaded, home, devices=devices, stop_after_forecast=True), as_json)
@@ -293,7 +290,7 @@ def datashow(
     """Languages, sizes, tokens, what cleaning drops; no training."""
     from windtunnel.manage import inspect_data as call
 
-    recipe = _load(paths[0], overrides) if len(paths) == 1 and paths[0].endswith(".toml") else None
+    recipe = load(paths[0], overrides) if len(paths) == 1 and paths[0].endswith(".toml") else None
     show(call(home, paths, recipe=recipe), as_json)
 
 
@@ -302,7 +299,7 @@ def data_compression(
     recipe: RecipeFile, overrides: Overrides = None, home: Home = HOME, as_json: AsJson = False
 ) -> None:
     """Bytes for each token, by corpus and vocabulary size."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.manage import compression as call
 
     show(call(loaded, home), as_json)
@@ -319,7 +316,7 @@ def tunnel_search(
     home: Home = HOME,
 ) -> None:
     """Search hyper-parameters, check them on a wider model."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
     show(call(loaded, home, until="search", devices=devices, part=part))
@@ -343,7 +340,7 @@ def tunnel_transfer(
     as_json: AsJson = False,
 ) -> None:
     """Does the best learning rate carry over? One axis at a time."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.transfer_study import transfer as call
 
     wanted = [name.strip() for name in axes.split(",") if name.strip()] if axes else []
@@ -359,7 +356,7 @@ def tunnel_coordinates(
     as_json: AsJson = False,
 ) -> None:
     """Do wide models compute with changes as large as narrow ones?"""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from windtunnel.coordinate_study import coordinates as call
 
     show(call(loaded, home, out=out), as_json)
@@ -410,17 +407,7 @@ for _verb, _call in LAW_VERBS.items():
     law.command(_verb)(_call)
 
 
-@model.command("shapes")
-def model_shapes(
-    family: Annotated[str | None, typer.Option("--family", help="Only this family.")] = None,
-    vocab: Annotated[int, typer.Option("--vocab", min=261, help="Vocabulary for the embedding's size.")] = 4096,
-    as_json: AsJson = False,
-) -> None:
-    """The sizes of each family by name: shape, body + embedding = total."""
-    from windtunnel.cli_tables import Shapes
-
-    show(Shapes.of(family, vocab), as_json)
-
+register(app, law)
 
 # -- entry -----------------------------------------------------------------------------------------------------------------
 

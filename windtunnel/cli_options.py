@@ -41,6 +41,15 @@ class ShowByDefault(TyperGroup):
         return super().resolve_command(ctx, args if args and args[0] in self.commands else ["show", *args])
 
 
+def load(recipe: str, overrides: list[str] | None) -> Any:
+    """A recipe by path or name, checked, with all local files that it names there."""
+    from windtunnel.recipe import check_files, load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    check_files(loaded)
+    return loaded
+
+
 class Result(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,9 @@ from windtunnel.tunnel.watch import Screen
 Result = dict[str, Any]
 _RAY = re.compile(r"ray(\+(?P<device>cuda|cpu))?(:(?P<address>.+))?")
 THREADED_FROM = 1_000_000
-"""Parameters from which a single run gets all threads: below, one thread is safer on a busy machine (docs/lab-log.md)."""
+"""Parameters from which a single run gets all cores: below, one is safer on a busy machine (docs/lab-log.md)."""
+_TOGETHER = 0.8
+"""Speed of a lane beside others over a worker's that is alone on its machine (docs/lab-log.md)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ class Machine:
             return cls(cores, cores, word)
         count = max(1, len(gpu_numbers(word)))
         return cls(count, 4, word, count)
+
+    @property
+    def lanes(self) -> int:
+        """Processes with a copy each that train a large run together: one a core, four at most; elsewhere threads do it."""
+        on_cpu = self.device in ("", "cpu") and sys.platform == "linux"
+        return min(4, self.threads) if on_cpu else 1
+
+    def gain(self, body: int) -> float:
+        """Speed of a large run with that many parameters over one worker's."""
+        return _TOGETHER * self.lanes if self.lanes > 1 and body >= THREADED_FROM else 1.0
 
 
 class Desk:
@@ -110,7 +123,10 @@ class Desk:
         """The checkpoint from which a stage starts, whether it exists yet or not."""
         if stage.start is None:
             return None
-        found = sorted(self.home.runs(self.program).glob(f"*-{stage.start.stage[:10]}"))
+        pattern = f"*-{stage.start.stage[:10]}"
+        found = sorted(self.home.runs(self.program).glob(pattern))
+        if not found and stage.start.fresh:  # a model of another program of this home
+            found = sorted(self.home.root.glob(f"programs/*/runs/{pattern}"))
         if not found:
             raise ArtefactError(stage.name, f"expected the run {stage.start.stage[:10]} that it grows from, found none")
         return checkpoint_path(found[0], stage.start.step)
@@ -213,7 +229,7 @@ class Desk:
         return {
             "program": self.program, "kind": stage.kind, "name": stage.name, "study": study, "config": stage.to_dict(),
             "folder": str(self.run_folder(stage).relative_to(self.home.root)),
-            "parent": f"{self.program}/{parent.parent.parent.name}" if parent else "",
+            "parent": f"{parent.parents[3].name}/{parent.parents[1].name}" if parent else "",
         }  # fmt: skip
 
     def _fleet(self, large: bool) -> Fleet | RayFleet:
@@ -226,10 +242,10 @@ class Desk:
             self._fleets.pop(other).close()
         if name not in self._fleets:
             log = self.home.program(self.program) / "workers.log"
-            workers = 1 if large else machine.workers
+            threads = machine.threads // machine.lanes if large else 1
             self._fleets[name] = Fleet(
-                workers, log, threads=machine.threads if large else 1, devices=machine.device or None,
-                world=machine.ranks if large else 1, eager=self._eager,
+                1 if large else machine.workers, log, threads=threads, devices=machine.device or None,
+                world=machine.ranks if large else 1, lanes=machine.lanes if large else 1, eager=self._eager,
             )  # fmt: skip
         return self._fleets[name]
 

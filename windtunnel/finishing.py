@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from windtunnel.corpus.chat import render
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.evaluate.before_after import answering
 from windtunnel.evaluate.choice import score_choices
-from windtunnel.evaluate.preference import score_pairs
 from windtunnel.export.card import CardFacts
 from windtunnel.export.huggingface import export_huggingface
 from windtunnel.model.sample import generate
@@ -27,6 +28,7 @@ from windtunnel.model.shape import Shape
 from windtunnel.serve.chat import chat
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import load_model
+from windtunnel.train.dynamics import Sampling, second_pass
 from windtunnel.train.loop import scorer
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.coordinates import check_coordinates
@@ -36,10 +38,10 @@ _QUESTIONS = ("What is Mathematics?", "How do I make pancakes?", "What is the Mo
 
 
 def finish(job: dict[str, Any]) -> dict[str, Any]:
-    """The first samples of a model, with seeds 0, 1, 2, …: not picked; answers if it has seen chats; task scores; for a model
-    that learnt from pairs, its accuracy on held-out ones and its parent's."""
+    """The first samples of a model, with seeds 0, 1, 2, …: not picked; answers if it has seen chats; task scores; for a
+    post-trained model, what its answers were before and are after."""
     model, manifest = load_model(Path(job["checkpoint"]))
-    tokenizer = Tokenizer.load(Path(job["tokenizer"]))
+    tokenizer, row = Tokenizer.load(Path(job["tokenizer"])), manifest.config["stage"]["plan"]["row"]
     stop = {tokenizer.eos_id, tokenizer.im_end_id}
     options = {"max_new": _SAMPLE_TOKENS, "temperature": _TEMPERATURE, "top_p": _TOP_P, "stop": stop}
     samples = [
@@ -52,18 +54,18 @@ def finish(job: dict[str, Any]) -> dict[str, Any]:
             {"question": question, "answer": tokenizer.decode(list(generate(model, list(ids), seed=0, **options)))}
         )
     tasks = {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}
-    preferences: dict[str, Any] = {}
-    if job.get("pairs"):  # the same measure before and after
-        row = manifest.config["stage"]["plan"]["row"]
-        before, _ = load_model(Path(job["parent"]))
-        for name, folder in job["pairs"].items():
-            corpus = open_corpus(Path(folder))
-            preferences[name] = {"before": score_pairs(before, corpus, row), "after": score_pairs(model, corpus, row)}
     return {
-        **({"preferences": preferences} if preferences else {}),
+        **({"answering": answering(model, tokenizer, row, **job["answering"])} if "answering" in job else {}),
         "samples": samples, "answers": answers, "tasks": tasks,
         "sampling": {"temperature": _TEMPERATURE, "top_p": _TOP_P, "tokens": _SAMPLE_TOKENS, "seeds": list(range(_SAMPLES))},
     }  # fmt: skip
+
+
+def measure_answers(job: dict[str, Any]) -> dict[str, Any]:
+    """What a post-trained model's answers were before and are after."""
+    model, manifest = load_model(Path(job.pop("checkpoint")))
+    tokenizer = Tokenizer.load(Path(job.pop("tokenizer")))
+    return answering(model, tokenizer, manifest.config["stage"]["plan"]["row"], **job)
 
 
 def evaluate(job: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +113,8 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
     """A Hugging Face folder, reloaded and compared before it counts as exported."""
     model, _ = load_model(Path(job["checkpoint"]))
     facts = CardFacts(name=job["name"], tokens=job["tokens"], scores=job["scores"], corpora=job["corpora"])
-    return {"check": export_huggingface(model, Path(job["tokenizer"]) / "tokenizer.json", Path(job["out"]), facts)}
+    source, out = Path(job["tokenizer"]) / "tokenizer.json", Path(job["out"])
+    return {"check": export_huggingface(model, source, out, facts, chats=job.get("chats", True))}
 
 
 def talk(job: dict[str, Any]) -> dict[str, Any]:
@@ -134,9 +137,22 @@ def coordinates(job: dict[str, Any]) -> dict[str, Any]:
     return check.to_dict()
 
 
+def dynamics(job: dict[str, Any]) -> dict[str, Any]:
+    """A watched second pass over the last steps of a run."""
+    runtime = choose(job.get("devices"), compiled=False)
+    prepare(runtime)
+    corpora = {name: open_corpus(Path(folder)) for name, folder in job["corpora"].items()}
+    parent = Path(job["parent"]) if job["parent"] else None
+    with tempfile.TemporaryDirectory(prefix="windtunnel-") as scratch:
+        stage = Stage.from_dict(job["stage"])
+        return second_pass(stage, corpora, parent, Sampling(**job["sampling"]), Path(scratch), runtime)
+
+
 VERBS = {
-    "average": average,
+    "answering": measure_answers,
     "coordinates": coordinates,
+    "average": average,
+    "dynamics": dynamics,
     "finish": finish,
     "evaluate": evaluate,
     "export": export,

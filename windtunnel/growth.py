@@ -1,8 +1,9 @@
-"""From a recipe's post-trained branch to its stage: lengths, rates and weights. Needs no torch."""
+"""From a recipe's branch that changes model or objective to its stage: lengths, rates and weights. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from windtunnel.base.units import Length
@@ -10,7 +11,12 @@ from windtunnel.corpus.packing import corrected
 from windtunnel.posttrain.config import GrownConfig
 from windtunnel.posttrain.dpo import PAPER_RATE, cosine, on_pairs
 from windtunnel.posttrain.sft import end_rate, fresh_stage, sft_schedule
+from windtunnel.posttrain.soup import soup_stage
+from windtunnel.pretrain.config import BranchConfig, ExpertsConfig
 from windtunnel.pretrain.setting import Setting
+from windtunnel.pretrain.upcycle import upcycled_stage
+from windtunnel.train.growth import Balance, Surgery
+from windtunnel.train.lora import Lora
 from windtunnel.train.stage import Stage
 
 _WARMUP, _DECAY = Length(0.03, "fraction"), Length(0.5, "fraction")
@@ -24,7 +30,7 @@ def posttrained(
     packed: Mapping[str, Mapping[str, Any]],
     unknown: int,
 ) -> Stage:
-    """The stage of an ``sft`` or ``dpo`` branch.
+    """The stage of an ``sft``, ``dpo`` or ``adapt`` branch.
 
     Args:
         packed: ``RowIndex.facts`` of each corpus; empty before the corpora are read.
@@ -52,7 +58,18 @@ def posttrained(
         parent, name, config.kind, setting, rate=rate, batch=batch, steps=steps, mixture=corrected(mixture, fill),
         packed=hashes, by_role=config.lr_by_role and not paper, schedule=schedule,
     )  # fmt: skip
+    if config.lora is not None:
+        stage = replace(stage, lora=Lora(config.lora.rank, config.lora.alpha))
     return stage if config.preference is None else on_pairs(stage, config.preference)
+
+
+def averaged(name: str, config: GrownConfig, members: list[tuple[Stage, int]], setting: Setting) -> Stage:
+    """The stage of a ``soup`` branch.
+
+    Raises:
+        RecipeError: members of different shapes.
+    """
+    return soup_stage(name, members, setting, config.weights)
 
 
 def _steps(
@@ -73,3 +90,23 @@ def _steps(
 def _part(length: Length, steps: int, step_tokens: int) -> int:
     """A part of the stage in steps, one at least."""
     return max(1, round(length.tokens(whole=steps * step_tokens, batch=step_tokens) / step_tokens))
+
+
+def upcycled(
+    name: str, config: BranchConfig, trunk: Stage, at: int, setting: Setting, tokens: Callable[[Length], int]
+) -> Stage:
+    """The stage of a ``moe`` branch that begins at step ``at`` of the trunk."""
+    experts, row = config.experts or ExpertsConfig(), trunk.plan.row
+    step = config.batch or trunk.step_tokens
+
+    def steps(length: Length) -> int:
+        return max(1, round(tokens(length) / step))
+
+    floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
+    return upcycled_stage(
+        trunk, name, setting, at=at, stable=steps(config.stable or config.length), decay=steps(config.length),
+        experts=experts.count, top_k=experts.top_k, batch=step // row, surgery=Surgery(experts.drop, experts.router),
+        balance=Balance(experts.balance, experts.z, experts.bias), form=config.form, floor=floor,
+        half_life=tokens(config.half_life) / step if config.half_life else None,
+        mixture=tuple(sorted(config.mixture.items())) if config.mixture else None,
+    )  # fmt: skip

@@ -17,7 +17,9 @@ from windtunnel.base.units import duration
 from windtunnel.desk import THREADED_FROM, Desk, Result
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
+from windtunnel.measures import answering_job, put_answers
 from windtunnel.planning import known_pins, pin_key
+from windtunnel.preference_study import study_beta
 from windtunnel.preparation import check_supply, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, differences, introduction, shipped
@@ -203,13 +205,17 @@ def branch_stages(job: Job) -> list[Stage]:
     """The branches, each from the checkpoint at its branch point, or from the nearest earlier one that exists."""
     program = job.program
     out: dict[str, Stage] = {}
-    trunk = job.desk.run_folder(program.trunk(job.trunk_end))
+    trunk_stage = program.trunk(job.trunk_end)
+    trunk = job.desk.run_folder(trunk_stage)
     saved = steps_saved(trunk)
     names = list(program.recipe.branch)
     if job.until in names:
         names = names[: names.index(job.until) + 1]
     for name in names:
-        if program.recipe.branch[name].kind != "decay":
+        if program.recipe.branch[name].kind == "soup":
+            out[name] = program.soup(name, out, trunk_stage, saved)
+            continue
+        if name not in program.recipe.from_trunk:
             out[name] = program.branch(name, parent=out[program.recipe.branch[name].parent])
             continue
         at = job.trunk_end or program.branch_point(name)
@@ -229,7 +235,8 @@ def generations(stages: list[Stage]) -> list[list[Stage]]:
     """Branches in groups that can be trained side by side: each group grows from those before it."""
     depth: dict[str, int] = {}
     for stage in stages:
-        depth[stage.key] = depth.get(stage.start.stage, -1) + 1 if stage.start else 0
+        parents = [member.stage for member in stage.average] or ([stage.start.stage] if stage.start else [])
+        depth[stage.key] = max((depth.get(parent, -1) + 1 for parent in parents), default=0)
     return [[s for s in stages if depth[s.key] == level] for level in range(max(depth.values(), default=-1) + 1)]
 
 
@@ -243,6 +250,7 @@ def _branches(job: Job) -> None:
         for stage in stages:
             _score_forecast(job, stage, results[stage.key])
             _finish_model(job, stage)
+            study_beta(desk, program, stage, finishing)
 
 
 def _score_forecast(job: Job, stage: Stage, result: Result) -> None:
@@ -260,18 +268,15 @@ def _finish_model(job: Job, stage: Stage) -> None:
     assert program.prepared is not None
     tasks = {name: str(recipe.base / path) for name, path in recipe.evaluate.tasks.items()}
     known = desk.book.fact(program.name, "model", stage.folder_name)
-    if known is not None and set(tasks) <= set(known.get("tasks", {})):
+    answering = answering_job(desk, program, stage)
+    if known is not None and set(tasks) <= set(known.get("tasks", {})) and (not answering or "answering" in known):
         return
     chats = any(recipe.corpus[name].chats for name in dict(stage.plan.segments[-1].mixture))
-    more: dict[str, Any] = {}
-    if stage.preference is not None:
-        folders = {name: str(desk.home.root / program.prepared.corpora[name]["folder"]) for name, _ in stage.corpora}
-        more = {"pairs": folders, "parent": str(desk.parent_checkpoint(stage))}
     with desk.screen.console.status(f"{stage.name}: samples and tasks"):
         found = finishing(
             "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),
             tokenizer=str(desk.home.root / program.prepared.tokenizer), chats=chats, tasks=tasks,
-            **more,
+            **answering,
         )  # fmt: skip
     with desk.book as book:
         book.put_fact(program.name, "model", stage.folder_name, found)
@@ -286,6 +291,8 @@ def _finish_model(job: Job, stage: Stage) -> None:
                 task["low"],
                 task["high"],
             )
+        if "answering" in found:
+            put_answers(book, desk.run_id(stage), found["answering"])
     desk.note(stage)
 
 
@@ -322,6 +329,18 @@ def _export(job: Job) -> None:
         )
 
 
+def has_seen_chats(book: Any, program: str, run: str) -> bool:
+    """Whether a model, or one that it grew from, has read a corpus of chats or pairs."""
+    corpora = (book.fact(program, "recipe", "resolved") or {}).get("corpus", {})
+    chats = {name for name, corpus in corpora.items() if any(corpus.get(k) for k in ("messages", "user", "chosen"))}
+    row = book.run(f"{program}/{run}")
+    while row is not None:
+        if any(name in chats for segment in row["config"]["plan"]["segments"] for name, _ in segment["mixture"]):
+            return True
+        row = book.run(row["parent"]) if row["parent"] else None
+    return False
+
+
 def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dict[str, Any]:
     """What the export of a run needs to know."""
     result, stage = read_json(run / RESULT), read_json(run / "stage.json")
@@ -331,6 +350,7 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
         "checkpoint": str(checkpoint_path(run, result["step"])), "tokenizer": str(home.root / prepared["tokenizer"]),
         "out": str(out), "name": f"{program}-{stage['name']}",
         "scores": {name: value["bits_per_byte"] for name, value in result["scores"].items()}, "tokens": result["tokens"],
+        "chats": has_seen_chats(book, program, run.name),
         "corpora": {name: {"licence": value.get("licence"), "tokens": value["tokens"]} for name, value in corpora.items()},
     }  # fmt: skip
 

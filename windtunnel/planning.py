@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.desk import Machine
 from windtunnel.home import Home
 from windtunnel.laws.budget import Choice
 from windtunnel.model.config import ModelConfig
@@ -36,7 +37,7 @@ class Speed:
 
     flops: float
     source: str
-    workers: int = 1
+    workers: float = 1
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def plan_lines(program: Program, home: Home, speed: Speed | None) -> list[Line]:
         out.append(Line("scaling", stages, _group_state(program, home, stages), _seconds(stages, speed)))
     for name in ("trunk", *recipe.branch):
         stage = program.trunk() if name == "trunk" else program.branch(name)
-        alone = replace(speed, workers=1) if speed else None
+        on_cores = speed is not None and speed.workers > 1
+        gain = Machine.of(None).gain(stage.shape.body) if name == "trunk" and on_cores else 1.0
+        alone = replace(speed, workers=gain) if speed else None
         out.append(Line(name, (stage,), state(program, home, stage), _seconds((stage,), alone)))
     return out
 
@@ -177,7 +180,7 @@ def _speed(program: Program, measure: bool) -> Speed | None:
     if facts is None:
         return None
     speed = facts["tokens_per_second"] * program.shape.flops_per_token(program.recipe.model.row).total
-    return Speed(speed, "matrix products of this shape measured on one thread here, times two", facts["cores"])
+    return Speed(speed, "matrix products of this shape measured on one thread here, times 1.5", facts["cores"])
 
 
 def measured(shape: Shape, row: int) -> dict[str, Any] | None:
@@ -238,14 +241,13 @@ def _schedule_parts(program: Program) -> list[RenderableType]:
 
 def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> list[RenderableType]:
     shape, kept = program.shape, _checkpoints(program)
-    weights = _BYTES_OF_A_NUMBER * shape.total
-    moments = 2 * weights  # of AdamW; Muon has one for each hidden matrix
-    if isinstance(program.setting().optimizer, Muon):
-        moments -= _BYTES_OF_A_NUMBER * shape.matrices
+    largest = max([shape, *(program.branch(name).shape for name in program.recipe.branch)], key=lambda s: s.total)
+    muon = isinstance(program.setting().optimizer, Muon)
     out: list[RenderableType] = [
         line(
-            f"memory   {bytes_size(2 * weights + moments)} for weights, gradients and moments"
-            f" · disk {bytes_size(kept * (weights + moments))}: {kept} checkpoints of the target stay"
+            f"memory   {bytes_size(2 * _BYTES_OF_A_NUMBER * largest.total + _moments(largest, muon))} for weights, gradients and"
+            f" moments · disk {bytes_size(kept * (_BYTES_OF_A_NUMBER * shape.total + _moments(shape, muon)))}:"
+            f" {kept} checkpoints of the target stay"
             f" (branch points, ends, the newest {program.recipe.trunk.keep})"
         )
     ]
@@ -257,6 +259,12 @@ def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> lis
             line(f"time     {duration(total)} for what is not done (speed: {speed.source}); compiling comes on top")
         )
     return [*out, *(line(text) for text in cost_lines(program.recipe, total))]
+
+
+def _moments(shape: Shape, muon: bool) -> int:
+    """Bytes of two moments of every parameter; under Muon one for the matrices that it trains, which experts are not."""
+    trained = shape.matrices - (shape.layers * shape.experts * 3 * shape.width * shape.ff if shape.experts > 1 else 0)
+    return _BYTES_OF_A_NUMBER * (2 * shape.total - (trained if muon else 0))
 
 
 def cost_lines(recipe: Recipe, seconds: float) -> list[str]:
@@ -274,7 +282,7 @@ def cost_lines(recipe: Recipe, seconds: float) -> list[str]:
 
 
 def _checkpoints(program: Program) -> int:
-    points = {program.branch_point(name) for name in program.recipe.decays} | {program.trunk_steps}
+    points = {program.branch_point(name) for name in program.recipe.from_trunk} | {program.trunk_steps}
     return len(points) + len(program.recipe.branch) + program.recipe.trunk.keep
 
 

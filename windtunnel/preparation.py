@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from windtunnel.base.artefact import content_hash, read_json, write_json
-from windtunnel.base.errors import ArtefactError
+from windtunnel.base.errors import ArtefactError, UserError
+from windtunnel.base.units import si
+from windtunnel.comparison import find_run
 from windtunnel.corpus.build import build_corpus, build_tokenizer, corpus_key, tokenizer_key
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.corpus.packing import row_index
@@ -16,6 +18,7 @@ from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.program import Prepared, Program
 from windtunnel.recipe import Recipe
+from windtunnel.train.stage import FINISHED, Stage
 
 _FILE = "prepared.json"
 
@@ -24,7 +27,10 @@ def preparation_key(recipe: Recipe) -> str:
     """What the preparation depends on, as far as the recipe tells."""
     tables = {name: corpus.model_dump(mode="json") for name, corpus in sorted(recipe.corpus.items())}
     packed = [[list(recipe.packed), recipe.model.row]] if recipe.packed else []
-    return content_hash([tables, recipe.tokenizer.model_dump(mode="json"), sorted(recipe.tokenizer_corpora), *packed])
+    start = [{"start": recipe.trunk.start}] if recipe.trunk.start else []
+    return content_hash(
+        [tables, recipe.tokenizer.model_dump(mode="json"), sorted(recipe.tokenizer_corpora), *packed, *start]
+    )
 
 
 def known_preparation(home: Home, recipe: Recipe) -> Prepared | None:
@@ -35,7 +41,9 @@ def known_preparation(home: Home, recipe: Recipe) -> Prepared | None:
         return None
     if raw.get("key") != preparation_key(recipe):
         return None
-    prepared = Prepared(**{k: raw[k] for k in ("tokenizer", "tokenizer_hash", "vocab", "corpora")})
+    prepared = Prepared(
+        **{k: raw[k] for k in ("tokenizer", "tokenizer_hash", "vocab", "corpora")}, origin=raw.get("origin")
+    )
     there = all((home.root / corpus["folder"]).is_dir() for corpus in prepared.corpora.values())
     return prepared if there and (home.root / prepared.tokenizer).is_dir() else None
 
@@ -72,9 +80,33 @@ def prepare(desk: Desk, recipe: Recipe) -> Prepared:
                 book.put_fact(
                     recipe.name, "corpus", name, {**corpora[name], "stats": corpus.stats, "licence": config.licence}
                 )
-    prepared = Prepared(str(folder.relative_to(home.root)), tokenizer.hash, tokenizer.vocab_size, corpora)
+    origin = _origin(desk, recipe, tokenizer.vocab_size) if recipe.trunk.start else None
+    prepared = Prepared(str(folder.relative_to(home.root)), tokenizer.hash, tokenizer.vocab_size, corpora, origin)
     write_json(home.program(recipe.name) / _FILE, {"key": preparation_key(recipe), **prepared.__dict__})
     return prepared
+
+
+def _origin(desk: Desk, recipe: Recipe, vocab: int) -> dict[str, Any]:
+    """The stage key and last step of the finished model that the trunk starts from.
+
+    Raises:
+        UserError: there is no such model in this home, it is not finished, or it is of another shape.
+    """
+    where = recipe.where("trunk.start")
+    row = find_run(desk.book, recipe.trunk.start or "")
+    if row["kind"] not in FINISHED or row["status"] != "done":
+        fix = "choose a branch that windtunnel status shows as done"
+        raise UserError(
+            where, f"expected a finished model, got the {row['kind']} '{row['name']}', {row['status']}", fix
+        )
+    stage = Stage.from_dict(row["config"])
+    wanted, found = recipe.target_shape(vocab), stage.shape
+    if wanted != found:
+        here, there = (f"{si(s.body)} with a vocabulary of {s.vocab:,}" if s else "a budget" for s in (wanted, found))
+        raise UserError(
+            where, f"expected the shape of {row['id']} ({there}), got {here}", "windtunnel adapt writes the recipe"
+        )
+    return {"stage": stage.key, "step": stage.steps}
 
 
 def _packed(corpus: Corpus, row: int, say: Any) -> dict[str, Any]:

@@ -6,20 +6,22 @@ earlier run recorded its corpora, its derived batch and its choices.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
-from windtunnel.growth import posttrained
+from windtunnel.growth import averaged, posttrained, upcycled
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.posttrain.config import POSTTRAINED
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
-from windtunnel.train.stage import AdamW, Stage, optimizer_of
+from windtunnel.train.stage import AdamW, Stage, Start, optimizer_of
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
 from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, apply_to_shape, shown_value, space_of
 
@@ -39,12 +41,16 @@ class Derived:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenizer and corpora as they were built: names, folders relative to the home, content hashes, rows and sizes."""
+    """Tokenizer and corpora as they were built: names, folders relative to the home, content hashes, rows and sizes.
+
+    ``origin`` is the stage key and step of the finished model whose weights the trunk starts from, if it has one.
+    """
 
     tokenizer: str
     tokenizer_hash: str
     vocab: int
     corpora: dict[str, dict[str, Any]]
+    origin: dict[str, Any] | None = None
 
     def hashes(self) -> tuple[tuple[str, str], ...]:
         return tuple(sorted((name, corpus["hash"]) for name, corpus in self.corpora.items()))
@@ -192,37 +198,83 @@ class Program:
 
     @property
     def trunk_steps(self) -> int:
-        return max([self.branch_point(name) for name in self.recipe.decays] or [self.steps])
+        return max([self.branch_point(name) for name in self.recipe.from_trunk] or [self.steps])
 
     def trunk(self, finished_at: int | None = None) -> Stage:
         """The trunk's stage; ``finished_at`` shortens it to a step at which it was told to end."""
-        points = [finished_at] if finished_at else [self.branch_point(name) for name in self.recipe.decays]
-        setting = self.setting()
-        every = max(1, round(self._tokens(self.recipe.trunk.checkpoint_every) / setting.step_tokens))
-        steps = finished_at or self.trunk_steps
+        setting, steps = self.setting(), finished_at or self.trunk_steps
+        every = self.checkpoint_steps
+        points = [finished_at] if finished_at else [self.branch_point(name) for name in self.recipe.from_trunk]
+        points += [step for name in self.recipe.branch for step in self.soup_points(name, steps)]
+        origin = self.prepared.origin if self.prepared else None
         return replace(
-            trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep
-        )
+            trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep,
+            start=Start(origin["stage"], origin["step"], fresh=True) if origin else None,
+        )  # fmt: skip
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between two checkpoints of the trunk."""
+        every = self._tokens(self.recipe.trunk.checkpoint_every)
+        return max(1, round(every / (self.batch * self.recipe.model.row)))
+
+    def soup_points(self, name: str, end: int) -> list[int]:
+        """The checkpoints of a trunk of ``end`` steps that a soup averages; none unless the branch is a soup of the trunk."""
+        config = self.recipe.branch[name]
+        if config.kind != "soup" or config.of != ("trunk",):
+            return []
+        return [step for i in range(config.last or 4) if (step := end - i * self.checkpoint_steps) > 0]
+
+    def soup(self, name: str, grown: Mapping[str, Stage], trunk: Stage, saved: Collection[int] | None = None) -> Stage:
+        """The stage of a soup.
+
+        Args:
+            grown: the branches above it.
+            trunk: as it was trained.
+            saved: its checkpoints, where some exist.
+
+        Raises:
+            RecipeError: the trunk has fewer than two of the checkpoints, or members differ in shape.
+        """
+        config = self.recipe.branch[name]
+        assert config.of is not None
+        if config.of != ("trunk",):
+            return averaged(
+                name, config, [(grown[member], grown[member].steps) for member in config.of], self.setting()
+            )
+        points = [step for step in self.soup_points(name, trunk.steps) if saved is None or step in saved]
+        if len(points) < 2:
+            raise RecipeError(
+                self.recipe.where(f"branch.{name}.last"),
+                f"expected two checkpoints of the trunk or more, found {len(points)}", "lower trunk.checkpoint_every",
+            )  # fmt: skip
+        return averaged(name, config, [(trunk, step) for step in points], self.setting())
 
     def branch(self, name: str, finished_at: int | None = None, parent: Stage | None = None) -> Stage:
         """A branch's stage.
 
         Args:
-            finished_at: step of the trunk at which decays begin, if it was told to end there.
+            finished_at: step of the trunk at which its branches begin, if it was told to end there.
             parent: what a post-trained branch grows from, if that is not as the recipe says.
         """
         config, setting = self.recipe.branch[name], self.setting()
-        if config.kind != "decay":
+        if config.kind == "soup":
+            grown = {member: self.branch(member, finished_at) for member in config.of or () if member != "trunk"}
+            return self.soup(name, grown, self.trunk(finished_at))
+        if config.kind in POSTTRAINED:
             corpora = self.prepared.corpora if self.prepared else {}
             packed = {corpus: facts["packed"] for corpus, facts in corpora.items() if "packed" in facts}
             parent = parent or self.branch(config.parent, finished_at)
             return posttrained(name, config, parent, setting, packed, max(1, self.total_tokens // 10))
+        trunk, at = self.trunk(finished_at), finished_at or self.branch_point(name)
+        if config.kind == "moe":
+            return upcycled(name, config, trunk, at, setting, self._tokens)
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
         half_life = self._tokens(config.half_life) / setting.step_tokens if config.half_life else None
         return decay_stage(
-            self.trunk(finished_at), name, setting, at=finished_at or self.branch_point(name), steps=self.decay_steps(name),
-            form=config.form, floor=floor, half_life=half_life, mixture=mixture,
+            trunk, name, setting, at=at, steps=self.decay_steps(name), form=config.form, floor=floor, half_life=half_life,
+            mixture=mixture,
         )  # fmt: skip
 
     def decay(self) -> Decay:

@@ -8,7 +8,8 @@ from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
 from windtunnel.model.shape import Shape
 from windtunnel.recipe_errors import nearest
-from windtunnel.recipe_posttraining import Problem, posttraining
+from windtunnel.recipe_growth import Problem, growth
+from windtunnel.recipe_posttraining import posttraining
 from windtunnel.recipe_schema import Recipe
 from windtunnel.tunnel.space import space_of
 
@@ -18,7 +19,7 @@ _STATED = {
     "warmup": "trunk.warmup", "qk_norm": "model.qk_norm", "optimizer": "optimizer.kind", "decay": "optimizer.decay",
 }  # fmt: skip
 """Where a recipe states what an axis would search."""
-_SCHEMES = ("pypi:", "hf:")
+_SCHEMES = ("pypi:", "hf:", "made:")
 
 
 def check(recipe: Recipe) -> None:
@@ -109,12 +110,13 @@ def _names(recipe: Recipe) -> Iterator[Problem]:
         )
     if "trunk" in recipe.branch:
         yield Problem("branch.trunk", "expected a name other than the trunk's, got 'trunk'", "rename the branch")
-    for name in recipe.decays:
-        if recipe.branch[name].parent != "trunk":
+    for name in recipe.from_trunk:
+        branch = recipe.branch[name]
+        if branch.parent != "trunk":
             yield Problem(
                 f"branch.{name}.parent",
-                f"expected 'trunk' for a decay, got {recipe.branch[name].parent!r}",
-                "a decay grows from the stable run",
+                f"expected 'trunk' for a {branch.kind}, got {branch.parent!r}",
+                f"a {branch.kind} grows from the stable run",
             )
     if recipe.export.branch and recipe.export.branch not in recipe.branch:
         fix = nearest(recipe.export.branch, recipe.branch)
@@ -252,7 +254,7 @@ def _lengths(recipe: Recipe) -> Iterator[Problem]:
             "trunk.tokens", f"expected at least one step of {trunk.batch or recipe.model.row} tokens, got {whole}"
         )
     warmup = _tokens(trunk.warmup, recipe, shape, whole)
-    for name in recipe.decays:
+    for name in recipe.from_trunk:
         key, branch = f"branch.{name}", recipe.branch[name]
         yield from _decay(key, recipe, shape, whole)
         if branch.half_life is not None and branch.form != "exponential":
@@ -302,5 +304,5 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _dial, _names, _shape, _decay_batch, _optimizer, posttraining, _tunnel, _space, _lengths,
+    _dial, _names, _shape, _decay_batch, _optimizer, posttraining, growth, _tunnel, _space, _lengths,
 )  # fmt: skip

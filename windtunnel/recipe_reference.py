@@ -16,7 +16,7 @@ from windtunnel.recipe_schema import Recipe
 TABLES = (
     "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "tunnel.space",
     "tunnel.transfer",
-    "trunk", "branch.NAME", "evaluate", "export", "machine",
+    "trunk", "branch.NAME", "branch.NAME.experts", "branch.NAME.lora", "evaluate", "export", "machine",
 )  # fmt: skip
 
 

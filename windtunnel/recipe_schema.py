@@ -238,6 +238,11 @@ class Recipe(Config):
         return tuple(name for name, branch in self.branch.items() if branch.kind == "decay")
 
     @property
+    def from_trunk(self) -> tuple[str, ...]:
+        """The branches that grow from the trunk: decays, and those that change its model."""
+        return tuple(name for name, branch in self.branch.items() if branch.kind in ("decay", "moe"))
+
+    @property
     def packed(self) -> tuple[str, ...]:
         """The corpora whose documents are packed whole into rows: those of post-trained branches."""
         used = (branch.mixture or {} for branch in self.branch.values() if branch.kind in POSTTRAINED)

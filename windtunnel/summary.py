@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
-from windtunnel.desk import THREADED_FROM, Desk
+from windtunnel.desk import Desk
 from windtunnel.planning import cost_lines
 from windtunnel.program import Program
 from windtunnel.train.folder import RESULT, read_result
@@ -19,8 +19,6 @@ from windtunnel.train.stage import FINISHED
 from windtunnel.views import View, line, table
 
 LN2 = math.log(2)
-_TWO_THREADS = 1.3
-"""Speed of two threads over one for a compiled step on a CPU: an assumption, not yet measured."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,7 @@ def remaining_cost(desk: Desk, program: Program) -> Remaining:
         trunk = sum(stage.flops for stage in left if stage.kind == "trunk")
         branches = [stage.flops for stage in left if stage.kind != "trunk"]
         together = max([sum(branches) / desk.machine.workers, *branches]) if branches else 0.0
-        threaded = desk.machine.threads > 1 and program.shape.body >= THREADED_FROM
-        faster = _TWO_THREADS if threaded else 1.0
-        seconds = (trunk / faster + together) / speed if speed else math.nan
+        seconds = (trunk / desk.machine.gain(program.shape.body) + together) / speed if speed else math.nan
     money = machine.count * seconds / 3600 * machine.price if machine and machine.price is not None else None
     return Remaining(seconds, source, money, 12.0 * program.shape.total * (len(stages) + program.recipe.trunk.keep))
 

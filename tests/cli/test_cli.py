@@ -52,6 +52,8 @@ SURFACE = {
     "quickstart": "--devices --help --home --set",
     "finish": "--devices --help --home name",
     "clean": "--help --home --json --really",
+    "replicate": "--claim --devices --help --home --json --markdown --out --seeds --set --size recipe",
+    "adapt": "--chats --data --devices --help --home --json --lr --name --out --plan --replay --seeds --tokens name",
     "data": "--help",
     "data show": "--help --home --json --set paths",
     "data compression": "--help --home --json --set recipe",
@@ -65,10 +67,16 @@ SURFACE = {
     "law list": "--help --json",
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
+    "law dynamics": "--devices --every --help --home --json --out --steps --window name",
+    "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
     "law scale": "--budget --counts --devices --flops --help --home --json --set recipe",
     "law decide": "--alpha --corpus --help --home --json --least a b",
     "law schedule": "--against --anywhere --help --home --json --length --warmup sources",
     "model": "--help",
+    "model tree": "--help --home --json program",
+    "model branch": "--devices --help --home --kind --name --set source",
+    "model delete": "--help --home --yes name",
+    "model preferences": "--help --home --json runs",
     "model shapes": "--family --help --json --vocab",
 }
 VERBS = [
@@ -87,6 +95,12 @@ VERBS = [
     "compression",
     "transfer",
     "coordinates",
+    "replicate",
+    "dynamics",
+    "decay_data",
+    "tree",
+    "branch",
+    "delete",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -189,7 +203,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
     for name in VERBS:
         setattr(fake, name, verb(name))
     fake.open_book, fake.find_run = open_book, find_run
-    names = ("pipeline", "planning", "manage", "comparison", "transfer_study", "coordinate_study", "ledger")
+    names = (
+        "pipeline",
+        "planning",
+        "manage",
+        "comparison",
+        "transfer_study",
+        "coordinate_study",
+        "replication",
+        "dynamics_study",
+        "lineage",
+        "ledger",
+    )
     # Importing a module also sets it on the package: both places are put back as they were.
     keys = [f"windtunnel.{name}" for name in (*names, "api")]
     kept, attributes = {key: sys.modules.pop(key, None) for key in keys}, dict(vars(wt))
@@ -252,6 +277,32 @@ HOME = Path("some-home")
             {"axes": ["width", "depth"], "devices": None},
         ),
         ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
+        (
+            "replicate --size tiny --claim wsd --claim decay --seeds 4 --out r.html",
+            "replicate",
+            (HOME,),
+            {
+                "size": "tiny",
+                "claims": ["wsd", "decay"],
+                "seeds": 4,
+                "out": Path("r.html"),
+                "markdown": None,
+                "devices": None,
+            },
+        ),
+        (
+            "law dynamics a --every 10",
+            "dynamics",
+            (HOME, "a"),
+            {"steps": None, "every": 10, "window": None, "out": None, "devices": None},
+        ),
+        ("model tree quickstart", "tree", (HOME, "quickstart"), {}),
+        (
+            "model branch a/trunk@90 --name late --set tokens=10% --set floor=0.2",
+            "branch",
+            (HOME, "a/trunk@90", "late"),
+            {"kind": None, "values": ["tokens=10%", "floor=0.2"], "devices": None},
+        ),
         ("plan quickstart --no-measure", "plan", (HOME,), {"measure": False}),
     ],
 )

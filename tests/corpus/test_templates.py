@@ -69,6 +69,45 @@ def test_a_template_bomb_is_stopped_by_its_size_and_by_its_time(monkeypatch, lim
     assert len(bomb(FIELDS)) == 1_000_000
 
 
+LONG = "{% for a in long %}{% for b in long %}{% for c in long %}{% endfor %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LONG,
+        LONG.replace("in long", "in long if a"),
+        "{{ long | replace('x', long) | replace('x', long) }}",
+        "{{ long | list | join(long) | list | join(long) }}",
+        "{{ long.join(long.join(long)) }}",
+        "{{ long | replace('', long) | replace('', long) }}",
+        "{% if " + " or ".join(["long | replace('x', long) | sort | first == 'y'"] * 150) + " %}{% endif %}",
+    ],
+)
+def test_a_template_that_loops_or_grows_is_stopped_even_if_it_writes_nothing(monkeypatch, template):
+    monkeypatch.setattr(templates, "SECONDS", 0.3)
+    with pytest.raises(RecordError, match=r"exceeds its limits of 16 MB or 2 s"):
+        compile_template(template, "text")(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "not 'macro'"),
+        ("{% set x = long %}{% set x = x + x %}{{ x }}", "not 'assign'"),
+        ("{% set x %}{{ long }}{% endset %}{{ x }}", "not 'assignblock'"),
+        ("{% for a in steps recursive %}{{ loop(steps) }}{% endfor %}", "not 'recursive'"),
+        ("{% include 'x' %}", "not 'include'"),
+        ("{% with a = 1 %}{{ a }}{% endwith %}", "not 'with'"),
+        ("{{ " + "(" * 4000 + "1" + ")" * 4000 + " }}", "nested too deeply"),
+    ],
+)
+def test_a_template_cannot_call_itself_or_keep_variables(template, words):
+    with pytest.raises(RecipeError, match=f"^text: expected a Jinja template: .*{words}") as caught:
+        compile_template(template, "text")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_limits_are_what_the_message_says():
     assert (templates.MAXIMUM_OUTPUT, templates.SECONDS) == (1 << 24, 2.0)
 

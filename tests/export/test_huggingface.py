@@ -65,6 +65,13 @@ def _tokens(model: Transformer) -> torch.Tensor:
     return torch.randint(0, model.shape.vocab, (2, 48), generator=torch.Generator().manual_seed(2))
 
 
+def test_a_model_that_saw_no_chats_has_no_chat_template(tokenizer_json: Path, tmp_path: Path) -> None:
+    said = export_huggingface(_model(), tokenizer_json, tmp_path / "base", CARD, chats=False)
+    assert "logits agree" in said
+    assert not (tmp_path / "base" / "chat_template.jinja").exists()
+    assert "chat" not in (tmp_path / "base" / "README.md").read_text(encoding="utf-8").lower()
+
+
 @needs_transformers
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
@@ -123,6 +130,24 @@ def test_each_scale_that_is_left_out_fails_the_export(
     with pytest.raises(ArtefactError, match="logits differ"):
         export_huggingface(_model(tied=tied), tokenizer_json, tmp_path / "out", CARD)
     assert list(tmp_path.iterdir()) == []  # nothing is left that looks exported
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["from the files alone", "transformers"])
+def test_a_mixture_of_experts_loads_as_a_mixtral(alone, tokenizer_json: Path, tmp_path: Path, monkeypatch) -> None:
+    if alone:
+        monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
+    elif importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    model = _model(experts=4, top_k=2)
+    check = export_huggingface(model, tokenizer_json, tmp_path / "out", CARD)
+    assert ("plain decoder" if alone else "transformers") in check
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["architectures"], config["num_local_experts"]) == (["MixtralForCausalLM"], 4)
+    model.layers[1].mlp.bias[2] = 0.25
+    with pytest.raises(ArtefactError, match=r"found a bias in layers\.1"):
+        export_huggingface(model, tokenizer_json, tmp_path / "out", CARD)
+    with pytest.raises(ArtefactError, match="expected experts without QK-norm"):
+        export_huggingface(_model(experts=4, top_k=2, qk_norm=True), tokenizer_json, tmp_path / "other", CARD)
 
 
 @needs_transformers

@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from windtunnel.base.artefact import read_json
 from windtunnel.base.labbook import LabBook
+from windtunnel.evaluate import before_after
 from windtunnel.home import Home
 from windtunnel.manage import clean
-from windtunnel.pipeline import run
+from windtunnel.measures import EXACT
+from windtunnel.pipeline import has_seen_chats, run
 from windtunnel.planning import plan
 from windtunnel.recipe import load_recipe
+from windtunnel.train.folder import checkpoint_path, steps_saved
 
 RECIPE = """
 name = "family"
@@ -66,7 +71,28 @@ kind = "dpo"
 parent = "chat"
 epochs = 1
 batch = "256"
+betas = [0.02]
 mixture = { pairs = 1 }
+
+[branch.adapted]
+kind = "adapt"
+parent = "same"
+tokens = "1024"
+lora = { rank = 4, alpha = 8.0 }
+mixture = { plain = 1 }
+
+[branch.mean]
+kind = "soup"
+of = ["chat", "aligned"]
+weights = [3.0, 1.0]
+
+[branch.flat]
+kind = "soup"
+of = ["trunk"]
+last = 2
+
+[export]
+branch = "aligned"
 
 [evaluate]
 tokens = "1k"
@@ -97,12 +123,45 @@ def folder(tmp_path_factory, write_made_up) -> Path:
     return made
 
 
-def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing(folder, tmp_path, trained, capsys):
+TREE = ["same", "flat", "chat", "adapted", "aligned", "aligned-beta-0.02", "mean"]
+"""Generation by generation."""
+
+
+def weights_of(home: Path, row: dict, step: int | None = None) -> dict[str, torch.Tensor]:
+    saved = steps_saved(home / row["folder"])
+    return load_file(checkpoint_path(home / row["folder"], saved[-1] if step is None else step) / "weights.safetensors")
+
+
+def averages_are_averages(home: Path, rows: dict[str, dict]) -> None:
+    chat, aligned, mean = (weights_of(home, rows[name]) for name in ("chat", "aligned", "mean"))
+    for name, value in mean.items():
+        torch.testing.assert_close(
+            value, (0.75 * chat[name].double() + 0.25 * aligned[name].double()).float(), rtol=0, atol=0
+        )
+    config = rows["flat"]["config"]
+    steps = [member["step"] for member in config["average"]]
+    assert len(steps) == 2
+    assert steps[0] == rows["trunk"]["steps"]
+    one, two = (weights_of(home, rows["trunk"], step) for step in steps)
+    flat = weights_of(home, rows["flat"])
+    assert any(not torch.equal(one[name], two[name]) for name in flat)
+    for name, value in flat.items():
+        torch.testing.assert_close(value, ((one[name].double() + two[name].double()) / 2).float(), rtol=0, atol=0)
+    assert (rows["flat"]["steps"], rows["flat"]["flops"], rows["mean"]["parent"]) == (0, 0.0, rows["chat"]["id"])
+    adapted, same = weights_of(home, rows["adapted"]), weights_of(home, rows["same"])
+    assert torch.equal(adapted["embedding.weight"], same["embedding.weight"])
+    assert not torch.equal(adapted["layers.0.mlp.up.weight"], same["layers.0.mlp.up.weight"])
+
+
+def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing(
+    folder, tmp_path, trained, monkeypatch
+):
+    monkeypatch.setattr(before_after, "PROMPTS", 6)
     recipe = load_recipe(folder / "family.toml")
     before = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert before["chat"] == "new"
     run(recipe, tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat", "aligned"]
+    assert trained == ["trunk", *TREE]
     book = LabBook(Home(tmp_path).labbook)
     rows = {row["name"]: row for row in book.runs(program="family")}
     assert (rows["chat"]["kind"], rows["chat"]["parent"]) == ("sft", rows["same"]["id"])
@@ -115,15 +174,44 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
     assert weights["chats"] * chats["fill"] / (weights["plain"] * texts["fill"]) == pytest.approx(3)
     fact = book.facts("family", "model")[Path(rows["chat"]["folder"]).name]
     assert len(fact["answers"]) > 0
-    preferences = book.facts("family", "model")[Path(rows["aligned"]["folder"]).name]["preferences"]["pairs"]
+    preferences = book.facts("family", "model")[Path(rows["aligned"]["folder"]).name]["answering"]["preferences"][
+        "pairs"
+    ]
     assert preferences["before"]["count"] == preferences["after"]["count"] > 0
     assert all(found["low"] <= found["accuracy"] <= found["high"] for found in preferences.values())
-    assert {s["corpus"] for s in book.scores(rows["chat"]["id"])} >= {"plain", "chats"}
-    assert "chat" in (Home(tmp_path).program("family") / "report.html").read_text(encoding="utf-8")
+    scores = {(s["corpus"], s["name"]): s for s in book.scores(rows["aligned"]["id"])}
+    assert {corpus for corpus, _ in scores} == {"plain", "chats", "pairs", EXACT}
+    told = {(EXACT, "accuracy"), (EXACT, "accuracy_sorting"), (EXACT, "stop_rate"), ("pairs", "stop_rate"),
+            ("pairs", "answer_tokens"), ("pairs", "preference_accuracy"), ("pairs", "kl_to_reference")}  # fmt: skip
+    assert told <= set(scores)
+    assert scores["pairs", "preference_accuracy"]["value"] == preferences["after"]["accuracy"]
+    sweep = book.fact("family", "study", "beta-aligned")["rows"]
+    assert [row["beta"] for row in sweep] == [0.02, 0.1]
+    assert sweep[1]["preferences"]["pairs"] == preferences
+    assert sweep[0]["divergence"]["pairs"]["per_answer"] >= 0
+    assert {row["study"] for row in book.runs(program="family")} == {"", "beta-aligned"}
+    read_back = read_json(Home(tmp_path).root / rows["aligned"]["folder"] / "record.json")["scores"]
+    assert [s for s in read_back if s["name"] == "kl_to_reference"]
+    page = (Home(tmp_path).program("family") / "report.html").read_text(encoding="utf-8")
+    for words in ("What post-training changed", "aligned, grown from chat", "dpo with β = 0.1", "alignment tax", "right: sorting",
+                  "ends by itself: pairs", "Roles multiply the base rate", "share of training pairs with a positive margin", "0.1 (this branch)"):  # fmt: skip
+        assert words in page, words
     after = {line["name"]: line["state"] for line in plan(recipe, tmp_path, measure=False).data["stages"]}
     assert set(after.values()) == {"done"}
+    averages_are_averages(tmp_path, rows)
+    for name, chats in (
+        ("trunk", False),
+        ("same", False),
+        ("adapted", False),
+        ("chat", True),
+        ("aligned", True),
+        ("mean", True),
+    ):
+        assert has_seen_chats(book, "family", Path(rows[name]["folder"]).name) is chats
+    (exported,) = (Home(tmp_path).program("family") / "exports").glob("aligned-*")
+    assert (exported / "chat_template.jinja").is_file()
     run(recipe, tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat", "aligned"]
+    assert trained == ["trunk", *TREE]
     run(load_recipe(folder / "family.toml", ["branch.chat.lr=0.002"]), tmp_path, quiet=True)
-    assert trained == ["trunk", "same", "chat", "aligned", "chat", "aligned"]
+    assert trained == ["trunk", *TREE, "chat", "aligned", "aligned-beta-0.02", "mean"]
     assert not [name for name in clean(tmp_path).data["folders"] if "/runs/same" in name or "/runs/trunk" in name]

@@ -37,8 +37,11 @@ FIELDS = {
     "transfer",
     "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
-    "trunk": "tokens batch warmup mixture masking checkpoint_every keep",
-    "branch.x": "kind parent at tokens form floor half_life mixture batch epochs lr lr_by_role preset loss beta smoothing margin warmup decay",
+    "trunk": "start tokens batch warmup mixture masking checkpoint_every keep",
+    "branch.x": "kind parent at tokens form floor half_life mixture batch stable experts epochs lr lr_by_role preset loss beta betas "
+    "smoothing margin warmup decay lora of weights last",
+    "branch.x.lora": "rank alpha",
+    "branch.x.experts": "count top_k drop router balance z bias",
     "evaluate": "corpora tokens tasks",
     "export": "branch format",
     "machine": "count tflops price watts currency",

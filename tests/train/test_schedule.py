@@ -39,6 +39,15 @@ def test_the_cosine_schedule_is_the_released_half_cosine_with_its_floor():
     assert schedule.factor(1000) == schedule.factor(2000) == pytest.approx(0.1)
 
 
+def test_a_looping_cosine_is_periodic_and_equals_the_plain_one_up_to_its_period():
+    plain, loop = (Schedule(warmup=100, decay_steps=1000, floor=0.1, kind=kind) for kind in ("cosine", "cosine-loop"))
+    for step in (50, 100, 400, 1000):
+        assert loop.factor(step) == plain.factor(step)
+    assert loop.factor(1450) == pytest.approx(loop.factor(550), rel=1e-12)
+    assert loop.factor(1900) == pytest.approx(1.0)
+    assert loop.factor(2800) == pytest.approx(0.1)
+
+
 def test_one_minus_sqrt_and_the_cosine_decay_at_hand_computed_points():
     assert decay("1-sqrt", 0.25, 0.0) == pytest.approx(0.5)
     assert decay("1-sqrt", 0.25, 0.1) == pytest.approx(0.55)

@@ -166,6 +166,15 @@ class LabBook:
         """Records a derived thing of a program as JSON: a law, a forecast, a plan, a choice, samples."""
         self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?, ?, ?)", (program, kind, name, json.dumps(value)))
 
+    def forget_run(self, run: str) -> None:
+        """Removes a run with its metrics and scores."""
+        for table, column in (("run", "id"), ("metric", "run"), ("score", "run")):
+            self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (run,))
+
+    def forget_fact(self, program: str, kind: str, name: str) -> None:
+        """Removes a fact, if there is one."""
+        self._db.execute("DELETE FROM fact WHERE program = ? AND kind = ? AND name = ?", (program, kind, name))
+
     def run(self, run: str) -> dict[str, Any] | None:
         """One run's row with its configuration as a dictionary, or None."""
         row = self._db.execute("SELECT * FROM run WHERE id = ?", (run,)).fetchone()

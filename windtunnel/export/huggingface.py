@@ -1,4 +1,4 @@
-"""A Hugging Face folder that loads as a plain Llama (as a Qwen3 with QK-norm), reloaded and compared before it counts."""
+"""A Hugging Face folder that loads as a plain Llama (Qwen3 with QK-norm, Mixtral with experts), reloaded and compared."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ _TEXTS = ("Hello, world!", " Two  spaces\n\n and 12345 digits", "naïve café �
 
 
 def export_huggingface(
-    model: Transformer, tokenizer_json: Path, out: Path, card: CardFacts, *, dtype: torch.dtype = torch.float32
-) -> str:
+    model: Transformer, tokenizer_json: Path, out: Path, card: CardFacts, *, dtype: torch.dtype = torch.float32,
+    chats: bool = True,
+) -> str:  # fmt: skip
     """Writes the folder and returns one line that says which check it passed.
 
     With transformers installed, a fresh offline process loads the folder with ``AutoModelForCausalLM`` and ``AutoTokenizer``
@@ -47,6 +48,7 @@ def export_huggingface(
         out: the folder; an earlier export there is replaced, anything else is refused.
         card: what the model card says.
         dtype: of the stored weights.
+        chats: whether the model has learnt any; a template without them would promise answers that it cannot give.
 
     Raises:
         ArtefactError: the tokenizer is not the model's, ``out`` holds something else, or the comparison failed.
@@ -60,9 +62,9 @@ def export_huggingface(
     }
     with write_artefact(out, KIND, config) as folder:
         save_file(fold(model, dtype), folder / "model.safetensors", metadata={"format": "pt"})
-        for name, text in _files(model.shape, tokenizer, card, dtype).items():
+        for name, text in _files(model.shape, tokenizer, card, dtype, chats).items():
             (folder / name).write_text(text, encoding="utf-8")
-        return check_export(folder, model, tokenizer, dtype)
+        return check_export(folder, model, tokenizer, dtype, chats)
 
 
 def _tokenizer(path: Path, shape: Shape) -> Tokenizer:
@@ -88,7 +90,7 @@ def _refuse_to_overwrite(out: Path) -> None:
         ) from None
 
 
-def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dtype) -> dict[str, str]:
+def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dtype, chats: bool) -> dict[str, str]:
     pad, bos, eos = SPECIAL_TOKENS[:3]
     special = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
     tokenizer_config = {
@@ -109,8 +111,8 @@ def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dty
     return {
         **{name: json.dumps(value, indent=2) + "\n" for name, value in texts.items()},
         "tokenizer.json": tokenizer.to_json(add_bos=True),
-        "chat_template.jinja": CHATML_JINJA,
-        "README.md": render_card(card, shape, chats=True),
+        **({"chat_template.jinja": CHATML_JINJA} if chats else {}),
+        "README.md": render_card(card, shape, chats=chats),
     }
 
 
@@ -118,10 +120,16 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
     """config.json. Theta and dtype stand there twice: old and new readers look in different places, and a default would be
     silently wrong.
 
-    With QK-norm it is Qwen3's, which is a Llama with an RMSNorm of each query and key head before the rotation; its options
-    for sliding windows are off.
+    With QK-norm it is Qwen3's, which is a Llama with an RMSNorm of each query and key head before the rotation; with experts
+    it is Mixtral's. Options for sliding windows are off.
     """
     name = architecture(shape)
+    mixture = {
+        "num_local_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+        "router_jitter_noise": 0.0,
+        "sliding_window": None,
+    }
     return {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": name.lower(),
@@ -148,10 +156,11 @@ def llama_config(shape: Shape, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
         "pad_token_id": tokenizer.pad_id,
         "dtype": str(dtype)[6:],
         "torch_dtype": str(dtype)[6:],
+        **(mixture if shape.experts > 1 else {}),
     }
 
 
-def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype) -> str:
+def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype, chats: bool = True) -> str:
     """Compares a written folder with the model that it came from; returns what was checked.
 
     Raises:
@@ -166,7 +175,7 @@ def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: 
             "a plain decoder from the files alone",
         )
     else:
-        difference, who = _reloaded(folder, tokens_BT, logits, tokenizer)
+        difference, who = _reloaded(folder, tokens_BT, logits, tokenizer, chats)
     limit = TOLERANCE[dtype] * max(1.0, float(logits.abs().max()))
     if not difference <= limit:
         problem = f"logits differ by {difference:.2g} after reloading, {limit:.2g} is allowed ({who})"
@@ -184,7 +193,7 @@ def _own_logits(model: Transformer, tokens_BT: Tensor) -> Tensor:
         model.compute_dtype = before
 
 
-def _reloaded(folder: Path, tokens_BT: Tensor, logits: Tensor, tokenizer: Tokenizer) -> tuple[float, str]:
+def _reloaded(folder: Path, tokens_BT: Tensor, logits: Tensor, tokenizer: Tokenizer, chats: bool) -> tuple[float, str]:
     """The largest difference of logits in a fresh process without network; token ids must be equal."""
     with tempfile.TemporaryDirectory() as temporary:
         question, texts = Path(temporary, "question.safetensors"), Path(temporary, "texts.json")
@@ -211,7 +220,7 @@ def _reloaded(folder: Path, tokens_BT: Tensor, logits: Tensor, tokenizer: Tokeni
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     wanted = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in _TEXTS]
     chat, _ = render([{"role": "user", "content": "Hello"}], tokenizer, add_generation_prompt=True)
-    if answer["ids"] != wanted or answer["chat"] != chat:
+    if answer["ids"] != wanted or answer["chat"] != (chat if chats else None):
         raise ArtefactError(
             "export", "the reloaded tokenizer gives other ids", "please report this: the folder was not written"
         )

@@ -1,4 +1,4 @@
-"""A plain Llama, or Qwen3 where the files say so, written from an exported folder alone: the check without transformers.
+"""A plain Llama, Qwen3 or Mixtral as the files say, written from an exported folder alone: the check without transformers.
 
 It shares nothing with ``windtunnel.model``: what it computes is what the files say.
 """
@@ -24,10 +24,33 @@ def llama_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
             weights, f"{layer}.self_attn", _norm(x, weights[f"{layer}.input_layernorm.weight"], config), config
         )
         y = _norm(x, weights[f"{layer}.post_attention_layernorm.weight"], config)
-        gate, up = (y @ weights[f"{layer}.mlp.{name}_proj.weight"].T for name in ("gate", "up"))
-        x = x + (gate * torch.sigmoid(gate) * up) @ weights[f"{layer}.mlp.down_proj.weight"].T
+        x = x + (_mixture if "num_local_experts" in config else _mlp)(weights, layer, y, config)
     head = weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
     return _norm(x, weights["model.norm.weight"], config) @ head.T
+
+
+def _mlp(weights: dict[str, Tensor], layer: str, y: Tensor, config: dict) -> Tensor:
+    gate, up, down = (weights[f"{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+    return _swiglu(y, gate, up, down)
+
+
+def _swiglu(y: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    opened = y @ gate.T
+    return (opened * torch.sigmoid(opened) * (y @ up.T)) @ down.T
+
+
+def _mixture(weights: dict[str, Tensor], layer: str, y: Tensor, config: dict) -> Tensor:
+    """Every expert on every token, weighted by its share, which is zero for all but the likeliest few."""
+    block = f"{layer}.block_sparse_moe"
+    share = (y @ weights[f"{block}.gate.weight"].T).softmax(-1)
+    least = share.topk(config["num_experts_per_tok"], dim=-1).values[..., -1:]
+    share = torch.where(share >= least, share, 0.0)
+    share = share / share.sum(-1, keepdim=True)
+    parts = (
+        _swiglu(y, *(weights[f"{block}.experts.{e}.{name}.weight"] for name in ("w1", "w3", "w2")))
+        for e in range(config["num_local_experts"])
+    )
+    return sum((share[..., e, None] * part for e, part in enumerate(parts)), torch.zeros_like(y))
 
 
 def _norm(x: Tensor, gain: Tensor, config: dict) -> Tensor:

@@ -12,7 +12,8 @@ one learning rate for all matrices, no forward multipliers, as in GPT-2 (init 0.
 table 1 with α = 1, on top of ``mup``, whose numbers it has at the base width and depth: residual branches fall as 1/m_L
 instead of 1/√m_L, weight decay of hidden matrices grows as their learning rate falls, and epsilon shrinks like the gradient
 that it is compared with: 1/m_N outside the blocks, 1/(m_N·m_L) inside. The gain of QK-norm gathers over heads, so its epsilon
-does not know the width (arXiv 2512.22382).
+does not know the width (arXiv 2512.22382). Adapters: the matrix from the stream scales like a hidden one, the one from the rank,
+which does not grow with the width, like an embedding: LoRA+ (arXiv 2402.12354) finds that this is what carries over.
 
 Muon: the update of a matrix has spectral norm η·√(d_out/d_in), the spectral condition of arXiv 2310.17813, so its learning rate
 has no exponent of width, and none of depth where the residual branches carry it. Plain weight decay then needs none either.
@@ -50,6 +51,12 @@ class Role(Enum):
     HEAD_NORM = "head norm"
     """The gain of QK-norm, shared by all heads."""
     LAST_NORM = "last norm"
+    ADAPTER_DOWN = "adapter down"
+    """Of a low-rank adapter, from the stream to its few dimensions."""
+    ADAPTER_UP = "adapter up"
+    """Of a low-rank adapter, from its few dimensions back; begins at zero."""
+    ROUTER = "router"
+    """From the stream to one logit for each expert, in every layer."""
 
 
 NORMS = (Role.NORM, Role.HEAD_NORM, Role.LAST_NORM)
@@ -165,6 +172,8 @@ def _inside(width: float) -> Column:
 _OUTSIDE = Column(epsilon=Power(-1.0))
 _FLAT: dict[Role, Row] = {role: Row(muon=_FLAT_COLUMN if role is Role.HIDDEN else None) for role in Role}
 _MUP_HIDDEN = Row(init=Power(-0.5), adamw=Column(lr=Power(-1.0)), muon=_FLAT_COLUMN)
+_MUP_DOWN = replace(_MUP_HIDDEN, muon=None)
+_MUP_ROUTER = replace(_MUP_HIDDEN, muon=None)
 _COMPLETE_HIDDEN = replace(_MUP_HIDDEN, adamw=Column(lr=Power(-1.0), decay=Power(1.0), epsilon=Power(-1.0, -1.0)))
 _PAPER_AXES = {
     "batch": AxisRule(source="nothing: arXiv 2404.06395, section 3.3, keeps 0.01 while the batch follows its own law"),
@@ -182,17 +191,26 @@ _SDE_AXES = {
     "vocabulary": AxisRule(source="nothing: arXiv 2506.15025 scales the embedding's rate; not adopted, not measured here"),
 }  # fmt: skip
 TABLES: dict[str, Table] = {
-    "mup": Table({**_FLAT, Role.HIDDEN: _MUP_HIDDEN}, logits=-1.0, layers=-0.5, axes=_PAPER_AXES),
+    "mup": Table(
+        {**_FLAT, Role.HIDDEN: _MUP_HIDDEN, Role.ROUTER: _MUP_ROUTER, Role.ADAPTER_DOWN: _MUP_DOWN},
+        logits=-1.0, layers=-0.5, axes=_PAPER_AXES,
+    ),
     "standard": Table(_FLAT, logits=0.0, layers=0.0, axes=_NO_AXES),
     "completep": Table(
         {
             Role.EMBEDDING: Row(adamw=_OUTSIDE), Role.TIED_EMBEDDING: Row(adamw=_OUTSIDE), Role.HEAD: Row(adamw=_OUTSIDE),
             Role.LAST_NORM: Row(adamw=_OUTSIDE), Role.NORM: Row(adamw=_inside(-1.0)), Role.HEAD_NORM: Row(adamw=_inside(0.0)),
-            Role.HIDDEN: _COMPLETE_HIDDEN,
+            Role.HIDDEN: _COMPLETE_HIDDEN, Role.ROUTER: replace(_COMPLETE_HIDDEN, muon=None),
+            Role.ADAPTER_DOWN: replace(_COMPLETE_HIDDEN, muon=None),
+            Role.ADAPTER_UP: Row(adamw=_inside(-1.0)),
+            Role.HIDDEN: _COMPLETE_HIDDEN, Role.ROUTER: replace(_COMPLETE_HIDDEN, muon=None),
         },
         logits=-1.0, layers=-0.5, residual=-0.5, axes=_SDE_AXES,
     ),
 }  # fmt: skip
+ROUTER_STD = 0.3
+"""Of a router at the base width, where the table scales its init. With m^-1/2 it is the paper's variance 0.01 at its width ratio
+of 9 (arXiv 2404.06395, section 7.3), and the router's first logits are as large in every width."""
 WIDTH_MULTIPLIERS = ("hidden_init", "hidden_lr", "logits")
 """The width multipliers that ``Parametrization.without`` can switch off, each of which the coordinate check must notice."""
 _POSITIVE = ("init_std", "scale_emb", "scale_depth", "hidden_init", "hidden_lr", "logits", "base_layers", "rebased")
@@ -243,12 +261,15 @@ class Parametrization:
         row = TABLES[self.name].rows[role]
         column = row.muon if kind == "muon" and row.muon is not None else row.adamw
         m_N, m_L = shape.width / shape.base_width, shape.layers / self.base_layers
-        init, lr = self.init_std * row.init.of(m_N, m_L), column.lr.of(m_N, m_L)
+        std = ROUTER_STD if role is Role.ROUTER and row.init.width else self.init_std
+        init, lr = std * row.init.of(m_N, m_L), column.lr.of(m_N, m_L)
         decay, epsilon = (power.of(m_N * self.rebased, m_L) for power in (column.decay, column.epsilon))
         if role in NORMS:
             return Rule(1.0, 0.0, lr, decay, epsilon)
-        if role is Role.HIDDEN:
-            init = self.init_std if "hidden_init" in self.without else init * self.hidden_init
+        if role is Role.ADAPTER_UP:
+            return Rule(0.0, 0.0, lr, decay, epsilon)
+        if role in (Role.HIDDEN, Role.ROUTER, Role.ADAPTER_DOWN):  # of which the exponents are the hidden ones
+            init = std if "hidden_init" in self.without else init * self.hidden_init
             if column is row.adamw:
                 lr = 1.0 if "hidden_lr" in self.without else lr * self.hidden_lr
         return Rule(0.0, init, lr, decay, epsilon)

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from windtunnel.model.attention import Backend, attend, attention_backend, document_mask
+from windtunnel.model.moe import Experts, Routing
 from windtunnel.model.parametrization import Parametrization, Role, named_roles, tag
+from windtunnel.model.rope import position_tables
 from windtunnel.model.shape import Shape
 
 
@@ -118,16 +120,18 @@ class Layer(nn.Module):
         self.attention_norm = Norm(shape.width, shape.norm_eps, device)
         self.attention = Attention(shape, device)
         self.mlp_norm = Norm(shape.width, shape.norm_eps, device)
-        self.mlp = SwiGLU(shape, device)
+        self.mlp = SwiGLU(shape, device) if shape.experts == 1 else Experts(shape, device)
 
     def forward(self, h_BTD: Tensor, place: Place, layer: int) -> Tensor:
         h_BTD = h_BTD + self.attention(self.attention_norm(h_BTD), place, layer) * place.residual
-        return h_BTD + self.mlp(self.mlp_norm(h_BTD)) * place.residual
+        x_BTD = self.mlp_norm(h_BTD)
+        mixed = self.mlp(x_BTD, place.routing) if isinstance(self.mlp, Experts) else self.mlp(x_BTD)
+        return h_BTD + mixed * place.residual
 
 
 @dataclass(frozen=True)
 class Place:
-    """What every layer of one forward pass shares: positions, residual multiplier, mask, cache."""
+    """What every layer of one forward pass shares: positions, residual multiplier, mask, cache, what routers decided."""
 
     cos_TK: Tensor
     sin_TK: Tensor
@@ -135,6 +139,7 @@ class Place:
     mask: Any
     backend: Backend
     cache: KeyValueCache | None
+    routing: Routing | None = None
 
 
 class Transformer(nn.Module):
@@ -153,6 +158,10 @@ class Transformer(nn.Module):
     logit_multiplier: Tensor
     cos: Tensor
     sin: Tensor
+    load: Tensor
+    """With experts: how many choices of the running step have fallen on each, [layers, experts]."""
+    shares: Tensor
+    """With experts: the whole step's share of each, as the balancing loss needs it; −1 where it is not known beforehand."""
 
     def __init__(
         self,
@@ -176,6 +185,10 @@ class Transformer(nn.Module):
         for name in ("cos", "sin"):
             table = torch.empty(shape.max_positions, shape.head_dim // 2, device=device)
             self.register_buffer(name, table, persistent=False)
+        if shape.experts > 1:
+            for name in ("load", "shares"):
+                table = torch.full((shape.layers, shape.experts), -1.0, device=device)
+                self.register_buffer(name, table, persistent=False)
         self.roles = named_roles(self)
         """The role of every parameter by name; read here, because tags do not survive sharding or a deep copy."""
         self._fill_buffers()
@@ -186,13 +199,10 @@ class Transformer(nn.Module):
         self.embedding_multiplier.fill_(m.embedding)
         self.residual_multiplier.fill_(m.residual)
         self.logit_multiplier.fill_(m.logits)
-        # fp32 throughout, as in the runtimes that exported models meet.
-        frequency_K = 1.0 / shape.rope_theta ** (
-            torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-        )
-        angle_TK = torch.arange(shape.max_positions, dtype=torch.float32)[:, None] * frequency_K
-        self.cos.copy_(angle_TK.cos())
-        self.sin.copy_(angle_TK.sin())
+        for table, values in zip(
+            (self.cos, self.sin), position_tables(shape, shape.max_positions, length=0), strict=True
+        ):
+            table.copy_(values)
 
     def set_parametrization(self, parametrization: Parametrization) -> None:
         """Changes the forward multipliers in place; weights stay as they are and compiled code stays valid."""
@@ -209,6 +219,9 @@ class Transformer(nn.Module):
         self._fill_buffers()
         for name, parameter in self.named_parameters():
             parameter.copy_(self.initial(name, seed))
+        for layer in self.layers:
+            if isinstance(layer.mlp, Experts):
+                layer.mlp.bias.zero_()
 
     def initial(self, name: str, seed: int) -> Tensor:
         """The initial value of one parameter, fp32 on the CPU."""
@@ -223,8 +236,9 @@ class Transformer(nn.Module):
         return value
 
     def hidden(
-        self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
+        self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:  # fmt: skip
         """What the head multiplies: norm(h_L) times the logit multiplier, in the compute dtype.
 
         Args:
@@ -232,6 +246,7 @@ class Transformer(nn.Module):
             documents_BT: number of each position's document within its row, ascending; tokens see only their own document.
                 None means that a row is one document.
             cache: decode on from the positions it holds, and add these; excludes ``documents_BT``.
+            routing: a list that receives what each layer's router decided.
         """
         length = tokens_BT.shape[1]
         start = 0 if cache is None else cache.used
@@ -240,8 +255,8 @@ class Transformer(nn.Module):
         if start:
             position = torch.arange(start + length, device=tokens_BT.device)
             mask = position[start:, None] >= position[None, :]
-        cos_TK, sin_TK = self.cos[start : start + length], self.sin[start : start + length]
-        place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache)
+        cos_TK, sin_TK = self._positions(start, length, start + length if cache is None else cache.length)
+        place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache, routing)
         weight = self.embedding.weight
         h_BTD = F.embedding(tokens_BT, weight).to(self.compute_dtype or weight.dtype) * self.embedding_multiplier
         for i, layer in enumerate(self.layers):
@@ -249,6 +264,17 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.used += length
         return self.norm(h_BTD) * self.logit_multiplier
+
+    def _positions(self, start: int, count: int, whole: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of ``count`` positions from ``start`` on, in a sequence that will have ``whole`` tokens.
+
+        Where they depend on the length (``dynamic``), decoding takes the cache's, so that all keys are turned alike.
+        """
+        shape, end = self.shape, start + count
+        if shape.rope_scaling == "dynamic" and whole > (shape.rope_original or shape.max_positions):
+            cos, sin = position_tables(shape, end, length=whole, device=self.cos.device)
+            return cos[start:], sin[start:]
+        return self.cos[start:end], self.sin[start:end]
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         """Logits in fp32 at least; −inf for the rows that pad the vocabulary."""
@@ -261,3 +287,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         return self.logits(self.hidden(tokens_BT, documents_BT))
+
+    def routed(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Logits, and what each layer's router decided."""
+        routing: Routing = []
+        return self.logits(self.hidden(tokens_BT, documents_BT, routing=routing)), routing

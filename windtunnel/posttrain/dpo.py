@@ -22,5 +22,5 @@ def cosine(steps: int, warmup: int, floor: float = 0.1) -> Schedule:
 
 
 def on_pairs(stage: Stage, preference: Preference) -> Stage:
-    """A stage from ``fresh_stage`` with the objective of pairs."""
-    return replace(stage, objective="dpo", preference=preference)
+    """A stage from ``fresh_stage`` with the objective of pairs; experts are not balanced any more."""
+    return replace(stage, objective="dpo", preference=preference, balance=None)

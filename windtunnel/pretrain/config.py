@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from windtunnel.base.config import Config, Count, LengthValue, Weights
+from windtunnel.base.config import Config, Count, LengthValue, Positive, Weights
 from windtunnel.base.units import Length
 from windtunnel.train.schedule import Form
 
@@ -14,6 +14,13 @@ from windtunnel.train.schedule import Form
 class TrunkConfig(Config):
     """The one run at a stable learning rate from which every branch grows."""
 
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a finished model of this home, PROGRAM/RUN, whose weights it starts from; tokenizer and shape have to be "
+        "its own; without it, from fresh weights",
+        examples=["evening/same"],
+    )
     tokens: LengthValue | None = Field(
         default=None,
         description="D, the length of a finished model's training, its decay included: the trunk itself ends where the decay "
@@ -50,10 +57,45 @@ class TrunkConfig(Config):
     )
 
 
+class ExpertsConfig(Config):
+    """A mixture of experts in the place of every MLP, each grown from a copy of it."""
+
+    count: int = Field(default=8, ge=2, le=1024, description="experts in a layer", examples=[8])
+    top_k: int = Field(default=2, ge=1, le=1024, description="experts that a token passes through", examples=[2])
+    drop: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of each expert's inner columns drawn anew (drop-upcycling); 0 copies the MLP whole",
+        examples=[0.5],
+    )
+    router: Positive = Field(
+        default=1.0, description="factor on the deviation of the fresh router's weights", examples=[0.1]
+    )
+    balance: float = Field(
+        default=0.01, ge=0, allow_inf_nan=False, description="weight of the Switch balancing loss", examples=[0.01]
+    )
+    z: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="weight of the router's z-loss", examples=[0.001]
+    )
+    bias: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how far a step moves the bias by which experts are chosen, towards an even load; 0 has none",
+        examples=[0.001],
+    )
+
+
 class BranchConfig(Config):
     """A finished model: the trunk's checkpoint at one point, decayed on a mixture of data."""
 
-    kind: Literal["decay"] = Field(default="decay", description="what grows here", examples=["decay"])
+    kind: Literal["decay", "moe"] = Field(
+        default="decay",
+        description="what grows here: a decay of the trunk, or a mixture of experts (moe)",
+        examples=["decay"],
+    )
     parent: str = Field(default="trunk", description="what it grows from", examples=["trunk"])
     at: LengthValue | None = Field(
         default=None,
@@ -62,7 +104,7 @@ class BranchConfig(Config):
     )
     tokens: LengthValue | None = Field(
         default=None,
-        description="its length; a share is of trunk.tokens; without it, a decay takes 10%",
+        description="its length, of moe that of its decay; a share is of trunk.tokens; without it, a decay takes 10%",
         examples=["10%"],
     )
     form: Form = Field(default="exponential", description="how the learning rate falls", examples=["exponential"])
@@ -87,8 +129,17 @@ class BranchConfig(Config):
     batch: Count | None = Field(
         default=None, description="tokens in a step; without it, the trunk's", examples=["4096"]
     )
+    stable: LengthValue | None = Field(
+        default=None,
+        description="moe only: tokens at the stable rate before its decay; a share is of trunk.tokens; without it, as many as "
+        "the decay's",
+        examples=["10%"],
+    )
+    experts: ExpertsConfig | None = Field(
+        default=None, description="moe only: its experts", examples=[{"count": 8, "top_k": 2}]
+    )
 
     @property
     def length(self) -> Length:
-        """Its tokens, stated or not."""
+        """Its tokens, stated or not; of a branch with a stable part, those of its decay."""
         return self.tokens or Length(0.1, "fraction")

@@ -17,7 +17,7 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import by_corpus, curves, figures, programme, story, studies
+from windtunnel.report import answers, by_corpus, curves, figures, programme, story, studies
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -86,6 +86,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "scale": _scale(book, program),
         "training": _training(book, runs),
         "decay": _decay(book, runs),
+        "answers": _answers(book, program, runs),
         "samples": _samples(book, program, share),
         "cost": _cost(book, program),
         "provenance": _provenance(book, program, forecasts, share),
@@ -114,6 +115,7 @@ _TITLES = {
     "scale": ("By corpus", "The law corpus by corpus"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "decay": ("Decay data", "What the decay data did"),
+    "answers": ("Answers", "What post-training changed"),
     "samples": ("Samples", "The first samples"),
     "cost": ("Cost", "What it cost"),
     "provenance": ("Provenance", "Provenance"),
@@ -237,6 +239,23 @@ def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
         shares = " → ".join(found.share(name, corpus) for name in (found.reference or "", *found.others))
         rows.append((corpus, f"share {shares}", [found.change(name, corpus) for name in found.others]))
     return macro("decay", found, Pair.of(lambda width: figures.change_figure(rows, found.others, width)))
+
+
+def _answers(book: LabBook, program: str, runs: list[dict[str, Any]]) -> Markup | None:
+    models = [
+        (
+            one,
+            Pair.of(_preference_curves(one)) if one.curves else None,
+            [row for row in one.preferences if not answers.easy(row)],
+            [row for row in one.preferences if answers.easy(row)],
+        )
+        for one in answers.read_grown(book, program, runs)
+    ]
+    return macro("answers", models) if models else None
+
+
+def _preference_curves(one: answers.Grown) -> Callable[[int], str]:
+    return lambda width: answers.preference_figure(one, width)
 
 
 def _samples(book: LabBook, program: str, share: bool) -> Markup | None:

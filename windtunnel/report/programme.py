@@ -89,6 +89,8 @@ def read_tree(runs: list[Row]) -> list[Finished]:
 
 
 def _schedule(config: Row) -> str:
+    if config.get("average"):
+        return f"the mean of the weights of {len(config['average'])} checkpoints"
     rate, schedule = config["optimizer"]["learning_rate"], config["schedule"]
     if not schedule.get("decay_steps"):
         return f"constant learning rate {rate:g} after {schedule.get('warmup', 0)} warmup steps"

@@ -39,6 +39,10 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "checkpoint": "A saved copy of a model in the middle of training.",
         "nats per token": "The loss as the training loop counts it; one nat is 1.44 bits, and a token is a few bytes.",
         "FLOPs": "Single additions and multiplications: the machine-independent price of training.",
+        "pairs of answers": "Two answers to one question, of which one is known to be better.",
+        "reward": "How much likelier a model has made an answer than the model that it grew from found it.",
+        "log-likelihood": "How likely a model finds a text, on a scale where one unit less is about a third as likely.",
+        "divergence": "How different the words are that two models would write next.",
         "samples": "Texts that the model writes when nothing is asked of it.",
         "provenance": "Where every number on this page comes from.",
         "seed": "The number that fixes every random choice, so that a run can be repeated exactly.",
@@ -51,6 +55,7 @@ _INFLECTED = {
     "proxy": "proxy|proxies",
     "branch": "branch|branches",
     "sealed": "sealed|seal",
+    "pairs of answers": "pairs of answers",
 }
 _PATTERNS = {
     word: re.compile(rf"\b(?:{_INFLECTED.get(word, re.escape(word) + 's?')})\b", re.IGNORECASE) for word in WORDS

@@ -1,7 +1,7 @@
 """Checkpoints: atomic folders with weights, moments and position, whole or sliced over ranks; verified when loaded.
 
-One process writes ``weights.safetensors`` and ``optimizer.safetensors``. Several write a slice each, with a JSON table of
-global shapes and row offsets; any number of processes can read either. Nothing is pickled.
+A process that holds all writes ``weights.safetensors`` and ``optimizer.safetensors``. Several with slices write one each, with
+a JSON table of global shapes and row offsets; any number of processes can read either. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch.distributed.tensor import DTensor
 from windtunnel.base.artefact import Manifest, explained, read_json, read_manifest, sweep, write_artefact, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.runtime import Runtime
+from windtunnel.model.adapters import adapters, is_adapter, merged_weights
+from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.optimizer import Optimizer, clear_moments, moments
@@ -52,13 +54,17 @@ def save(
     ``facts`` are recorded but not hashed; with ``pinned`` among them, ``rotate`` never deletes it.
     """
     path = checkpoint_path(run, position.step)
-    tensors = {"weights": _weights(model), "optimizer": dict(moments(model, optimizer))}
+    tensors = {"weights": merged_weights(model), "optimizer": dict(moments(model, optimizer))}
+    if beside := adapters(model):
+        tensors["adapters"] = beside
     state = {**asdict(position), "stage": stage.to_dict(), "world": runtime.world}
     facts = {"numeric_class": runtime.numeric_class(), "pinned": False, **(facts or {})}
-    if runtime.world == 1:
-        with write_artefact(path, KIND, state, facts=facts) as folder:
-            for name, part in tensors.items():
-                _write(part, folder / f"{name}.safetensors")
+    if runtime.world == 1 or not runtime.sharded:
+        if runtime.rank == 0:
+            with write_artefact(path, KIND, state, facts=facts) as folder:
+                for name, part in tensors.items():
+                    _write(part, folder / f"{name}.safetensors")
+        barrier(runtime)
         return path
     staging = run / "checkpoints" / f".slices-{position.step}"
     with explained(staging):
@@ -100,6 +106,9 @@ def newest_whole(run: Path, warn: Any = None, limit: int | None = None) -> tuple
 def restore(path: Path, model: Transformer, optimizer: Optimizer | None) -> Position:
     """Loads verified weights, and moments if an optimizer is given, into this process's (slices of) tensors.
 
+    The weights of a stage with adapters are merged ones: with an optimizer its adapters are loaded too, and whoever goes on has
+    to load the parent's weights after that.
+
     Raises:
         ArtefactError: the checkpoint is damaged or of another shape.
     """
@@ -108,21 +117,25 @@ def restore(path: Path, model: Transformer, optimizer: Optimizer | None) -> Posi
     with torch.no_grad():
         _fill(path, "weights", _weights(model))
         if optimizer is not None:
+            if beside := adapters(model):
+                _fill(path, "adapters", beside)
             clear_moments(optimizer, state["optimizer_step"])
             _fill(path, "optimizer", dict(moments(model, optimizer)))
     return Position(**{name: state[name] for name in Position.__dataclass_fields__})
 
 
 def check_parent(stage: Stage, path: Path, tokenizer: str) -> None:
-    """Raises where a stage cannot grow from this checkpoint.
+    """Raises where a stage cannot grow from this checkpoint. Which shapes surgery can bridge is for surgery to say.
 
     Raises:
-        ArtefactError: it is damaged, of another shape, or of another tokenizer than ``tokenizer`` (if both are known).
+        ArtefactError: it is damaged, of another shape and no surgery is asked for, or of another tokenizer than ``tokenizer``
+            (if both are known).
     """
     manifest = read_manifest(path, KIND, verify=False)
-    found, wanted = manifest.config["stage"]["shape"], stage.shape.to_dict()
-    if differing := sorted(name for name in wanted if found.get(name) != wanted[name]):
-        here, there = (", ".join(f"{name} {shape.get(name)}" for name in differing) for shape in (wanted, found))
+    found, wanted = asdict(Shape(**manifest.config["stage"]["shape"])), asdict(stage.shape)
+    differing = sorted(name for name in wanted if found[name] != wanted[name])
+    if differing and stage.surgery is None:
+        here, there = (", ".join(f"{name} {shape[name]}" for name in differing) for shape in (wanted, found))
         raise ArtefactError(str(path), f"expected a checkpoint with {here}, found {there}", "grow from another model")
     known = manifest.facts.get("tokenizer")
     if known and tokenizer and known != tokenizer:
@@ -170,10 +183,12 @@ def _is_pinned(path: Path) -> bool:
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """What a model has learnt: its parameters, and the buffers that belong to its state."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value.detach() for name, value in state.items() if not is_adapter(model, name)}
 
 
-def _rows(tensor: Tensor) -> tuple[int, int]:
+def rows_held(tensor: Tensor) -> tuple[int, int]:
     """First row and number of rows that this process holds; sharding follows torch.chunk over dimension 0."""
     if not isinstance(tensor, DTensor):
         return 0, tensor.shape[0]
@@ -183,7 +198,8 @@ def _rows(tensor: Tensor) -> tuple[int, int]:
     return first, min(size, tensor.shape[0] - first)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
+    """The rows that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -197,8 +213,12 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
-    _write({key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
-    table = {key: {"shape": list(t.shape), "rows": list(_rows(t))} for key, t in tensors.items()}
+    # What is not sharded is whole on every rank, and written by one.
+    tensors = {key: t for key, t in tensors.items() if isinstance(t, DTensor) or runtime.rank == 0}
+    _write(
+        {key: local_part(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors"
+    )
+    table = {key: {"shape": list(t.shape), "rows": list(rows_held(t))} for key, t in tensors.items()}
     write_json(folder / f"{name}-{runtime.rank}.json", table)
 
 
@@ -207,13 +227,14 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
     tables = [(whole, None)] if whole.is_file() else [
         (path / f"{name}-{table.stem.rpartition('-')[2]}.safetensors", read_json(table)) for table in path.glob(f"{name}-*.json")
     ]  # fmt: skip
-    missing = {key: _rows(t)[1] for key, t in tensors.items()}
+    missing = {key: rows_held(t)[1] for key, t in tensors.items()}
     try:
         with ExitStack() as stack:
             for file, table in tables:
                 source = stack.enter_context(safe_open(file, framework="pt"))
                 for key, tensor in tensors.items():
-                    missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
+                    if table is None or key in table:
+                        missing[key] -= _copy(source, key, tensor, table[key]["rows"] if table else None)
     except (SafetensorError, KeyError) as error:
         raise ArtefactError(
             str(path), f"expected the tensors of this shape, {error}", "is it another model's, or another optimizer's?"
@@ -226,13 +247,13 @@ def _fill(path: Path, name: str, tensors: dict[str, Tensor]) -> None:
 def _copy(source: Any, key: str, tensor: Tensor, held: list[int] | None) -> int:
     """Copies the rows that the file holds and this process needs; returns their number."""
     piece = source.get_slice(key)
-    first, count = _rows(tensor)
+    first, count = rows_held(tensor)
     start, number = held or (0, piece.get_shape()[0])
     low, high = max(first, start), min(first + count, start + number)
     if high <= low:
         return 0
     rows = piece[low - start : high - start]
-    target = _local(tensor)[low - first : high - first]
+    target = local_part(tensor)[low - first : high - first]
     if rows.shape != target.shape:
         raise KeyError(f"{key} is {list(rows.shape)}, expected {list(target.shape)}")
     target.copy_(rows)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from windtunnel.base.artefact import write_json
@@ -16,7 +17,10 @@ from windtunnel.base.errors import ArtefactError, Diverged, Stopped
 from windtunnel.base.runtime import Runtime, peak_memory
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
+from windtunnel.model.adapters import attach
 from windtunnel.model.transformer import Transformer
+from windtunnel.train.average import load_average
+from windtunnel.train.balance import balanced
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import Position, check_parent, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
@@ -24,13 +28,17 @@ from windtunnel.train.folder import RESULT, STAGE, steps_saved
 from windtunnel.train.metrics import Metrics, last_loss
 from windtunnel.train.objectives import OBJECTIVES, objective_of
 from windtunnel.train.optimizer import build_optimizer
-from windtunnel.train.parallel import any_rank, barrier, shard, share
+from windtunnel.train.parallel import any_rank, barrier, shard, share, sum_over_ranks
 from windtunnel.train.reference import reference_values
 from windtunnel.train.stage import AdamW, Stage, check_ranks
 from windtunnel.train.step import Trainer, make_compute, train_step
+from windtunnel.train.surgery import operate
 
 _SAVE_SECONDS = 60.0
 _MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU 1,024 to 4,096 are equally fast (docs/lab-log.md)
+_EXPERTS_MORE = 8
+"""How many times larger a micro-batch of experts may be: they multiply faster in long slices, and a step that is one
+micro-batch needs no pass to count their load first."""
 _SKIPS_IN_A_ROW = 10
 
 
@@ -46,10 +54,14 @@ class Workshop:
 
     def trainer(self, stage: Stage) -> Trainer:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
-        signature = str((stage.shape, stage.objective, stage.preference, stage.masking, stage.plan.row))
-        objective = objective_of(stage)
-        if signature not in self._models or self.runtime.world > 1:
+        signature = str(
+            (stage.shape, stage.objective, stage.preference, stage.balance, stage.masking, stage.plan.row, stage.lora)
+        )
+        objective = balanced(objective_of(stage), stage.balance)
+        if signature not in self._models or (self.runtime.world > 1 and self.runtime.sharded):
             model = Transformer(stage.shape, stage.parametrization, device=self.runtime.torch_device)
+            if stage.lora is not None:
+                attach(model, stage.lora.rank, stage.lora.scale)
             if self.runtime.dtype == "bfloat16":
                 model.compute_dtype = torch.bfloat16
             self._models[signature] = (model, make_compute(objective, compiled=self.runtime.compiled))
@@ -59,8 +71,8 @@ class Workshop:
         model.init_weights(stage.seed)
         shard(model, self.runtime)
         optimizer = build_optimizer(model, stage.optimizer, by_role=stage.lr_by_role)
-        micro = max(1, _MICRO_TOKENS[self.runtime.torch_device.type] // stage.plan.row)
-        micro = min(micro, -(-stage.batch // self.runtime.world))
+        most = _MICRO_TOKENS[self.runtime.torch_device.type] * (_EXPERTS_MORE if stage.shape.experts > 1 else 1)
+        micro = min(max(1, most // stage.plan.row), -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
         return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked)
 
@@ -79,20 +91,30 @@ def begin(
 ) -> Position:
     """Where a stage begins. The order, stated here and nowhere else:
 
-    1. the newest whole checkpoint of its own that lies before every step it has still to keep;
-    2. the parent's checkpoint that the stage names: weights, moments, step count and all, or its weights alone;
-    3. fresh weights from its seed.
+    1. the newest whole checkpoint of its own that lies before every step it has still to keep (of a stage with adapters: these,
+       beside the parent's weights);
+    2. the average of the checkpoints that the stage names, if it names some;
+    3. the parent's checkpoint that the stage names: weights, moments, step count and all, or its weights alone;
+    4. fresh weights from its seed.
     """
     missing = {step for step in stage.keep if stage.first_step < step <= stage.steps} - set(steps_saved(run))
     own = newest_whole(run, control.say, min(missing, default=stage.steps))
     if own is not None:
-        return restore(own[1], trainer.model, trainer.optimizer)
+        position = restore(own[1], trainer.model, trainer.optimizer)
+        if stage.lora is not None and parent is not None:  # its own weights are merged ones
+            restore(parent, trainer.model, None)
+        return position
+    if stage.average:
+        load_average(stage, run, trainer.model, tokenizer)
+        return Position()
     if stage.start is not None:
         if parent is None:
             raise ArtefactError(
                 str(run), f"expected the checkpoint of {stage.start.stage} at step {stage.start.step}", "run it first"
             )
         check_parent(stage, parent, tokenizer)
+        if stage.surgery is not None:
+            return operate(stage, parent, trainer, control)
         position = restore(parent, trainer.model, None if stage.start.fresh else trainer.optimizer)
         return Position() if stage.start.fresh else position
     return Position()
@@ -112,7 +134,7 @@ def run_stage(
         Diverged: ten updates in a row were not finite; the last checkpoint is from before them.
     """
     control, runtime = control or Control(), workshop.runtime
-    check_ranks(stage.optimizer, runtime.world)
+    check_ranks(stage.optimizer, runtime.world if runtime.sharded else 1, stage.lora)
     if runtime.rank == 0:
         write_json(run / STAGE, {"key": stage.key, **stage.to_dict()})
         sweep_checkpoints(run)
@@ -123,7 +145,18 @@ def run_stage(
     barrier(runtime)
     metrics = Metrics(run, at.step, stage.steps) if runtime.rank == 0 else None
     try:
-        at, clock = _train(stage, run, Loader(stage.plan, corpora, values), trainer, at, metrics, control)
+        loader = Loader(stage.plan, corpora, values)
+        at, clock = _train(stage, run, loader, trainer, at, metrics, control)
+        if stage.average and not steps_saved(run):  # nothing was trained, so nothing was saved on the way
+            save(
+                run,
+                stage,
+                trainer.model,
+                trainer.optimizer,
+                at,
+                runtime,
+                {"pinned": True, "tokenizer": loader.tokenizer},
+            )
     finally:
         if metrics:
             metrics.close()
@@ -132,10 +165,11 @@ def run_stage(
     for name in stage.score:
         scored = score_heldout(reader, corpora[name].heldout, stage.plan.row, stage.score_tokens)
         scores[name] = {**asdict(scored), "bits_per_byte": scored.bits_per_byte, "corpus": corpora[name].hash}
+    memory = int(sum_over_ranks(np.array([peak_memory()]), runtime)[0])
     result = {
         "key": stage.key, "step": at.step, "tokens": at.sequences * stage.plan.row, "skipped": at.skipped, "scores": scores,
         "score_tokens": stage.score_tokens,
-        "loss": last_loss(run, at.step), "numeric_class": runtime.numeric_class(), "peak_memory": peak_memory(),
+        "loss": last_loss(run, at.step), "numeric_class": runtime.numeric_class(), "peak_memory": memory,
         **_time_spent(run, clock, stage),
     }  # fmt: skip
     if runtime.rank == 0:

@@ -12,8 +12,8 @@ import torch
 from windtunnel.base.runtime import Runtime, choose
 from windtunnel.model.shape import Shape
 
-_REST = 2.0
-"""Time of a compiled training step over that of its matrix products alone: an assumption, not yet compared with runs."""
+_REST = 1.5
+"""Time of a compiled training step over that of its matrix products alone. Compared with runs in docs/lab-log.md."""
 
 
 def matmul_flops(rows: int, inner: int, columns: int, device: torch.device, seconds: float = 0.02) -> float:

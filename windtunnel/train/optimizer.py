@@ -51,16 +51,16 @@ Optimizer = torch.optim.AdamW | Together
 
 
 def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True, by_role: bool = True) -> Optimizer:
-    """The optimizer of all parameters of a model, grouped by the multipliers of their roles.
+    """The optimizer of all parameters of a model that are not frozen, grouped by the multipliers of their roles.
 
     Without ``by_role`` every learning-rate multiplier is 1.
     """
     muon = isinstance(config, Muon)
     groups: dict[bool, dict[tuple[float, ...], list[nn.Parameter]]] = {False: {}, True: {}}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         role = model.roles[name]
-        own = muon and role is Role.HIDDEN
-        rule = model.parametrization.rule(role, model.shape, config.kind)
+        own = muon and role is Role.HIDDEN and parameter.ndim == 2  # torch's Muon takes no stack of experts
+        rule = model.parametrization.rule(role, model.shape, config.kind if own else "adamw")
         rule = rule if by_role else replace(rule, lr_multiplier=1.0)
         rule = _spectral(rule, parameter) if own else rule
         key = (rule.lr_multiplier, weight_decay(config, rule), config.epsilon * rule.epsilon_multiplier)
@@ -74,7 +74,7 @@ def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True, by
         betas=(config.beta1, config.beta2),
         fused=fused,
     )
-    if not isinstance(config, Muon):
+    if not isinstance(config, Muon) or not groups[True]:  # beside adapters no hidden matrix trains
         return adamw
     matrices = [
         {"params": parameters, "lr_multiplier": rate, "weight_decay": decay}
@@ -82,6 +82,10 @@ def build_optimizer(model: Transformer, config: AdamW, *, fused: bool = True, by
     ]
     muon = torch.optim.Muon(matrices, lr=config.learning_rate, momentum=config.momentum, adjust_lr_fn="original")
     return Together(muon, adamw)
+
+
+def _trained(model: Transformer) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def _spectral(rule: Rule, matrix: Tensor) -> Rule:
@@ -130,7 +134,7 @@ def clear_moments(optimizer: Optimizer, updates: int) -> None:
 def moments(model: Transformer, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     """Every moment by name, such as ``exp_avg/norm.weight``; zeros where there was no update yet."""
     owners = dict(_owners(optimizer))
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model):
         state = owners[parameter].state.get(parameter, {})
         for moment in _MOMENTS[type(owners[parameter])]:
             yield f"{moment}/{name}", state[moment] if moment in state else torch.zeros_like(parameter)

@@ -1,7 +1,8 @@
-"""Data-parallel training with sharded weights (FSDP2) and the few collectives that a step needs.
+"""Data-parallel training with sharded weights (FSDP2) or a copy on each rank, and the few collectives that a step needs.
 
 With one process all of this is the identity. A step's sequences are split over the ranks in order; gradients are averaged
-over ranks, so the loss is scaled by the world size over the global count.
+over ranks, so the loss is scaled by the world size over the global count. Copies see the same averages and so stay equal
+bit for bit.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from windtunnel.base.runtime import Runtime
+from windtunnel.model.moe import Experts
 from windtunnel.model.transformer import Transformer
 
 
-def start_ranks(runtime: Runtime) -> None:
-    """Joins the process group that torchrun prepared: gloo on CPUs, nccl on GPUs."""
+def start_ranks(runtime: Runtime, meeting: str | None = None) -> None:
+    """Joins the process group, gloo on CPUs and nccl on GPUs: the one that torchrun prepared, or the one of all who name the
+    same file as their ``meeting``."""
     if runtime.world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if runtime.device.startswith("cuda") else "gloo")
+        backend = "nccl" if runtime.device.startswith("cuda") else "gloo"
+        where = f"file://{meeting}" if meeting else "env://"
+        dist.init_process_group(backend, init_method=where, rank=runtime.rank, world_size=runtime.world)
 
 
 def shard(model: Transformer, runtime: Runtime) -> None:
     """Shards every layer as a group and the rest (embedding, last norm, head; tied ones together) as the root group."""
-    if runtime.world == 1:
+    if runtime.world == 1 or not runtime.sharded:
         return
     low = runtime.dtype != "float32"
     policy = MixedPrecisionPolicy(
@@ -34,8 +39,24 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         cast_forward_inputs=False,
     )
     for layer in model.layers:
+        if isinstance(layer.mlp, Experts):
+            fully_shard(layer.mlp.router)  # stays fp32
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
+    register_fsdp_forward_method(model, "routed")
+
+
+def average_gradients(model: nn.Module, runtime: Runtime) -> None:
+    """Gives every rank that holds a copy the mean of all ranks' gradients; slices have been averaged as they were made."""
+    if runtime.world == 1 or runtime.sharded:
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    together /= runtime.world
+    parts = together.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def sum_over_ranks(values: np.ndarray, runtime: Runtime) -> np.ndarray:

@@ -20,7 +20,7 @@ class Schedule:
     the form in which the paper trained its models; without one it reaches the floor at the end of the decay.
 
     ``kind="cosine"``: from warmup to ``stable_end + decay_steps`` the half cosine of the released code,
-    floor + (1 − floor)/2·(1 + cos πp).
+    floor + (1 − floor)/2·(1 + cos πp). ``kind="cosine-loop"``: the same without an end, so that the rate rises again.
     """
 
     warmup: int = 0
@@ -29,15 +29,16 @@ class Schedule:
     form: Form = "exponential"
     floor: float = 0.1
     half_life: float | None = None
-    kind: Literal["wsd", "cosine"] = "wsd"
+    kind: Literal["wsd", "cosine", "cosine-loop"] = "wsd"
 
     def factor(self, step: int) -> float:
         """The share of the base learning rate at update ``step`` (1 is the first)."""
         if step < self.warmup:
             return step / self.warmup
-        if self.kind == "cosine":
+        if self.kind != "wsd":
             end = (self.stable_end or 0) + self.decay_steps
-            progress = min(1.0, (step - self.warmup) / max(1, end - self.warmup))
+            progress = (step - self.warmup) / max(1, end - self.warmup)
+            progress = progress if self.kind == "cosine-loop" else min(1.0, progress)
             return self.floor + 0.5 * (1 - self.floor) * (1 + math.cos(math.pi * progress))
         if self.stable_end is None or step <= self.stable_end:
             return 1.0

@@ -6,7 +6,7 @@ function of its identity: equal identities give equal weights, bit for bit in on
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from windtunnel.base.artefact import content_hash
@@ -15,12 +15,14 @@ from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Kind, Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.train.growth import Balance, Surgery
+from windtunnel.train.lora import Lora
 from windtunnel.train.preference import Preference
 from windtunnel.train.schedule import Schedule
 
 NUMERICS = 2
 """Raised whenever our own arithmetic changes (the golden losses force it): no stale trial may enter a law."""
-FINISHED = ("decay", "sft", "dpo")
+FINISHED = ("decay", "sft", "dpo", "adapt", "soup")
 """Kinds of stages that end in a finished model."""
 
 Decay = Literal["plain", "independent"]
@@ -88,12 +90,17 @@ def optimizer_of(kind: str, base: AdamW) -> AdamW:
     return kinds[kind](**{f.name: getattr(base, f.name) for f in fields(AdamW)})
 
 
-def check_ranks(optimizer: AdamW, ranks: int) -> None:
-    """Raises where an optimizer cannot train with its matrices cut into slices.
+def check_ranks(optimizer: AdamW, ranks: int, lora: Lora | None = None) -> None:
+    """Raises where a stage cannot be trained with its matrices cut into slices.
 
     Raises:
-        UserError: Muon needs whole matrices, and several processes hold slices of them.
+        UserError: Muon and adapters need whole matrices, and several processes hold slices of them.
     """
+    if ranks > 1 and lora is not None:
+        raise UserError(
+            "branch.lora", f"expected one process for adapters, got {ranks} with slices of the weights",
+            "restrict --devices to one, or leave lora out",
+        )  # fmt: skip
     if ranks > 1 and isinstance(optimizer, Muon):
         raise UserError(
             "optimizer.kind",
@@ -116,6 +123,18 @@ class Start:
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``fresh`` only where it is set, so that the keys of other stages stay what they were."""
         return {"stage": self.stage, "step": self.step, **({"fresh": True} if self.fresh else {})}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint in an average: the key of its stage, its step, its share of the weights."""
+
+    stage: str
+    step: int
+    weight: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,14 @@ class Stage:
     """Whether roles multiply the learning rate; without, every tensor trains at the same one."""
     preference: Preference | None = None
     """What the objective ``dpo`` minimises."""
+    lora: Lora | None = None
+    """Trains low-rank adapters beside frozen weights, instead of the weights."""
+    average: tuple[Member, ...] = ()
+    """Instead of training: checkpoints whose weights are averaged."""
+    surgery: Surgery | None = None
+    """What makes this stage's model of its parent's, where their shapes differ."""
+    balance: Balance | None = None
+    """What keeps experts equally busy; a stage without experts has none."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -195,7 +222,9 @@ class Stage:
     @property
     def flops(self) -> float:
         """Exact training FLOPs of this stage's own updates."""
-        return self.own_steps * self.step_tokens * self.shape.flops_per_token(self.plan.row).total
+        row = self.plan.row
+        per_token = self.lora.flops_per_token(self.shape, row) if self.lora else self.shape.flops_per_token(row).total
+        return self.own_steps * self.step_tokens * per_token
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -212,6 +241,9 @@ class Stage:
             "start": self.start.to_dict() if self.start else None,
             **({} if self.lr_by_role else {"lr_by_role": False}),
             **({"preference": self.preference.to_dict()} if self.preference else {}),
+            **({"lora": self.lora.to_dict()} if self.lora else {}),
+            **({"average": [member.to_dict() for member in self.average]} if self.average else {}),
+            **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
         }  # fmt: skip
 
     @classmethod
@@ -229,6 +261,10 @@ class Stage:
                 "plan": DataPlan.from_dict(raw["plan"]),
                 "start": Start(**raw["start"]) if raw["start"] else None,
                 "preference": Preference(**raw["preference"]) if raw.get("preference") else None,
+                "lora": Lora(**raw["lora"]) if raw.get("lora") else None,
+                "average": tuple(Member(**member) for member in raw.get("average", ())),
+                "surgery": Surgery(**raw["surgery"]) if raw.get("surgery") else None,
+                "balance": Balance(**raw["balance"]) if raw.get("balance") else None,
             }
         )
 

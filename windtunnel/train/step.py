@@ -13,9 +13,10 @@ from torch import Tensor
 from windtunnel.base.runtime import Runtime
 from windtunnel.corpus.loader import IGNORED, Rows
 from windtunnel.model.transformer import Transformer
+from windtunnel.train.balance import Balanced, begin_step, end_step
 from windtunnel.train.objectives import Objective
 from windtunnel.train.optimizer import Optimizer, set_learning_rate
-from windtunnel.train.parallel import global_norm_clip, sum_over_ranks
+from windtunnel.train.parallel import average_gradients, global_norm_clip, sum_over_ranks
 
 
 @dataclass
@@ -67,10 +68,14 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
     weights = np.asarray(objective.weights) / np.maximum(counts, 1)
     scale = torch.tensor(weights * world, dtype=torch.float32, device=device)  # gradients are averaged over ranks
     sums = torch.zeros(len(objective.names), dtype=torch.float64, device=device)
-    for begin in range(0, math.ceil(batch / world), trainer.micro):  # as often on every rank: sharded weights need all
+    begins = range(0, math.ceil(batch / world), trainer.micro)  # as many on every rank: sharded weights need all
+    if isinstance(objective, Balanced):
+        begin_step(trainer, [to_device(rows, begin, trainer) for begin in begins])
+    for begin in begins:
         loss, part = trainer.compute(trainer.model, *to_device(rows, begin, trainer), scale)
         loss.backward()
         sums += part
+    average_gradients(trainer.model, trainer.runtime)
     norm = global_norm_clip(trainer.model, trainer.clip)
     means = sum_over_ranks(sums.cpu().numpy(), trainer.runtime) / np.maximum(counts, 1)
     applied = bool(np.isfinite(means).all()) and math.isfinite(norm)
@@ -78,7 +83,10 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
         set_learning_rate(trainer.optimizer, learning_rate)
         trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    return StepReport(dict(zip(objective.names, means.tolist(), strict=True)), norm, applied)
+    terms = dict(zip(objective.names, means.tolist(), strict=True))
+    if isinstance(objective, Balanced):
+        terms |= end_step(trainer, applied)
+    return StepReport(terms, norm, applied)
 
 
 def to_device(rows: Rows, begin: int, trainer: Trainer) -> tuple[Tensor | None, ...]:

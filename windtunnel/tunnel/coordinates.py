@@ -170,13 +170,13 @@ def _distances(
     weights: Mapping[str, Tensor],
     earlier: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """Root mean squares of outputs' changes; spectral norms of weights' changes over √(rows/columns)."""
+    """Root mean squares of outputs' changes; spectral norms of weights' changes over √(rows/columns), of experts the largest."""
     out = {name: (now[name] - before[name]).square().mean().sqrt().item() for name in now}
     for name, weight in weights.items():
-        rows, columns = weight.shape
+        rows, columns = weight.shape[-2:]
         change = (weight - earlier[name]).double()
         square = change @ change.mT if rows < columns else change.mT @ change
-        largest = float(torch.linalg.eigvalsh(square)[-1].clamp(min=0).sqrt())
+        largest = float(torch.linalg.eigvalsh(square)[..., -1].max().clamp(min=0).sqrt())
         out[name + UPDATE] = largest / (rows / columns) ** 0.5
     return out
 

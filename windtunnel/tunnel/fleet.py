@@ -23,11 +23,20 @@ from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
 from windtunnel.train.stage import Stage
 
-WAITING = {"GOMP_SPINCOUNT": "20000"}
-"""Environment of a worker with several threads. Those that spin for long while they wait lose a hundredfold on a busy machine,
-those that never spin a fifth on a quiet one (docs/lab-log.md)."""
+_MEMORY = {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""One heap for the threads of forward and backward, so that what one frees the other finds, in huge pages: a tenth to a fifth
+of a step (docs/lab-log.md). Other C libraries do not look at them."""
+_WAITING = {"GOMP_SPINCOUNT": "20000"}
+"""For several threads. Those that spin for long while they wait lose a hundredfold on a busy machine, those that never spin a
+fifth on a quiet one (docs/lab-log.md)."""
 _SILENCE = 900.0
 _TRIES = 2
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment of a process that trains with that many threads. What the user has set stays."""
+    waiting = _WAITING if threads > 1 else {}
+    return {**_MEMORY, **waiting, **os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,7 @@ class Fleet:
         devices: passed on to each worker, ``"cpu"`` or ``"cuda"``; of several GPUs ("0,1") each worker sees one.
         log: file that receives the workers' standard error.
         world: ranks that train each stage together under torchrun (then one stage at a time).
+        lanes: processes of one worker that train each stage together on the cores of a CPU.
     """
 
     def __init__(
@@ -150,12 +160,16 @@ class Fleet:
         devices: str | None = None,
         eager: bool = False,
         world: int = 1,
+        lanes: int = 1,
     ) -> None:
         self._gpus = gpu_numbers(devices) if devices and world == 1 else []
         seen = "cuda" if self._gpus else devices
         self._options = (
             ["--threads", str(threads)] + (["--devices", seen] if seen else []) + (["--eager"] if eager else [])
         )
+        if lanes > 1:
+            self._options += ["--lanes", str(lanes)]
+        self._lanes = lanes
         self._count, self._log, self._world, self._threads = workers, log, world, threads
         self._events: queue.Queue[tuple[_Seat, dict[str, Any] | None]] = queue.Queue()
         self._seats: list[_Seat] = []
@@ -250,12 +264,10 @@ class Fleet:
             command[1:2] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self._world}", "-m"]
             command += ["--job", str(file)]
             self._seats = []
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads), "PYTHONUNBUFFERED": "1"}
+        environment = {**worker_environment(self._threads), "PYTHONUNBUFFERED": "1"}
         gpu = self._idlest_gpu()
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        if self._threads > 1:
-            environment |= WAITING
         with explained(self._log):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as log:
@@ -302,6 +314,8 @@ class Fleet:
             work.finish(job, {**message["result"], "wall": message["wall"]})
         elif "error" in message:
             seat.job = None
+            if self._lanes > 1:  # ends after an error, with the lanes that wait for it
+                self._seats.remove(seat)
             work.meet(job, message["error"], message["code"])
 
     def _replace_silent(self, work: Work) -> None:

@@ -2,7 +2,7 @@
 
 It speaks JSON lines: jobs and "stop" come in on standard input; progress, notices and results go out on standard output. When
 its input ends the driver is gone, and so is the worker: what counts is on disk. Run under torchrun with ``--job FILE``, the
-ranks train that one stage together and rank 0 speaks.
+ranks train that one stage together and rank 0 speaks; with ``--lanes N`` it starts N − 1 others that train with it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from windtunnel.base.runtime import Runtime, choose, prepare
 from windtunnel.corpus.store import Corpus, open_corpus
 from windtunnel.train.control import Control, StopOnSignals
 from windtunnel.train.loop import Workshop, run_stage
-from windtunnel.train.parallel import start_ranks
+from windtunnel.train.parallel import barrier, start_ranks
 from windtunnel.train.stage import Stage
+from windtunnel.tunnel.lanes import Lanes
 
 
 class Worker:
@@ -51,12 +52,14 @@ class Worker:
         finish = Path(job["finish"]) if job.get("finish") else None
         self.control.finish = _file_watch(finish) if finish else lambda: False
         started = time.perf_counter()
+        failed = True
         try:
             stage = Stage.from_dict(job["stage"])
             corpora = {name: self._corpus(path) for name, path in job["corpora"].items()}
             parent = Path(job["parent"]) if job.get("parent") else None
             result = run_stage(stage, Path(job["run"]), corpora, self._workshop, parent=parent, control=self.control)
             self.send(result=result, wall=time.perf_counter() - started)
+            failed = False
         except WindtunnelError as error:
             self.send(error=str(error), code=error.exit_code)
         except Exception as error:  # the driver decides what becomes of the job; the trace is in the worker's log
@@ -64,6 +67,10 @@ class Worker:
             self.send(error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", code=1)
         finally:
             self.control.stop = False  # a stop is for the job that it met
+        if failed and self._workshop.runtime.world > 1:
+            os._exit(
+                1
+            )  # the other lanes may wait for this one in a collective: they end with it, and the fleet starts anew
 
     def _corpus(self, path: str) -> Corpus:
         if path not in self._corpora:
@@ -84,14 +91,23 @@ def _file_watch(path: Path, every: float = 0.5) -> Any:
     return exists
 
 
-def _read_input(worker: Worker, jobs: queue.Queue[dict[str, Any] | None]) -> None:
+def _read_input(worker: Worker, jobs: queue.Queue[dict[str, Any] | None], lanes: Lanes | None) -> None:
     for line in sys.stdin:
         message = json.loads(line)
         if message.get("stop"):
-            worker.control.request_stop()
-        else:
-            jobs.put(message)
+            worker.control.request_stop()  # one lane that stops stops all, at one step
+            continue
+        if lanes:
+            lanes.send(line)
+        jobs.put(message)
     os._exit(0)  # the driver has closed the pipe or died
+
+
+def _lane(options: argparse.Namespace) -> list[str]:
+    """The command of another lane of this worker."""
+    device = ["--devices", options.devices] if options.devices else []
+    eager = ["--eager"] if options.eager else []
+    return [sys.executable, "-m", "windtunnel.tunnel.worker", "--threads", str(options.threads), *device, *eager]
 
 
 def main() -> None:
@@ -100,19 +116,28 @@ def main() -> None:
     parser.add_argument("--devices", default=None)
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--job", type=Path, default=None)
+    parser.add_argument("--lanes", type=int, default=1, help="processes that train each stage together, a copy in each")
+    parser.add_argument("--meeting", default=None, help="the file where lanes meet; lane 0 makes it up")
     options = parser.parse_args()
-    runtime = choose(options.devices, options.threads, compiled=False if options.eager else None)
+    lanes = Lanes(options.lanes, _lane(options)) if options.lanes > 1 else None
+    meeting = lanes.meeting if lanes else options.meeting
+    compiled = False if options.eager else None
+    runtime = choose(options.devices, options.threads, compiled=compiled, sharded=meeting is None)
     prepare(runtime)
+    if meeting or options.job:
+        start_ranks(runtime, meeting)
+        barrier(runtime)
+    if lanes:
+        lanes.met()
     worker = Worker(runtime)
     if options.job is not None:
-        start_ranks(runtime)
         with StopOnSignals(worker.control):
             worker.train(json.loads(options.job.read_text(encoding="utf-8")))
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver passes it on as a stop
     signal.signal(signal.SIGTERM, worker.control.request_stop)  # a scheduler's SIGTERM does so too
     jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read_input, args=(worker, jobs), daemon=True).start()
+    threading.Thread(target=_read_input, args=(worker, jobs, lanes), daemon=True).start()
     worker.send(ready=True)
     while (job := jobs.get()) is not None:
         worker.train(job)

@@ -1,0 +1,250 @@
+"""The replication as a command: verdicts in planted worlds, one claim alone, a second call, the page and the Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from windtunnel import desk as desk_module
+from windtunnel import replication_data
+from windtunnel.base.errors import UserError
+from windtunnel.base.labbook import LabBook
+from windtunnel.home import Home
+from windtunnel.recipe import Recipe, load_recipe
+from windtunnel.replication import replicate
+from windtunnel.replication_claims import CLAIMS
+from windtunnel.report.replication import lines_figure
+from windtunnel.train.stage import Stage
+
+RECIPE = """
+name = "again"
+seed = 3
+[corpus.plain]
+source = "plain.jsonl"
+heldout = 0.1
+[corpus.chats]
+source = "plain.jsonl"
+heldout = 0.1
+[tokenizer]
+vocab = 320
+[model]
+family = "tiny"
+size = "0.02M"
+row = 32
+[optimizer]
+lr = 0.01
+[trunk]
+tokens = "7680"
+batch = "128"
+mixture = { plain = 1 }
+[branch.same]
+tokens = "10%"
+[branch.better]
+tokens = "10%"
+mixture = { plain = 0.7, chats = 0.3 }
+"""
+World = Callable[[Stage], float]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_made_up) -> Path:
+    made = tmp_path_factory.mktemp("replicate")
+    write_made_up(made / "plain.jsonl", 300)
+    (made / "again.toml").write_text(RECIPE, encoding="utf-8")
+    return made
+
+
+def summed(stage: Stage) -> tuple[float, float]:
+    """The sum of the rate's factors, and their mean over about the last fiftieth of a 40N run."""
+    whole, recent = 0.0, 0.0
+    for step in range(1, stage.steps + 1):
+        factor = stage.schedule.factor(step)
+        whole += factor
+        recent += (factor - recent) / 5
+    return whole, recent
+
+
+def papers_world(stage: Stage) -> float:
+    """Loss falls as a power of the summed rate and of size; a high rate at the end costs; optimum at η = .0125 for all sizes."""
+    whole, recent = summed(stage)
+    rate = stage.optimizer.learning_rate / 0.0125
+    loss = 0.6 + 1.2 * whole**-0.4 + 6.0 * stage.shape.body**-0.4 + 0.12 * recent + 0.01 * math.log2(rate) ** 2
+    return loss * (1 + 2e-4 * ((stage.seed // 1000) % 3))
+
+
+def flat_world(stage: Stage) -> float:
+    """Neither data nor schedule matter, and the best rate falls with size."""
+    rate = stage.optimizer.learning_rate / (0.0125 * 24000 / stage.shape.body)
+    return 1.0 + 0.01 * math.log2(rate) ** 2 + 1e-6 * ((stage.seed // 1000) % 3)
+
+
+@pytest.fixture
+def planted(monkeypatch) -> Callable[[World], list[Stage]]:
+    """Puts a world in place of training and returns the list of the stages that are then asked for."""
+
+    def plant(world: World) -> list[Stage]:
+        asked: list[Stage] = []
+
+        def train(self, title, study, stages, prepared, **_: Any):
+            asked.extend(stages)
+            self.use(study, [stage.folder_name for stage in stages])
+            results = {}
+            for stage in stages:
+                known = {name for name, weight in stage.plan.segments[-1].mixture if weight}
+                scores = {
+                    name: {"nats": world(stage) * (1.0 if name in known else 1.05) * 1000, "bytes": 1000}
+                    for name in ("plain", "chats")
+                }
+                results[stage.key] = {"scores": scores, "flops": stage.flops, "seconds": {"step": 1.0}}
+            return results
+
+        monkeypatch.setattr(desk_module.Desk, "train", train)
+        monkeypatch.setattr(
+            replication_data, "watch", lambda home, program, stage: watched(stage, world is papers_world)
+        )
+        return asked
+
+    return plant
+
+
+def watched(stage: Stage, papers: bool) -> dict[str, Any]:
+    """A second pass in which the decay changes what the paper says, or nothing."""
+    begins = stage.schedule.stable_end
+    assert begins is not None
+    first, steps, rates, moves = 2 * begins - stage.steps, [], [], []
+    for step in range(first + 1, stage.steps + 1):
+        rate = stage.schedule.factor(step)
+        size = rate if papers else 1.0
+        numbers = {"norm": 0.5 + size, "max": 1.0, "cosine": 0.2 - 0.3 * size if papers else -0.1, "d1": -0.1 * size,
+                   "d2": 0.1, "curvature": 0.1 / size, "sharpness": 1.0}  # fmt: skip
+        steps.append({"step": step, **numbers, "roles": {"hidden": numbers}})
+        rates.append([step, rate])
+        moves.append({"step": step, "largest": {"layers.0.mlp.up.weight": 0.01 * size}})
+    return {"first": first, "last": stage.steps, "steps": steps, "rates": rates, "moves": moves}
+
+
+def again(folder: Path) -> Recipe:
+    return load_recipe(folder / "again.toml")
+
+
+def verdicts(view) -> dict[str, str]:
+    return {fact["name"]: fact["verdict"] for fact in view.data["claims"]}
+
+
+def test_in_the_papers_world_the_claims_hold_and_in_a_flat_one_they_do_not(folder, tmp_path, planted):
+    planted(papers_world)
+    found = verdicts(replicate(again(folder), tmp_path / "a", size="tiny", quiet=True))
+    assert list(found) == list(CLAIMS), found
+    # The planted world says nothing of what more compute buys on one axis alone, so that claim may come out either way.
+    assert {name for name, verdict in found.items() if verdict == "holds"} >= set(CLAIMS) - {"more-data"}
+    planted(flat_world)
+    flat = verdicts(replicate(again(folder), tmp_path / "b", size="tiny", quiet=True))
+    assert {flat[name] for name in ("rate", "decay", "dynamics")} == {"does not hold"}
+    assert flat["cosine"] != "holds"
+
+
+def test_a_claim_alone_trains_its_own_runs_and_a_second_call_asks_for_the_same_and_decides_the_same(
+    folder, tmp_path, planted
+):
+    asked = planted(papers_world)
+    first = replicate(again(folder), tmp_path, size="tiny", claims=["wsd"], seeds=4, quiet=True)
+    keys = [stage.key for stage in asked]
+    assert {stage.seed for stage in asked} == {3, 1003, 2003, 3003, 4003}
+    asked.clear()
+    second = replicate(again(folder), tmp_path, size="tiny", claims=["wsd"], seeds=4, quiet=True)
+    assert [stage.key for stage in asked] == keys
+    assert first.data["claims"] == second.data["claims"]
+    asked.clear()
+    both = replicate(again(folder), tmp_path, size="tiny", claims=["two-stage"], quiet=True)
+    assert [fact["name"] for fact in both.data["claims"]] == ["wsd", "two-stage"], (
+        "what was decided before stays in the table"
+    )
+    assert {stage.schedule.kind for stage in asked} == {"wsd"}
+
+
+def test_rates_are_tuned_on_a_seed_that_decides_nothing(folder, tmp_path, planted):
+    asked = planted(papers_world)
+    view = replicate(again(folder), tmp_path, size="tiny", claims=["wsd"], quiet=True)
+    fact = view.data["claims"][0]
+    assert 3 not in fact["seeds"]
+    assert fact["rates"]["wsd"] == pytest.approx(0.0125, rel=0.2)
+    tuning = [stage for stage in asked if stage.seed == 3]
+    assert {stage.schedule.kind for stage in tuning} == {"wsd", "cosine"}
+    assert len({stage.optimizer.learning_rate for stage in tuning}) >= 5
+
+
+def test_a_diverged_run_or_a_single_seed_leaves_the_claim_open(folder, tmp_path, planted, monkeypatch):
+    planted(papers_world)
+    one = replicate(again(folder), tmp_path / "one", size="tiny", claims=["decay"], seeds=1, quiet=True)
+    assert verdicts(one) == {"decay": "cannot tell"}
+    before = desk_module.Desk.train
+
+    def train(self, title, study, stages, prepared, **more: Any):
+        results = before(self, title, study, stages, prepared, **more)
+        for stage in stages:
+            if stage.seed == 1003 and stage.kind == "decay":
+                results[stage.key] = {"failed": "not finite", "diverged": True}
+        return results
+
+    monkeypatch.setattr(desk_module.Desk, "train", train)
+    for claim in ("decay", "data-law", "more-data", "two-stage"):
+        found = replicate(again(folder), tmp_path / claim, size="tiny", claims=[claim], quiet=True)
+        assert verdicts(found) == {claim: "cannot tell"}
+
+
+def test_the_page_stands_alone_and_every_number_is_the_lab_books(folder, tmp_path, planted):
+    planted(papers_world)
+    page, text = tmp_path / "page.html", tmp_path / "docs" / "replicate.md"
+    view = replicate(again(folder), tmp_path / "home", size="tiny", out=page, markdown=text, quiet=True)
+    html, markdown = page.read_text(encoding="utf-8"), text.read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!#)", html)
+    assert "<script" not in html
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).replace("finance", "")
+    book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
+    facts = book.facts("again", "replicate")
+    book.close()
+    assert {f"tiny/{fact['name']}": fact for fact in json.loads(json.dumps(view.data["claims"]))} == facts
+    for fact in facts.values():
+        assert f"| {fact['says']} | {fact['where']} | **{fact['verdict']}** |" in markdown
+        for part in fact["parts"]:
+            assert f"{part['estimate']['value']:+.2f}".replace("-", "−") in html
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
+    assert len(shown) == len({*shown}) == sum(len(fact["figures"]) for fact in facts.values())
+    assert all((text.parent / name).read_text(encoding="utf-8").startswith("<svg xmlns") for name in shown)
+
+
+@pytest.mark.parametrize("width", [720, 340])
+def test_a_figure_draws_dots_and_lines_as_asked_and_survives_nothing_to_draw(width):
+    figure = {
+        "caption": "c", "x": "x", "y": "y", "log_x": True, "log_y": False,
+        "series": [
+            {"name": "runs", "points": [[1, 2], [10, 1]], "dots": True, "line": False},
+            {"name": "law", "points": [[1, 2.1], [10, 0.9], [20, 0.8]], "dots": False, "line": True},
+            {"name": "empty", "points": [], "dots": True, "line": True},
+        ],
+    }  # fmt: skip
+    svg = lines_figure(figure, width)
+    assert len(re.findall(r'<path d="[^"]*" class="l1 dash"', svg)) == 1
+    assert 'class="l0' not in svg
+    assert "empty" not in svg
+    assert "nothing was measured" in lines_figure({**figure, "series": []}, width)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": "huge"}, "--size: expected one of tiny, small"),
+        ({"claims": ["speed"]}, "--claim: expected some of rate, cosine"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_is_read(folder, tmp_path, options, words):
+    with pytest.raises(UserError) as error:
+        replicate(again(folder), tmp_path, quiet=True, **options)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())

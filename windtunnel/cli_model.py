@@ -1,0 +1,87 @@
+"""Commands about models: their tree, a new branch, a run deleted, shapes; each loads what it needs when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from windtunnel.cli_options import HOME, AsJson, Devices, Home, RunName, show
+
+
+def tree(
+    program: Annotated[str | None, typer.Argument(metavar="[PROGRAM]", help="Default: every program.")] = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Trunks and branches: lineage, tokens, scores, disk."""
+    from windtunnel.lineage import tree as call
+
+    show(call(home, program), as_json)
+
+
+def branch(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN[@STEP]", help="What it grows from: a trunk, at a step, or a branch.")
+    ],
+    name: Annotated[str, typer.Option("--name", help="Name of the new branch.")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Default: decay from a trunk; from a branch sft, dpo or adapt by its data."),
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the branch's table: --set tokens=10%; repeatable."),
+    ] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+) -> None:
+    """Grow a new branch from any checkpoint."""
+    from windtunnel.lineage import branch as call
+
+    show(call(home, source, name, kind=kind, values=values or (), devices=devices))
+
+
+def delete(
+    name: RunName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: Home = HOME,
+) -> None:
+    """Delete a run after asking; never one that others grow from."""
+    from windtunnel.lineage import delete as call
+    from windtunnel.lineage import doomed
+
+    found = doomed(home, name)
+    if not yes:
+        typer.confirm(found.question, abort=True)
+    show(call(home, found))
+
+
+def shapes(
+    family: Annotated[str | None, typer.Option("--family", help="Only this family.")] = None,
+    vocab: Annotated[int, typer.Option("--vocab", min=261, help="Vocabulary for the embedding's size.")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """The sizes of each family by name: shape, body + embedding = total."""
+    from windtunnel.cli_tables import Shapes
+
+    show(Shapes.of(family, vocab), as_json)
+
+
+def preferences(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN ...", help="One DPO branch of each seed; or their programs.")
+    ],
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """What DPO gained on held-out pairs, over seeds."""
+    from windtunnel.preference_study import over_seeds as call
+
+    show(call(home, runs), as_json)
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "tree": tree, "branch": branch, "delete": delete, "preferences": preferences, "shapes": shapes,
+}  # fmt: skip

@@ -1,0 +1,227 @@
+"""``windtunnel law decay-data``: which data belongs into the decay? One trunk a seed, a short branch a candidate. Needs no torch.
+
+All branches grow from the same checkpoint and read equally many tokens: the trunk's own mixture, or 70 % of it and 30 % of one
+candidate. A candidate's value is how much lower its branch ends than the trunk's own, in percent of the loss, paired by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from windtunnel.base.artefact import content_hash, write_bytes, write_json
+from windtunnel.base.errors import UserError
+from windtunnel.base.units import Length, duration, si
+from windtunnel.desk import Desk, Result
+from windtunnel.home import Home
+from windtunnel.model.shape import Shape
+from windtunnel.pretrain.branch import decay_stage
+from windtunnel.pretrain.setting import Mixture, Setting
+from windtunnel.pretrain.trunk import trunk_stage
+from windtunnel.program import Program
+from windtunnel.recipe import Recipe
+from windtunnel.report.values import Value, values_figure
+from windtunnel.study import mean_loss
+from windtunnel.train.stage import Stage
+from windtunnel.transfer_study import open_program
+from windtunnel.tunnel.audit import Estimate
+from windtunnel.views import View, line, table
+
+STUDY = "decay-data"
+_SEED_STEP = 1000
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: candidates, the corpora on whose held-out parts they are judged, share, sizes and seeds."""
+
+    candidates: tuple[str, ...]
+    on: tuple[str, ...]
+    share: float
+    size: str | None
+    tokens: Length
+    decay: float
+    seeds: int
+
+
+def decay_data(
+    recipe: Recipe, home: Path, *, candidates: Sequence[str] = (), on: Sequence[str] = (), share: float = 0.3,
+    size: str | None = None, tokens: str = "20N", decay: float = 0.1, seeds: int = 3, out: Path | None = None,
+    devices: str | None = None, quiet: bool = False,
+) -> View:  # fmt: skip
+    """Trains the trunks and branches and says what each candidate is worth in the decay.
+
+    Args:
+        candidates: corpora of the recipe; without any, all that the trunk does not read and that are no pairs.
+        on: corpora whose held-out parts judge, equally weighted; without any, those of the trunk by its mixture.
+        share: of the branch's tokens that are the candidate's.
+        size: of the model; without it, the tunnel's smallest proxy, or the target.
+        tokens: the whole length, decay included.
+        decay: share of the whole length that the branch takes.
+        out: the SVG file; without it, studies/decay-data.svg in the program's folder.
+
+    Raises:
+        UserError: a corpus is unknown, or there is no candidate.
+        Stopped: a stop was asked for; the same command continues.
+    """
+    question = Question(
+        _candidates(recipe, candidates),
+        _known(recipe, on, "--on"),
+        share,
+        size,
+        Length.parse(tokens, "--tokens"),
+        decay,
+        seeds,
+    )
+    with Desk(Home(home), recipe.name, devices=devices, quiet=quiet) as desk:
+        program = open_program(desk, recipe)
+        trunks, plain, mixed = stages_of(program, question)
+        every = [*trunks, *plain, *(stage for row in mixed.values() for stage in row)]
+        assert program.prepared is not None
+        results = desk.train(f"decay data: {len(every)} runs", STUDY, every, program.prepared)
+        desk.need_all(trunks, results)
+        fact = judged(program, question, plain, mixed, results)
+        studies = desk.home.program(recipe.name) / "studies"
+        target = out or studies / "decay-data.svg"
+        write_bytes(target, values_figure(_shown_values(fact), "held-out loss below the trunk's own decay, %").encode())
+        write_json(studies / f"decay-data-{fact['key'][:12]}.json", fact)
+        with desk.book as book:
+            book.put_fact(recipe.name, STUDY, fact["key"][:12], fact)
+    return View({"program": recipe.name, "figure": str(target), **fact}, tuple(_parts(fact, target)))
+
+
+def _known(recipe: Recipe, names: Sequence[str], option: str) -> tuple[str, ...]:
+    usable = [name for name, corpus in recipe.corpus.items() if not corpus.pairs]
+    if unknown := [name for name in names if name not in usable]:
+        raise UserError(option, f"expected some of {', '.join(usable)}, got {unknown[0][:60]!r}")
+    return tuple(names)
+
+
+def _candidates(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
+    found = _known(recipe, names, "--candidate") or tuple(
+        name for name, corpus in recipe.corpus.items() if name not in recipe.mixture and not corpus.pairs
+    )
+    if not found:
+        fix = "add a [corpus.NAME], or name one with --candidate"
+        raise UserError(recipe.where("corpus"), "expected a corpus that the trunk does not read, found none", fix)
+    return found
+
+
+def stages_of(program: Program, question: Question) -> tuple[list[Stage], list[Stage], dict[str, list[Stage]]]:
+    """Trunks, the trunk's own decays, and the candidates' decays, one a seed each."""
+    recipe, shape = program.recipe, _shape(program, question.size)
+    trunks: list[Stage] = []
+    plain: list[Stage] = []
+    mixed: dict[str, list[Stage]] = {name: [] for name in question.candidates}
+    for i in range(question.seeds):
+        setting = _setting(program, question, recipe.seed + _SEED_STEP * i)
+        steps = setting.steps(question.tokens.tokens(parameters=shape.body))
+        short = max(1, round(question.decay * steps))
+        at = max(1, steps - short)
+        setting = replace(setting, warmup=max(1, min(setting.warmup, steps // 10)))
+        trunk = trunk_stage(f"decay-data-trunk-s{setting.seed}", shape, setting, at, [at])
+        trunks.append(trunk)
+        plain.append(decay_stage(trunk, f"decay-data-own-s{setting.seed}", setting, at=at, steps=short))
+        for name in question.candidates:
+            mixture = blend(recipe.mixture, name, question.share)
+            word = f"decay-data-{name}-s{setting.seed}"
+            mixed[name].append(decay_stage(trunk, word, setting, at=at, steps=short, mixture=mixture))
+    return trunks, plain, mixed
+
+
+def blend(mixture: Mapping[str, float], candidate: str, share: float) -> Mixture:
+    """A share of a candidate in a mixture, the rest as it was among itself."""
+    whole = sum(mixture.values())
+    out = {name: (1 - share) * weight / whole for name, weight in mixture.items()}
+    out[candidate] = out.get(candidate, 0.0) + share
+    return tuple(sorted(out.items()))
+
+
+def _shape(program: Program, size: str | None) -> Shape:
+    tunnel = program.recipe.tunnel
+    smallest = size or (tunnel.proxies[0] if tunnel else None)
+    return program.shape if smallest is None else program.shape_of(smallest)
+
+
+def _setting(program: Program, question: Question, seed: int) -> Setting:
+    setting = program.setting()
+    score = dict.fromkeys((*program.recipe.mixture, *question.on, *question.candidates))
+    return replace(setting.with_seed(seed), score=tuple(score))
+
+
+def judged(
+    program: Program, question: Question, plain: Sequence[Stage], mixed: Mapping[str, Sequence[Stage]],
+    results: Mapping[str, Result],
+) -> dict[str, Any]:  # fmt: skip
+    """Each candidate's value with its interval, where it was judged and on the trunk's own text, best first."""
+    own = program.recipe.mixture
+    on = dict.fromkeys(question.on, 1.0) or dict(own)
+    rows = program.prepared.rows(program.recipe.model.row) if program.prepared else {}
+
+    def values(stages: Sequence[Stage], mixture: Mapping[str, float]) -> list[float]:
+        pairs = [(results[a.key], results[b.key]) for a, b in zip(plain, stages, strict=True)]
+        losses = [(mean_loss(a["scores"], mixture), mean_loss(b["scores"], mixture)) for a, b in pairs]
+        return [100 * (1 - b / a) for a, b in losses]
+
+    found: list[dict[str, Any]] = []
+    for name, stages in mixed.items():
+        if any("failed" in results[s.key] for s in (*plain, *stages)):
+            found.append({"name": name, "value": None, "own": None, "verdict": "a run failed", "read": None})
+            continue
+        value = Estimate.of(values(stages, on))
+        read = stages[0].plan.epochs(rows, stages[0].steps * stages[0].batch)[name]
+        found.append({"name": name, "value": value.to_dict(), "own": Estimate.of(values(stages, own)).to_dict(),
+                      "verdict": _verdict(value), "read": read, "seeds": values(stages, on)})  # fmt: skip
+    found.sort(key=lambda one: -math.inf if one["value"] is None else one["value"]["value"], reverse=True)
+    stage = plain[0]
+    return {
+        "key": content_hash([[s.key for s in row] for row in (plain, *mixed.values())] + [sorted(on)]), "candidates": found,
+        "on": on, "share": question.share, "parameters": stage.shape.body, "tokens": stage.tokens,
+        "branch_tokens": stage.own_steps * stage.step_tokens, "seeds": [s.seed for s in plain], "mixture": dict(own),
+        "cost": {"seconds": sum(sum(r.get("seconds", {}).values()) for r in results.values()), "runs": len(results)},
+    }  # fmt: skip
+
+
+def _verdict(value: Estimate) -> str:
+    if value.low is None or value.high is None:
+        return "one seed: cannot tell"
+    return "helps" if value.low > 0 else "hurts" if value.high < 0 else "cannot tell"
+
+
+def _shown_values(fact: Mapping[str, Any]) -> list[Value]:
+    return [
+        Value(one["name"], one["value"]["value"], one["value"]["low"], one["value"]["high"])
+        for one in fact["candidates"]
+        if one["value"] is not None
+    ]
+
+
+def _parts(fact: Mapping[str, Any], figure: Path) -> Iterator[RenderableType]:
+    rows: list[tuple[str, ...]] = []
+    for one in fact["candidates"]:
+        read = f"{one['read']:.2f}" if one["read"] is not None else "–"
+        rows.append((one["name"], _text(one["value"]), _text(one["own"]), read, one["verdict"]))
+    title = (
+        f"{100 * fact['share']:g} % of each in the last {si(fact['branch_tokens'])} of {si(fact['tokens'])} tokens, "
+        f"{si(fact['parameters'])} parameters, {len(fact['seeds'])} seeds"
+    )
+    columns = ("candidate", f"value on {', '.join(fact['on'])}, 90 %", "on the trunk's own text", "times read", "")
+    yield table(columns, rows, title=title, right=(3,))
+    yield line(
+        f"value: how much lower the held-out loss ends than with the trunk's own data, in percent; {fact['cost']['runs']} runs, "
+        f"{duration(fact['cost']['seconds'])} of training; the figure is {figure}"
+    )
+
+
+def _text(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    text = f"{found['value']:+.2f} %"
+    if found["low"] is not None:
+        text += f" [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return text.replace("-", "−")

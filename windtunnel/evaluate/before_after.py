@@ -1,0 +1,58 @@
+"""A post-trained model beside the one that it grew from: exact answers, whether answers end, preferences, divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from windtunnel.corpus.chat import Template, stop_ids
+from windtunnel.corpus.store import open_corpus
+from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.evaluate.answers import answers, heldout_prompts, stops
+from windtunnel.evaluate.divergence import divergence
+from windtunnel.evaluate.exact import score_exact
+from windtunnel.evaluate.preference import score_pairs
+from windtunnel.model.transformer import Transformer
+from windtunnel.train.checkpoint import load_model
+
+PROMPTS = 64
+"""Held-out prompts of each corpus that are answered."""
+
+
+def answering(
+    model: Transformer, tokenizer: Tokenizer, row: int, *, template: Template, corpora: Mapping[str, str], parent: str,
+    pairs: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The same measures of a model and of its parent, under ``before`` and ``after``.
+
+    ``exact``: computed questions. ``stops``, by corpus: share of answers to held-out prompts that end within a row of tokens.
+    With ``pairs`` also ``preferences``: accuracy on held-out pairs; and ``divergence`` from the parent on the model's own
+    answers.
+
+    Args:
+        row: tokens of a training row.
+        corpora: folders of the corpora of chats or pairs, by name.
+        parent: folder of the parent's checkpoint.
+    """
+    before, _ = load_model(Path(parent))
+    both = {"before": before, "after": model}
+    opened = {name: open_corpus(Path(folder)) for name, folder in corpora.items()}
+    prompts = {name: heldout_prompts(corpus, PROMPTS) for name, corpus in opened.items()}
+    stop = stop_ids(tokenizer, template)
+    out: dict[str, Any] = {
+        "exact": {when: score_exact(m, tokenizer, template) for when, m in both.items()},
+        "stops": {
+            name: {when: stops(answers(m, asked, stop=stop, max_new=row)) for when, m in both.items()}
+            for name, asked in prompts.items()
+            if asked
+        },
+    }
+    if pairs:
+        out["preferences"] = {
+            name: {when: score_pairs(m, corpus, row) for when, m in both.items()} for name, corpus in opened.items()
+        }
+        out["divergence"] = {
+            name: divergence(model, before, asked, stop=stop, max_new=row) for name, asked in prompts.items() if asked
+        }
+    return out

@@ -1,0 +1,215 @@
+"""Claims about more data, better data and what the decay does: arXiv 2404.06395, sections 4.3, 4.4 and 5.
+
+Differences of losses are in percent of the loss and paired by seed; regions are stated here, before anything is trained.
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from windtunnel.dynamics_study import decay_begins, summary, watch
+from windtunnel.laws.data_axis import AXIS_FORMS, AxisForm, AxisLaw, fit_axis
+from windtunnel.replication_found import Figure, Found, Series, bits, means, signed, tuned_rates
+from windtunnel.replication_lab import TUNED_AT, Lab
+from windtunnel.train.stage import Stage
+from windtunnel.tunnel.claims import AS_GOOD, Part, Region, percent
+from windtunnel.tunnel.replica import AXIS, Model
+
+_HELD_OUT = 2
+"""Longest runs of the data axis that no form is fitted to."""
+_STATED_COST = 4.0
+_WITHIN = 1.0
+"""Octaves: a cost within a factor 2 of the stated one counts as that cost."""
+
+
+# -- section 4.3 and appendix B.2: more data -------------------------------------------------------------------------------
+
+
+def _axis(lab: Lab) -> tuple[list[Model], list[list[Stage]], list[Stage]]:
+    """Models, decays[seed][length] and trunks of the data axis."""
+    models = lab.models("wsd")
+    trunks = [m.trunk(AXIS[-1]) for m in models]
+    return models, [[m.decay(t, n) for n in AXIS] for m, t in zip(models, trunks, strict=True)], trunks
+
+
+def _compute(stage: Stage) -> float:
+    """6ND, as the paper counts."""
+    return 6.0 * stage.shape.body * stage.tokens
+
+
+def _fits(lab: Lab, row: Sequence[Stage], held_out: int = 0) -> dict[AxisForm, AxisLaw]:
+    known = row[: len(row) - held_out]
+    compute, losses = [_compute(s) for s in known], [lab.loss(s) for s in known]
+    return {form: fit_axis(form, compute, losses) for form in AXIS_FORMS}
+
+
+def data_law(lab: Lab) -> Found:
+    """Both forms fitted to the shorter runs of one size; which foretells the two longest better (figures 6 and 16)."""
+    _, rows, trunks = _axis(lab)
+    lab.train("one size, eight lengths", [*trunks, *(s for row in rows for s in row)])
+    ahead, fitted = [], []
+    for row in rows:
+        if any(math.isnan(lab.loss(s)) for s in row):
+            ahead.append(math.nan)
+            continue
+        laws, whole = _fits(lab, row, _HELD_OUT), _fits(lab, row)
+        off = {
+            f: fmean(abs(percent(law.predict(_compute(s)), lab.loss(s))) for s in row[-_HELD_OUT:])
+            for f, law in laws.items()
+        }
+        ahead.append(off["exponential"] - off["power"])
+        fitted.append(100 * (whole["exponential"].residual - whole["power"].residual))
+    points = tuple(zip((_compute(s) for s in rows[0]), means(lab, rows), strict=True))
+    series = [Series("runs", points, line=False)]
+    if not any(math.isnan(v) for _, v in points):
+        for form in AXIS_FORMS:
+            law = fit_axis(form, [c for c, _ in points[:-_HELD_OUT]], [v for _, v in points[:-_HELD_OUT]])
+            grid = [points[0][0] * (points[-1][0] / points[0][0]) ** (i / 40) for i in range(41)]
+            series.append(Series(form, tuple((c, law.predict(c)) for c in grid), dots=False))
+    part = Part(
+        f"A power law fitted to the shorter runs foretells the {_HELD_OUT} longest better than an exponential",
+        "mean absolute error of the exponential less that of the power law", "%", Region(low=0.0), tuple(ahead),
+    )  # fmt: skip
+    notes = (f"residual of a fit to all points, exponential less power law: {signed(fmean(fitted))}",) if fitted else ()
+    caption = (
+        f"Loss after the decay over compute, seeds averaged; both forms fitted without the {_HELD_OUT} longest runs."
+    )
+    return Found((part,), (Figure(caption, "FLOPs (6ND)", "bits per byte", tuple(series), log_x=True),), notes)
+
+
+def more_data(lab: Lab) -> Found:
+    """The compute at which the smaller model's power law meets the larger model at 40N, over the larger model's own."""
+    models, rows, trunks = _axis(lab)
+    larger = lab.models("wsd", lab.scale.larger)
+    tall = [m.trunk(TUNED_AT) for m in larger]
+    tops = [m.decay(t, TUNED_AT) for m, t in zip(larger, tall, strict=True)]
+    lab.train("a small model with more data, a larger one", [*trunks, *(s for row in rows for s in row), *tall, *tops])
+    octaves, laws, ratios = [], [], []
+    for row, top in zip(rows, tops, strict=True):
+        if any(math.isnan(lab.loss(s)) for s in (*row, top)):
+            octaves.append(math.nan)
+            continue
+        laws.append(_fits(lab, row)["power"])
+        ratio = laws[-1].compute_for(lab.loss(top)) / _compute(top)
+        ratios.append(ratio)
+        octaves.append(math.log2(ratio / _STATED_COST) if math.isfinite(ratio) else math.inf)
+    part = Part(
+        f"{lab.scale.model} reaches {lab.scale.larger} at {TUNED_AT}N for {_STATED_COST:g} times the compute, within a factor 2",
+        f"log2 of the extrapolated ratio of compute over {_STATED_COST:g}", "octaves", Region(-_WITHIN, _WITHIN), tuple(octaves),
+    )  # fmt: skip
+    size = larger[0].shape.body / models[0].shape.body
+    shown = ", ".join("never" if math.isinf(r) else f"{r:.3g}" for r in ratios)
+    notes = [
+        f"times the compute, by seed: {shown}; the larger model has {size:.2g} times the parameters (the paper's 4.6)"
+    ]
+    if any(math.isinf(r) for r in ratios):
+        notes.append("never: the fitted floor L0 lies above the larger model's loss")
+    points = tuple(zip((_compute(s) for s in rows[0]), means(lab, rows), strict=True))
+    top = (_compute(tops[0]), bits(fmean(lab.loss(s) for s in tops)))
+    series = [
+        Series(lab.scale.model, points, line=False), Series(f"{lab.scale.larger} at {TUNED_AT}N", (top,), line=False)
+    ]  # fmt: skip
+    if laws:
+        last = 16 * _compute(tops[0])
+        grid = [points[0][0] * (last / points[0][0]) ** (i / 60) for i in range(61)]
+        series.append(
+            Series("power law", tuple((c, bits(fmean(law.predict(c) for law in laws))) for c in grid), dots=False)
+        )
+    figure = Figure("The smaller model's runs and their power law carried on, beside the larger model.", "FLOPs (6ND)",
+                    "bits per byte", tuple(series), log_x=True)  # fmt: skip
+    return Found((part,), (figure,), tuple(notes))
+
+
+# -- section 4.4: what happens in the decay ---------------------------------------------------------------------------------
+
+_CHANGES = (
+    ("norm", "The gradient norm falls", Region(high=0.0)),
+    ("curvature", "The curvature of the path grows to more than twice", Region(low=1.0)),
+)
+_FOLLOWS = 1.0
+
+
+def dynamics(lab: Lab) -> Found:
+    """A watched second pass over each seed's decay at 40N and as many steps before it (figures 7 and 8)."""
+    models = lab.models("wsd")
+    trunks = [m.trunk(TUNED_AT) for m in models]
+    decays = [m.decay(t, TUNED_AT) for m, t in zip(models, trunks, strict=True)]
+    lab.train("decays to look into", [*trunks, *decays])
+    if any("failed" in lab.results[s.key] for s in decays):
+        return Found((), notes=("a run failed",))
+    seen = []
+    for stage in decays:
+        with lab.desk.screen.console.status(f"replicate: looking into {stage.name}"):
+            seen.append(watch(lab.desk.home, lab.program.name, stage))
+    levels = [summary(one, decay_begins(stage)) for one, stage in zip(seen, decays, strict=True)]
+    phases = [one["phases"] for one in levels]
+    follows = [
+        math.log2(fmean(one["moves"]["late"].values()) / fmean(one["moves"]["before"].values()))
+        - math.log2(one["rate"]["late"] / one["rate"]["before"])
+        for one in levels
+    ]
+    parts = [
+        Part("The largest update of a matrix follows the learning rate, within a factor 2",
+             "log2 of its change into the decay's last quarter less that of the rate", "octaves", Region(-_FOLLOWS, _FOLLOWS),
+             tuple(follows)),
+        Part("Consecutive gradients point the same way in the decay", "mean cosine in the decay", "", Region(low=0.0),
+             tuple(p["decay"]["cosine"] for p in phases)),
+        Part("They do so more than before the decay", "mean cosine in the decay less that before it", "", Region(low=0.0),
+             tuple(p["decay"]["cosine"] - p["before"]["cosine"] for p in phases)),
+        Part("The slope along the path falls to less than half", "mean −D1 in the decay's last quarter over that before", "times",
+             Region(high=0.5), tuple(p["late"]["d1"] / p["before"]["d1"] if p["before"]["d1"] < 0 else math.nan for p in phases)),
+        *(Part(says, "log2 of its change into the decay's last quarter", "octaves", region,
+               tuple(math.log2(p["late"][key] / p["before"][key]) for p in phases)) for key, says, region in _CHANGES),
+    ]  # fmt: skip
+    one = seen[0]
+    figures = [
+        Figure(f"{words} by step, first seed; the decay begins at step {decay_begins(decays[0]):,}.", "step", words,
+               (Series("", _thinned(one["steps"], key), dots=False),), log_y=log)
+        for key, words, log in (("cosine", "cos(g(t), g(t+1))", False), ("d1", "D1", False), ("curvature", "K", True))
+    ]  # fmt: skip
+    sharp = fmean(math.log2(p["late"]["sharpness"] / p["before"]["sharpness"]) for p in phases)
+    notes = (f"sharpness along the gradient changes by {signed(sharp, ' octaves')}", tuned_rates(lab, "wsd"))
+    return Found(tuple(parts), tuple(figures), notes)
+
+
+def _thinned(steps: Sequence[Mapping[str, Any]], key: str, most: int = 120) -> tuple[tuple[float, float], ...]:
+    """Means of neighbouring steps."""
+    found = [(s["step"], s[key]) for s in steps if s[key] is not None]
+    size = max(1, -(-len(found) // most))
+    groups = [found[i : i + size] for i in range(0, len(found), size)]
+    return tuple((fmean(a for a, _ in g), fmean(b for _, b in g)) for g in groups)
+
+
+# -- section 5: two stages -------------------------------------------------------------------------------------------------
+
+
+def two_stage(lab: Lab) -> Found:
+    """One trunk a seed, its decay on the trunk's data (A-1) and with better data and chats mixed in (A-2), before any SFT."""
+    mixture = lab.better()
+    if mixture is None:
+        return Found((), notes=("the recipe has no decay with a mixture of its own",))
+    models = lab.models("wsd")
+    trunks = [m.trunk(TUNED_AT) for m in models]
+    plain = [m.decay(t, TUNED_AT) for m, t in zip(models, trunks, strict=True)]
+    mixed = [m.decay(t, TUNED_AT, mixture=mixture) for m, t in zip(models, trunks, strict=True)]
+    lab.train("decays on two kinds of data", [*trunks, *plain, *mixed])
+    new = {name: weight for name, weight in mixture if name not in lab.mixture}
+
+    def gaps(on: Mapping[str, float]) -> tuple[float, ...]:
+        return tuple(percent(lab.loss(b, on), lab.loss(a, on)) for a, b in zip(plain, mixed, strict=True))
+
+    part = Part(
+        "Better data in the decay lowers the loss on that kind of text", f"A-2's loss above A-1's on {', '.join(new)}", "%",
+        Region(high=-AS_GOOD), gaps(new),
+    )  # fmt: skip
+    old = fmean(gaps(lab.mixture))
+    each = [f"{name} {signed(fmean(gaps({name: 1.0})))}" for name in sorted({*new, *lab.mixture})]
+    notes = (
+        f"A-2's loss above A-1's on the trunk's own mixture: {signed(old)}; by corpus: {', '.join(each)}",
+        "before supervised fine-tuning, which table 1 has after it",
+    )  # fmt: skip
+    return Found((part,), (), notes)
