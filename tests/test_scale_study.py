@@ -191,7 +191,7 @@ def test_exact_costs_pass_through_the_known_shapes() -> None:
     assert cost(1e6) == pytest.approx(6.4e6)
     law = LossLaw("additive", {"C_N": 5.0, "alpha": 0.3, "C_D": 9.0, "beta": 0.3, "L0": 0.4}, (1, 1), (1, 1))
     n, d = best_use(law, 1e13, lambda size: 6 * size)
-    assert (n, d) == pytest.approx(law.optimum(1e13), rel=0.01)
+    assert (n, d) == pytest.approx(law.optimum(1e13), rel=0.03)
     with pytest.raises(LawError, match="expected at least two sizes"):
         cost_between({1e4: 1.0})
 

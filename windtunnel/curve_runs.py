@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from windtunnel.train.schedule import Schedule
 _STRETCHES = 60
 """Means in the longest curve: fewer than its updates, so that the noise of single batches averages out."""
 _LEAST = 8
+_MOST = 8
+"""Curves in one fit, whose time grows with their square: every schedule once comes before a second seed of one."""
 _ALIKE = ("shape", "batch", "parametrization", "optimizer", "objective", "masking", "lr_by_role")
 Row = Mapping[str, Any]
 
@@ -104,7 +106,7 @@ def _set_of(book: LabBook, rows: Sequence[Row]) -> CurveSet | None:
     stretch = max(1, round(0.9 * longest / _STRETCHES))
     curves: dict[str, Curve] = {}
     left_out: list[str] = []
-    for row in rows:
+    for row in _schedules_first(rows):
         if row["status"] == "failed":
             left_out.append(f"{row['name']} failed ({row['reason']})")
         elif (curve := curve_of(book, row, stretch)) is None:
@@ -120,6 +122,17 @@ def _set_of(book: LabBook, rows: Sequence[Row]) -> CurveSet | None:
     label = f"N = {si(body)}, {si(tokens)} tokens a step, base learning rate {config['optimizer']['learning_rate']:g}"
     warmup = config["schedule"].get("warmup", 0)
     return CurveSet(tuple(curves.values()), label, warmup, tokens, body, left_out=tuple(left_out))
+
+
+def _schedules_first(rows: Sequence[Row]) -> list[Row]:
+    """Rows in an order in which repeats of one schedule come after the first run of every schedule."""
+    seen: dict[str, int] = {}
+    ranked: list[tuple[int, Row]] = []
+    for row in rows:
+        key = content_hash([row["config"]["schedule"], row["config"]["steps"]])
+        seen[key] = seen.get(key, -1) + 1
+        ranked.append((seen[key], row))
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _diverged(curve: Curve) -> bool:
@@ -145,7 +158,11 @@ def set_for(book: LabBook, name: str, row: Row) -> CurveSet:
             name, f"expected at least two runs alike (size, batch, text, base learning rate), one with a decay; "
             f"got {count} with {decays}", "windtunnel tunnel scale trains trunks with decay branches",
         )  # fmt: skip
-    return made
+    more = len(made.curves) - _MOST
+    if more <= 0:
+        return made
+    note = f"{more} more runs alike: repeats of these schedules"
+    return replace(made, curves=made.curves[:_MOST], left_out=(*made.left_out, note))
 
 
 def read_curves(paths: Sequence[Path], warmup: int | None) -> CurveSet:

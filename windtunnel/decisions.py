@@ -17,7 +17,7 @@ from windtunnel.base.artefact import content_hash, write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
-from windtunnel.comparison import find_run
+from windtunnel.comparison import find_run, open_book
 from windtunnel.home import FACTS, Home
 from windtunnel.laws.decision import (
     Decision,
@@ -71,6 +71,7 @@ def decide_between(
     Raises:
         UserError: an arm is unknown, both are the same, no corpus is common, or other thresholds were fixed before.
     """
+    open_book(home).close()  # says so where there is no home, and makes none
     book = LabBook(Home(home).labbook)
     rows = [find_run(book, name) for name in (a, b)]
     done = [row for row in book.runs(status="done") if book.scores(row["id"])]

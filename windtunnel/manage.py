@@ -46,7 +46,7 @@ def status(home: Path, *, average: bool = False) -> View:
     """
     book = open_book(home)
     if average:
-        _average_trunks(home, book)
+        _average_trunks(home, LabBook(Home(home).labbook))
     data: dict[str, Any] = {}
     parts: list[RenderableType] = []
     for program in book.programs():

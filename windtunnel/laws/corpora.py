@@ -94,7 +94,7 @@ def best_use(law: LossLaw, budget: float, cost: Cost = six) -> tuple[float, floa
     if cost is six:
         return law.optimum(budget)
     middle, _ = law.optimum(budget)
-    sizes = middle * np.exp(np.linspace(-7, 7, 1401))
+    sizes = middle * np.exp(np.linspace(-7, 7, 561))
     tokens = np.array([budget / cost(float(n)) for n in sizes])
     index = int(np.argmin(law.losses(sizes, tokens)))
     return float(sizes[index]), float(tokens[index])

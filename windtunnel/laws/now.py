@@ -119,7 +119,8 @@ def _at_size(drops: Mapping[float, float], size: float, nearest: float) -> tuple
     y: Array = np.array(list(drops.values()), dtype=np.float64)
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     step = slope * math.log(size / nearest)
-    beside = math.sqrt(float(np.mean((y - y.mean() - slope * (x - x.mean())) ** 2)))
+    apart: Array = y - y.mean() - slope * (x - x.mean())
+    beside = math.sqrt(float((apart**2).mean()))
     return drops[nearest] + step, math.hypot(step / 2, beside, _TENTH * drops[nearest])
 
 

@@ -39,7 +39,7 @@ class Row:
         band = [(n, d * low, d * high) for n, d in self.line]
         return contour_figure(
             lambda n, d: self.law.predict(n, d, force=True), self.points, self.line, band=band,
-            target={"best": (self.parameters, self.tokens)}, unit=self.law.unit, width=width, alone=False,
+            target={"": (self.parameters, self.tokens)}, unit=self.law.unit, width=width, alone=False,
         )  # fmt: skip
 
 
