@@ -75,7 +75,8 @@ def forecasts(home: Path) -> View:
             if outcome and facts["kind"] == "blind":
                 blind.append(outcome["inside_90"])
     columns = ("program", "branch", "kind", "sealed", "forecast, 90 %", "outcome", "error", "inside")
-    parts: list[RenderableType] = [table(columns, rows, title="forecasts, bits per byte")]
+    empty = line("no forecast has been sealed here yet; try: windtunnel forecast quickstart")
+    parts: list[RenderableType] = [table(columns, rows, title="forecasts, bits per byte") if rows else empty]
     if blind:
         parts.append(
             line(f"of {len(blind)} blind forecasts with an outcome, {sum(blind)} lie inside their 90 % interval")

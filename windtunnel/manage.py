@@ -56,9 +56,9 @@ def status(home: Path) -> View:
             rows.append(
                 (row["name"], row["status"], _progress(book, row, home), si(row["tokens"] or 0), seconds, shown)
             )
-        parts.append(
-            table(("run", "state", "steps", "tokens", "time", "held-out bits per byte"), rows, right=(2, 3, 4))
-        )
+        if rows:
+            columns = ("run", "state", "steps", "tokens", "time", "held-out bits per byte")
+            parts.append(table(columns, rows, right=(2, 3, 4)))
         shown_columns = ("id", "name", "status", "steps", "tokens", "reason")
         data[program] = {
             "studies": {name: len(states) for name, states in studies.items()},
