@@ -72,7 +72,9 @@ class NamedLaws:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{name:<22} {law.form}  " + "  ".join(f"{key} {value:.4g}" for key, value in law.constants.items())
+            f"{name:<22} {law.form}  "
+            + "  ".join(f"{key} {value:.4g}" for key, value in law.constants.items())
+            + f"  ({law.source.partition(';')[0]})"
             for name, law in NAMED.items()
         )
 

@@ -65,9 +65,9 @@ def status(home: Path, *, average: bool = False) -> View:
             rows.append(
                 (row["name"], row["status"], _progress(book, row, home), si(row["tokens"] or 0), seconds, shown)
             )
-        parts.append(
-            table(("run", "state", "steps", "tokens", "time", "held-out bits per byte"), rows, right=(2, 3, 4))
-        )
+        if rows:
+            columns = ("run", "state", "steps", "tokens", "time", "held-out bits per byte")
+            parts.append(table(columns, rows, right=(2, 3, 4)))
         trunks = {row["name"]: _now(home, book, row) for row in own if row["kind"] == "trunk"}
         parts += [line(text) for now, averaged in trunks.values() for text in sentence(now, averaged)]
         shown_columns = ("id", "name", "status", "steps", "tokens", "reason")

@@ -30,7 +30,7 @@ from windtunnel.base.errors import (
     WindtunnelError,
 )
 from windtunnel.base.labbook import LabBook
-from windtunnel.comparison import find_run, open_book
+from windtunnel.comparison import find_run, forecasts, open_book
 from windtunnel.home import Home
 from windtunnel.laws.forecast import forecast
 from windtunnel.laws.loss import NAMED
@@ -516,3 +516,13 @@ def test_an_opened_run_gives_arrays_scores_law_and_forecast(tmp_path: Path, call
         run.model()
     run.export(tmp_path / "o")
     assert calls[-1] == ("export", (tmp_path, "a/same"), {"out": tmp_path / "o"})
+
+
+def test_an_empty_home_is_answered_in_one_line_without_an_empty_table(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="windtunnel quickstart or run makes one"):
+        forecasts(tmp_path)
+    LabBook(Home(tmp_path).labbook).close()
+    assert [str(part) for part in forecasts(tmp_path).parts] == [
+        "no forecast has been sealed here yet; try: windtunnel forecast quickstart"
+    ]
+    assert forecasts(tmp_path).to_dict() == {"forecasts": [], "blind": 0, "inside_90": 0}

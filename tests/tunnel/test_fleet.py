@@ -299,3 +299,23 @@ def test_of_several_gpus_each_worker_sees_one_and_all_are_used(tmp_path, monkeyp
 )
 def test_gpus_are_named_by_their_numbers(word, numbers):
     assert gpu_numbers(word) == numbers
+
+
+def test_a_device_that_is_not_there_ends_the_call_in_one_line_instead_of_failing_every_job_twice(
+    tmp_path, job, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    watcher = Notes()
+    with (
+        Fleet(1, tmp_path / "workers.log", devices="cuda") as fleet,
+        pytest.raises(WindtunnelError, match="expected a device of this machine") as caught,
+    ):
+        fleet.run([job("a"), job("b")], watcher)
+    assert caught.value.exit_code == 2
+    assert not watcher.said
+
+
+def test_ranks_that_a_launcher_named_around_the_driver_do_not_reach_its_workers(monkeypatch):
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & set(fleet_module.worker_environment(1))

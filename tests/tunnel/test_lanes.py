@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +111,19 @@ def test_a_stop_ends_all_lanes_at_one_step_and_none_outlives_the_fleet(tmp_path,
     assert saved >= 5
     _, alive = psutil.wait_procs(known, timeout=30)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_no_lane_waits_for_one_that_ended_before_all_had_met(tmp_path, monkeypatch, victim):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    command = [sys.executable, "-m", "windtunnel.tunnel.worker", "--threads", "1", "--devices", "cpu", "--eager"]
+    with subprocess.Popen([*command, "--lanes", "2"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as first:
+        both = [psutil.Process(first.pid)]
+        while len(both) < 2:
+            time.sleep(0.05)
+            both += [p for p in both[0].children() if "--meeting" in p.cmdline()]
+        both[victim].kill()
+        _, alive = psutil.wait_procs([both[1 - victim]], timeout=60)
+        assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    if victim:
+        assert not list(tmp_path.iterdir())

@@ -68,7 +68,8 @@ class LabBook:
                 "choose a local folder with --home and copy it afterwards",
             )
         if readonly and not path.is_file():
-            raise ArtefactError(str(path), "expected a lab book, found none", "choose the folder with --home")
+            way_out = "windtunnel quickstart or run makes one, --home names another folder"
+            raise ArtefactError(str(path), "expected a lab book, found none", way_out)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -48,6 +48,7 @@ class Runtime:
             "compiled": self.compiled,
             "world": self.world,
             "torch": torch.__version__.split("+")[0],
+            **({"copies": True} if self.world > 1 and not self.sharded else {}),
         }
 
     def to_dict(self) -> dict[str, Any]:

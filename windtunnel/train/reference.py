@@ -21,7 +21,7 @@ from windtunnel.corpus.loader import Loader, empty_rows, fill_row
 from windtunnel.corpus.store import Corpus
 from windtunnel.train.checkpoint import restore
 from windtunnel.train.objectives import PairwisePreference
-from windtunnel.train.parallel import barrier
+from windtunnel.train.parallel import any_rank, barrier
 from windtunnel.train.stage import Stage
 from windtunnel.train.step import Trainer, to_device
 
@@ -46,7 +46,7 @@ def reference_values(
     key = {"reference": stage.start.to_dict(), "pairs": dict(stage.plan.packed), "row": stage.plan.row}
     path = run / "reference"
     found = _stored(path, key)
-    if found is None:
+    if any_rank(found is None, trainer.runtime):  # all or none: a fast rank may have stored it before a slow one looked
         restore(parent, trainer.model, None)
         found = {
             name: _scored(trainer, objective, corpora[name], Loader(stage.plan, corpora)) for name in stage.plan.corpora

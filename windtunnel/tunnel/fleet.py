@@ -29,6 +29,8 @@ of a step (docs/lab-log.md). Other C libraries do not look at them."""
 _WAITING = {"GOMP_SPINCOUNT": "20000"}
 """For several threads. Those that spin for long while they wait lose a hundredfold on a busy machine, those that never spin a
 fifth on a quiet one (docs/lab-log.md)."""
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""What a launcher set around the driver; a worker's ranks are the fleet's to name."""
 _SILENCE = 900.0
 _TRIES = 2
 
@@ -36,7 +38,8 @@ _TRIES = 2
 def worker_environment(threads: int) -> dict[str, str]:
     """The environment of a process that trains with that many threads. What the user has set stays."""
     waiting = _WAITING if threads > 1 else {}
-    return {**_MEMORY, **waiting, **os.environ, "OMP_NUM_THREADS": str(threads)}
+    user = {name: value for name, value in os.environ.items() if name not in _RANKS}
+    return {**_MEMORY, **waiting, **user, "OMP_NUM_THREADS": str(threads)}
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class Fleet:
         lanes: int = 1,
     ) -> None:
         self._gpus = gpu_numbers(devices) if devices and world == 1 else []
-        seen = "cuda" if self._gpus else devices
+        seen = "cuda" if self._gpus else "cpu" if lanes > 1 else devices
         self._options = (
             ["--threads", str(threads)] + (["--devices", seen] if seen else []) + (["--eager"] if eager else [])
         )
@@ -314,8 +317,8 @@ class Fleet:
             work.finish(job, {**message["result"], "wall": message["wall"]})
         elif "error" in message:
             seat.job = None
-            if self._lanes > 1:  # ends after an error, with the lanes that wait for it
-                self._seats.remove(seat)
+            if self._lanes > 1 and message["code"] not in (Stopped.exit_code, Diverged.exit_code):
+                self._seats.remove(seat)  # it ends, with the lanes that wait for it
             work.meet(job, message["error"], message["code"])
 
     def _replace_silent(self, work: Work) -> None:

@@ -12,8 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
-from typing import IO
+
+_LOOK = 0.5
 
 
 class Lanes:
@@ -29,24 +31,37 @@ class Lanes:
         os.environ |= {"RANK": "0", "WORLD_SIZE": str(count)}
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # lanes are neighbours: no host name has to be looked up
-        self._inputs = [self._start([*command, "--meeting", self.meeting], rank) for rank in range(1, count)]
+        self._lanes = [self._start([*command, "--meeting", self.meeting], rank) for rank in range(1, count)]
+        self._met = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
-    def _start(self, command: list[str], rank: int) -> IO[str]:
-        process = subprocess.Popen(
+    def _start(self, command: list[str], rank: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, "RANK": str(rank)}
         )
-        assert process.stdin is not None
-        return process.stdin
+
+    def _watch(self) -> None:
+        """Ends this process if a lane ends before all have met: the others would wait for it for half an hour."""
+        while not self._met.wait(_LOOK):
+            if any(lane.poll() is not None for lane in self._lanes):
+                self.clear()
+                os._exit(1)
 
     def met(self) -> None:
-        """Removes the meeting place, once all lanes have joined the process group."""
+        """All lanes have joined the process group: from here on a collective notices one that ends."""
+        self._met.set()
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes the meeting place."""
         shutil.rmtree(Path(self.meeting).parent, ignore_errors=True)
 
     def send(self, line: str) -> None:
         """Hands a job's line on; a lane that has ended is noticed at the next collective."""
-        for pipe in self._inputs:
+        for lane in self._lanes:
+            assert lane.stdin is not None
             try:
-                pipe.write(line)
-                pipe.flush()
+                lane.stdin.write(line)
+                lane.stdin.flush()
             except OSError:
                 continue

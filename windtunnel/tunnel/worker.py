@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from windtunnel.base.errors import WindtunnelError
+from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
 from windtunnel.base.runtime import Runtime, choose, prepare
 from windtunnel.corpus.store import Corpus, open_corpus
 from windtunnel.train.control import Control, StopOnSignals
@@ -42,35 +42,39 @@ class Worker:
         self.control = Control(tell=lambda p: self.send(progress=asdict(p)), say=lambda text: self.send(say=text))
 
     def send(self, **message: Any) -> None:
-        """Writes one message, if this rank speaks."""
+        """Writes one message, if this rank speaks; what went wrong on another one is for the worker's log."""
         if self._speaks:
             self._out.write(json.dumps(message) + "\n")
             self._out.flush()
+        elif "error" in message:
+            sys.stderr.write(f"rank {self._workshop.runtime.rank}: {message['error']}\n")
+            sys.stderr.flush()
 
     def train(self, job: dict[str, Any]) -> None:
         """Trains one job and reports its result or its one-line failure."""
         finish = Path(job["finish"]) if job.get("finish") else None
         self.control.finish = _file_watch(finish) if finish else lambda: False
         started = time.perf_counter()
-        failed = True
+        alone = False
         try:
             stage = Stage.from_dict(job["stage"])
             corpora = {name: self._corpus(path) for name, path in job["corpora"].items()}
             parent = Path(job["parent"]) if job.get("parent") else None
             result = run_stage(stage, Path(job["run"]), corpora, self._workshop, parent=parent, control=self.control)
             self.send(result=result, wall=time.perf_counter() - started)
-            failed = False
         except WindtunnelError as error:
             self.send(error=str(error), code=error.exit_code)
+            alone = not isinstance(error, Stopped | Diverged)  # these all ranks meet at the same step
         except Exception as error:  # the driver decides what becomes of the job; the trace is in the worker's log
             traceback.print_exc()
             self.send(error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", code=1)
+            alone = True
         finally:
             self.control.stop = False  # a stop is for the job that it met
-        if failed and self._workshop.runtime.world > 1:
+        if alone and self._workshop.runtime.world > 1:
             os._exit(
                 1
-            )  # the other lanes may wait for this one in a collective: they end with it, and the fleet starts anew
+            )  # the other ranks may wait for this one in a collective: they end with it, and the fleet starts anew
 
     def _corpus(self, path: str) -> Corpus:
         if path not in self._corpora:
@@ -100,6 +104,8 @@ def _read_input(worker: Worker, jobs: queue.Queue[dict[str, Any] | None], lanes:
         if lanes:
             lanes.send(line)
         jobs.put(message)
+    if lanes:
+        lanes.clear()
     os._exit(0)  # the driver has closed the pipe or died
 
 
@@ -122,22 +128,30 @@ def main() -> None:
     lanes = Lanes(options.lanes, _lane(options)) if options.lanes > 1 else None
     meeting = lanes.meeting if lanes else options.meeting
     compiled = False if options.eager else None
-    runtime = choose(options.devices, options.threads, compiled=compiled, sharded=meeting is None)
+    try:
+        runtime = choose(options.devices, options.threads, compiled=compiled, sharded=meeting is None)
+    except WindtunnelError as error:  # no other worker would fare better
+        sys.stdout.write(json.dumps({"error": str(error), "code": error.exit_code}) + "\n")
+        sys.stdout.flush()
+        sys.exit(error.exit_code)
     prepare(runtime)
+    worker = Worker(runtime)
+    jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    if options.job is None:
+        # Ctrl-C reaches the whole group; the driver passes it on as a stop.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, worker.control.request_stop)  # a scheduler's SIGTERM does so too
+        # Before the ranks meet, so that none waits for one whose driver is gone.
+        threading.Thread(target=_read_input, args=(worker, jobs, lanes), daemon=True).start()
     if meeting or options.job:
         start_ranks(runtime, meeting)
         barrier(runtime)
     if lanes:
         lanes.met()
-    worker = Worker(runtime)
     if options.job is not None:
         with StopOnSignals(worker.control):
             worker.train(json.loads(options.job.read_text(encoding="utf-8")))
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver passes it on as a stop
-    signal.signal(signal.SIGTERM, worker.control.request_stop)  # a scheduler's SIGTERM does so too
-    jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read_input, args=(worker, jobs, lanes), daemon=True).start()
     worker.send(ready=True)
     while (job := jobs.get()) is not None:
         worker.train(job)
