@@ -149,7 +149,10 @@ def test_a_longer_context_is_trained_measured_exported_and_shown(folder, monkeyp
     cells = [(cell["task"], cell["length"], cell["depth"]) for cell in found["retrieval"]]
     lengths = {cell["length"] for cell in found["retrieval"]}
     assert len(cells) == len(set(cells)) == 3 * len(lengths) * 5
-    assert {256, 512} <= lengths  # as long as its rows, and beyond; a question needs over a hundred tokens of this vocabulary
+    assert {
+        256,
+        512,
+    } <= lengths  # as long as its rows, and beyond; a question needs over a hundred tokens of this vocabulary
     assert (limbs["stretch"].start, limbs["stretch"].end) == (16 * 128, 18 * 128)
     assert (limbs["long"].start, limbs["long"].end) == (18 * 128, 18 * 128 + 512)
     config = json.loads((home.program("longer") / "exports" / stage.folder_name / "config.json").read_text())
