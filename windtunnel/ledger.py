@@ -208,7 +208,7 @@ def forecasts(home: Path) -> View:
     average = coverage([row for row in blind if row.corpus == AVERAGE])
     corpora = coverage([row for row in blind if row.corpus != AVERAGE])
     if not rows:
-        parts = [line("no forecast has been sealed here yet; windtunnel forecast RECIPE makes one")]
+        parts = [line("no forecast has been sealed here yet; try: windtunnel forecast quickstart")]
     elif average["scored"]:
         inside, count = average["inside_90"], average["scored"]
         parts.append(line(f"of {count} blind forecasts with an outcome, {inside} lie inside their 90 % interval"))

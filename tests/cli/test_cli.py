@@ -30,11 +30,12 @@ from windtunnel.base.errors import (
     WindtunnelError,
 )
 from windtunnel.base.labbook import LabBook
-from windtunnel.comparison import find_run, forecasts, open_book
+from windtunnel.comparison import find_run, open_book
 from windtunnel.home import Home
 from windtunnel.laws.forecast import forecast
 from windtunnel.laws.loss import NAMED
 from windtunnel.laws.points import Point
+from windtunnel.ledger import forecasts
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 SURFACE = {
