@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 
 from windtunnel.base.errors import RecipeError, UserError
-from windtunnel.base.units import si
+from windtunnel.base.units import bytes_size, si
 from windtunnel.model.family import FAMILIES, Family, Member
 from windtunnel.recipe import parse_recipe
 from windtunnel.recipe_errors import toml_value
 
 TOKENS_FOR_EACH_PARAMETER = 20
+_LEAST, _READINGS = 100_000, 4
+_BYTES_OF_A_TOKEN = 3.0
+"""Of plain text under the small vocabularies written here: an estimate, until the corpus has been built."""
+_LONG = 100_000
+_RECORDS = (".jsonl", ".json", ".parquet", ".gz", ".xz", ".zst")
 _TEMPLATE = """\
 # windtunnel plan {name}.toml        what would be done, in seconds
 # windtunnel run {name}.toml         do it; the same command continues after a stop
@@ -27,7 +33,7 @@ seed = 1
 #   windtunnel data {shown}
 [corpus.text]
 source = {source}
-heldout = 0.01            # share of documents that are never trained on
+heldout = {heldout:<16g}# share of documents that are never trained on
 
 [tokenizer]
 vocab = {vocab}
@@ -38,7 +44,7 @@ size = "{size}"             # the dial: {sizes}
 row = {row}                 # tokens of context
 {tunnel}
 [trunk]
-tokens = "{tokens}"           # {ratio:.0f} for each parameter; more is better as long as the text is not read over four times
+tokens = "{tokens}"           # {why}
 # batch = "{batch}"          # tokens in a step; derived if left out
 
 # A finished model: the last fifth of the training at a falling learning rate. Add a second one with a mixture of its own to
@@ -68,7 +74,15 @@ def new_recipe(name: str, *, size: str = "0.3M", data: Sequence[str | Path], fol
     """
     family, member = _find(size)
     body = family.body(member)
-    tokens = max(500_000, TOKENS_FOR_EACH_PARAMETER * body)
+    count, size_of_text, records = _amount(data)
+    notes = count and not records and size_of_text < _LONG * count  # a share of one in a hundred of a few would be none
+    wanted = max(500_000, TOKENS_FOR_EACH_PARAMETER * body)
+    there = int(size_of_text / _BYTES_OF_A_TOKEN)
+    tokens = wanted if records or not there else min(wanted, max(_LEAST, _READINGS * there))
+    why = f"{tokens / body:.0f} for each parameter; more is better as long as the text is not read over four times"
+    if tokens < wanted:
+        amount = bytes_size(size_of_text)
+        why = f"about {tokens / max(1, there):.0f} readings of {amount} of text; with more text, {si(wanted, 2)}"
     small = family.name == "tiny" and body < 1_000_000
     proxies = [m for m in family.members if family.body(m) * 2.5 <= body][-3:]
     tunnel = ""
@@ -81,11 +95,21 @@ def new_recipe(name: str, *, size: str = "0.3M", data: Sequence[str | Path], fol
         intro=f"A model of {member.name} parameters on text of your own.",
         vocab=2048 if small else 4096 if family.name == "tiny" else 32_768, family=family.name, size=member.name,
         sizes=", ".join(m.name for m in family.members), row=128 if small else 256 if family.name == "tiny" else 2048,
-        tunnel=tunnel, tokens=si(tokens, 2), ratio=tokens / body,
+        tunnel=tunnel, tokens=si(tokens, 2), why=why,
+        heldout=round(min(0.2, max(0.01, 20 / count)), 2) if notes else 0.01,
         batch="2048" if small else "4096" if family.name == "tiny" else "512k",
     )  # fmt: skip
     parse_check(text)
     return text
+
+
+def _amount(data: Sequence[str | Path]) -> tuple[int, int, bool]:
+    """Files, bytes, and whether any of them holds more than one document or is packed: then neither number says much."""
+    files: list[Path] = []
+    for source in map(Path, data):
+        found = source.rglob("*") if source.is_dir() else map(Path, glob(str(source), recursive=True))
+        files += [path for path in found if path.is_file()]
+    return len(files), sum(path.stat().st_size for path in files), any(path.suffix in _RECORDS for path in files)
 
 
 def parse_check(text: str) -> None:

@@ -252,6 +252,19 @@ def test_new_writes_a_valid_recipe_for_every_size(size: str, tmp_path: Path, mon
     assert recipe.corpus["text"].source == ("books", "more/*.txt")
 
 
+def test_a_new_recipe_fits_the_text_that_is_there(tmp_path: Path) -> None:
+    """Sixty notes: enough of them held out to be scored, and no more tokens than four readings of them."""
+    for i in range(60):
+        (tmp_path / f"{i}.md").write_text("A note about nothing in particular. " * 100, encoding="utf-8")
+    recipe = parse_recipe(tomllib.loads(new_recipe("mine", data=[tmp_path])))
+    assert recipe.corpus["text"].heldout == 0.2
+    size = 60 * 100 * 36
+    assert 100_000 <= recipe.trunk.tokens.value <= 4 * size / 3 + 10_000
+    (tmp_path / "more.jsonl").write_text('{"text": "a record"}', encoding="utf-8")  # who knows how many documents
+    recipe = parse_recipe(tomllib.loads(new_recipe("mine", data=[tmp_path])))
+    assert (recipe.corpus["text"].heldout, recipe.trunk.tokens.value) == (0.01, 6_400_000)
+
+
 def test_new_refuses_what_the_recipe_would_refuse(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="choose one of 0.02M"):
         new_recipe("mine", size="7T", data=[tmp_path])
