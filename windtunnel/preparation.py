@@ -116,5 +116,5 @@ def check_supply(program: Program, say: Any) -> None:
     rows = program.prepared.rows(program.recipe.model.row)
     packed = {name: corpus["packed"]["rows"] for name, corpus in program.prepared.corpora.items() if "packed" in corpus}
     for stage in [program.trunk(), *(program.branch(name) for name in program.recipe.branch)]:
-        for warning in check_epochs(stage.plan, packed if stage.plan.packed else rows, stage.steps * stage.batch):
+        for warning in check_epochs(stage.plan, packed if stage.plan.packed else rows, stage.tokens // stage.plan.row):
             say(f"{stage.name}: {warning}")

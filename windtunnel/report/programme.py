@@ -11,6 +11,7 @@ from windtunnel.base.units import si
 from windtunnel.model.shape import Shape
 from windtunnel.report.curves import Limb
 from windtunnel.report.story import losses, without_paths
+from windtunnel.train.batches import Batches
 
 Row = dict[str, Any]
 
@@ -27,8 +28,9 @@ def target_runs(book: LabBook, program: str) -> list[Row]:
     return tree
 
 
-def _step_tokens(run: Row) -> int:
-    return int(run["config"]["batch"]) * int(run["config"]["plan"]["row"])
+def _tokens_at(run: Row, step: int) -> int:
+    """Tokens that a run has consumed after a step, counted as its steps are."""
+    return Batches.of(run["config"]).sequences(step) * int(run["config"]["plan"]["row"])
 
 
 def _fresh(run: Row) -> bool:
@@ -41,14 +43,14 @@ def read_limbs(book: LabBook, runs: list[Row]) -> list[Limb]:
     numbers = {run["id"]: i for i, run in enumerate(runs)}
     limbs: list[Limb] = []
     for run in runs:
-        size, parent = _step_tokens(run), numbers.get(run["parent"])
+        parent = numbers.get(run["parent"])
         # A fresh start counts steps from 0, but its model has read what its parent had.
         before = limbs[parent].end if _fresh(run) and parent is not None else 0.0
-        start = before + (0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0) * size)
+        start = before + (0 if _fresh(run) else _tokens_at(run, (run["config"].get("start") or {}).get("step", 0)))
         curves = {}
         for name in ("loss", "learning_rate"):
             steps, values = book.metrics(run["id"], name)
-            curves[name] = tuple((before + s * size, v) for s, v in zip(steps, values, strict=True) if v == v)
+            curves[name] = tuple((before + _tokens_at(run, s), v) for s, v in zip(steps, values, strict=True) if v == v)
         end = before + run["tokens"] if run["tokens"] else max([start, *(d for d, _ in curves["loss"])])
         note = f"{si(end)} tokens" + ("" if run["status"] == "done" else f", {run['status']}")
         limbs.append(Limb(str(run["name"]), note, start, float(end), curves["loss"], curves["learning_rate"], parent))
@@ -214,7 +216,8 @@ def read_cost(book: LabBook, program: str) -> Cost | None:
 
 def _own_tokens(run: Row) -> int:
     """Tokens that a run itself read, without those of its parent."""
-    return int(run["tokens"] or 0) - (run["config"].get("start") or {}).get("step", 0) * _step_tokens(run)
+    start = 0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0)
+    return int(run["tokens"] or 0) - _tokens_at(run, start)
 
 
 def _price(recipe: Mapping[str, Any], wall: float | None) -> str:

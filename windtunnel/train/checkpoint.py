@@ -27,7 +27,7 @@ from windtunnel.base.runtime import Runtime
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.optimizer import Optimizer, clear_moments, moments
-from windtunnel.train.parallel import barrier
+from windtunnel.train.parallel import barrier, local
 from windtunnel.train.stage import Stage
 
 KIND = "checkpoint"
@@ -183,10 +183,6 @@ def _rows(tensor: Tensor) -> tuple[int, int]:
     return first, min(size, tensor.shape[0] - first)
 
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _write(tensors: dict[str, Tensor], file: Path) -> None:
     """Writes tensors; what the system refuses is an OSError as everywhere else."""
     try:
@@ -197,7 +193,7 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
-    _write({key: _local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
+    _write({key: local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
     table = {key: {"shape": list(t.shape), "rows": list(_rows(t))} for key, t in tensors.items()}
     write_json(folder / f"{name}-{runtime.rank}.json", table)
 
@@ -232,7 +228,7 @@ def _copy(source: Any, key: str, tensor: Tensor, held: list[int] | None) -> int:
     if high <= low:
         return 0
     rows = piece[low - start : high - start]
-    target = _local(tensor)[low - first : high - first]
+    target = local(tensor)[low - first : high - first]
     if rows.shape != target.shape:
         raise KeyError(f"{key} is {list(rows.shape)}, expected {list(target.shape)}")
     target.copy_(rows)

@@ -15,6 +15,7 @@ from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Kind, Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.train.batches import Batches, Changes
 from windtunnel.train.preference import Preference
 from windtunnel.train.schedule import Schedule
 
@@ -122,10 +123,10 @@ class Start:
 class Stage:
     """Everything that one training run depends on.
 
-    ``batch`` counts sequences in a step and ``steps`` is the number of the last update, counted from the beginning of the
-    trunk, or of this stage if its start is fresh. ``open_ended`` marks a trunk: its identity does not contain its length, so
-    more tokens extend it. ``keep`` lists the steps whose checkpoints stay; ``score`` names the held-out parts that are scored
-    at the end.
+    ``batch`` counts sequences in a step (``batch_changes`` says from where on it is another), and ``steps`` is the number of
+    the last update, counted from the beginning of the trunk, or of this stage if its start is fresh. ``open_ended`` marks a
+    trunk: its identity does not contain its length, so more tokens extend it. ``keep`` lists the steps whose checkpoints
+    stay; ``score`` names the held-out parts that are scored at the end.
     """
 
     name: str
@@ -153,6 +154,8 @@ class Stage:
     """Whether roles multiply the learning rate; without, every tensor trains at the same one."""
     preference: Preference | None = None
     """What the objective ``dpo`` minimises."""
+    batch_changes: Changes = ()
+    """(step, batch) pairs: updates after that step have that batch."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -173,14 +176,23 @@ class Stage:
         return f"{self.name}-{self.key[:10]}"
 
     @property
+    def batches(self) -> Batches:
+        return Batches(self.batch, self.batch_changes)
+
+    @property
     def step_tokens(self) -> int:
-        """Tokens in one step, the padding of no row subtracted."""
-        return self.batch * self.plan.row
+        """Tokens in the last step, the padding of no row subtracted."""
+        return self.batches.at(self.steps) * self.plan.row
 
     @property
     def tokens(self) -> int:
         """Tokens consumed at the last step, those of the trunk included."""
-        return self.steps * self.step_tokens
+        return self.batches.sequences(self.steps) * self.plan.row
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that this stage itself reads."""
+        return self.tokens - self.batches.sequences(self.first_step) * self.plan.row
 
     @property
     def own_steps(self) -> int:
@@ -195,7 +207,7 @@ class Stage:
     @property
     def flops(self) -> float:
         """Exact training FLOPs of this stage's own updates."""
-        return self.own_steps * self.step_tokens * self.shape.flops_per_token(self.plan.row).total
+        return self.own_tokens * self.shape.flops_per_token(self.plan.row).total
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -212,6 +224,7 @@ class Stage:
             "start": self.start.to_dict() if self.start else None,
             **({} if self.lr_by_role else {"lr_by_role": False}),
             **({"preference": self.preference.to_dict()} if self.preference else {}),
+            **({"batch_changes": [list(change) for change in self.batch_changes]} if self.batch_changes else {}),
         }  # fmt: skip
 
     @classmethod
@@ -229,6 +242,7 @@ class Stage:
                 "plan": DataPlan.from_dict(raw["plan"]),
                 "start": Start(**raw["start"]) if raw["start"] else None,
                 "preference": Preference(**raw["preference"]) if raw.get("preference") else None,
+                "batch_changes": Batches.of(raw).changes,
             }
         )
 
