@@ -89,7 +89,7 @@ def test_a_batch_schedule_is_planned_in_steps_and_its_tokens_are_counted_exactly
     assert early.batch_changes == ((48, 1024),)
     assert early.first_step == 48 + round((1e9 - 48 * 2_097_152) / 4_194_304)
     assert early.own_tokens == 24 * 4_194_304
-    assert program.decay().share == pytest.approx(0.1, rel=1e-3)
+    assert program.decay().share == pytest.approx(0.1, rel=3e-3)
     shown = plan(program.recipe, tmp_path, measure=False).to_dict()
     assert shown["batch_changes"] == [[48, 1024], [2000, 2048]]
     without = Program(parse_recipe({**tables, "trunk": {**tables["trunk"], "batch_schedule": []}}))

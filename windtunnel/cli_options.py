@@ -34,6 +34,30 @@ Devices = Annotated[
 ]
 
 
+SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+"""Of every group of commands."""
+
+
+def load(recipe: str, overrides: list[str] | None) -> Any:
+    """A recipe whose values and local files have been checked."""
+    from windtunnel.recipe import check_files, load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    check_files(loaded)
+    return loaded
+
+
+Workers = Annotated[
+    str, typer.Option("--workers", metavar="auto|N", help="Workers for small stages; auto: one for each core or GPU.")
+]
+PerGpu = Annotated[
+    str,
+    typer.Option(
+        "--workers-per-gpu", metavar="auto|N", help="Workers on each GPU; auto: as many as are measured to pay."
+    ),
+]
+
+
 class ShowByDefault(TyperGroup):
     """``windtunnel data PATH`` is ``windtunnel data show PATH``."""
 

@@ -106,6 +106,14 @@ def _tokenizer(home: Home, recipe: Recipe, prints: dict[str, str], say: Any) -> 
     return tokenizer, folder
 
 
+def note_target(desk: Desk, program: Program) -> None:
+    """Records what the target's trunk and branches cost, to which a report holds the cost of the studies."""
+    stages = [program.trunk(), *(program.branch(name) for name in program.recipe.branch)]
+    cost = {"flops": sum(stage.flops for stage in stages), "tokens": sum(stage.own_tokens for stage in stages)}
+    with desk.book as book:
+        book.put_fact(program.name, "target", "cost", cost)
+
+
 def check_supply(program: Program, say: Any) -> None:
     """Warns of corpora that would be read more than four times, and refuses those that cannot be read at all.
 

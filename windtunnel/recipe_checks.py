@@ -247,6 +247,15 @@ def _studies(recipe: Recipe) -> Iterator[Problem]:
     if transfer is not None and transfer.width is not None and transfer.width % head:
         problem = f"expected a multiple of the head dimension {head} of '{recipe.family.name}', got {transfer.width}"
         yield Problem("tunnel.transfer.width", problem)
+    study = recipe.tunnel.batch if recipe.tunnel else None
+    for batch in (study.batches or ()) if study else ():
+        if batch % recipe.model.row:
+            yield Problem("tunnel.batch.batches", f"expected multiples of model.row = {recipe.model.row}, got {batch}")
+    for size in (study.sizes or ()) if study else ():
+        recipe.shape_of(size, where="tunnel.batch.sizes")
+    for length in study.tokens if study else ():
+        if length.unit not in ("tokens", "per_parameter"):
+            yield Problem("tunnel.batch.tokens", f"expected lengths in tokens or as 20N, got {str(length)!r}")
 
 
 def _space(recipe: Recipe) -> Iterator[Problem]:

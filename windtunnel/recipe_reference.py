@@ -15,7 +15,7 @@ from windtunnel.recipe_schema import Recipe
 
 TABLES = (
     "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "tunnel.space",
-    "tunnel.transfer",
+    "tunnel.transfer", "tunnel.batch",
     "trunk", "trunk.batch_schedule", "branch.NAME", "evaluate", "export", "machine",
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import curves, figures, programme, story, studies
+from windtunnel.report import batches, curves, figures, programme, story, studies
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -82,6 +82,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "question": _question(book, program, runs),
         "tunnel": _tunnel(book, program),
         "transfer": _transfer(book, program),
+        "batch": _batch(book, program),
         "law": _law(forecasts),
         "training": _training(book, runs),
         "decay": _decay(book, runs),
@@ -109,6 +110,7 @@ _TITLES = {
     "question": ("Question", "What was asked"),
     "tunnel": ("Tunnel", "What the tunnel found"),
     "transfer": ("Transfer", "What carries over, and what it costs where it does not"),
+    "batch": ("Batch", "Which batch, and what half or double of it costs"),
     "law": ("Law", "The law and its points"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "decay": ("Decay data", "What the decay data did"),
@@ -199,6 +201,14 @@ def _transfer(book: LabBook, program: str) -> Markup | None:
 
 def _valleys(axis: studies.TransferAxis, part: studies.TransferPart) -> Callable[[int], str]:
     return lambda width: studies.transfer_figure(part.curves, f"{axis.axis}, {part.parametrization}", width)
+
+
+def _batch(book: LabBook, program: str) -> Markup | None:
+    view = batches.read_batch(book, program)
+    if view is None:
+        return None
+    line = Pair.of(lambda width: batches.law_figure(view, width)) if batches.has_law(view) else None
+    return macro("batch", view, view.fact["answer"], Pair.of(lambda w: batches.equal_loss_figure(view, w)), line)
 
 
 def _law(forecasts: list[story.Sealed]) -> Markup | None:

@@ -158,16 +158,31 @@ class Part:
     tokens: int
     flops: float
     seconds: float
+    tunnel: bool = False
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What everything cost: by part, in all, and on the clock."""
+    """What everything cost: by part, in all, and on the clock; ``target`` is the FLOPs of the target's trunk and branches."""
 
     parts: tuple[Part, ...]
     sessions: int
     wall: float | None
     machine: str
+    target: float | None = None
+
+    def share(self, part: Part) -> float | None:
+        """A part's FLOPs over those of the target run; None where that is not known."""
+        return part.flops / self.target if self.target else None
+
+    @property
+    def tunnel(self) -> Part | None:
+        """All studies on small models together."""
+        parts = [part for part in self.parts if part.tunnel]
+        if not parts:
+            return None
+        sums = (sum(getattr(p, name) for p in parts) for name in ("runs", "failed", "tokens", "flops", "seconds"))
+        return Part("the tunnel in all", *sums, tunnel=True)
 
     @property
     def flops(self) -> float:
@@ -180,7 +195,7 @@ class Cost:
     @property
     def tunnel_share(self) -> float | None:
         """FLOPs of the tunnel over those of everything."""
-        tunnel = sum(p.flops for p in self.parts if p.name in _TUNNEL.values())
+        tunnel = sum(p.flops for p in self.parts if p.tunnel)
         return tunnel / self.flops if 0 < tunnel < self.flops else None
 
 
@@ -188,6 +203,8 @@ _TUNNEL = {
     "search": "Search on the smallest model",
     "check": "Check on a wider model",
     "scaling": "Proxies for the law",
+    "transfer": "Transfer study",
+    "batch": "Batch study",
 }
 _NAMES = {**_TUNNEL, "trunk": "Trunk", "": "Branches"}
 
@@ -207,11 +224,23 @@ def read_cost(book: LabBook, program: str) -> Cost | None:
             own = [r for r in runs if r["flops"] is not None]
             parts.append(Part(
                 _NAMES.get(key, key), len(runs), sum(r["status"] == "failed" for r in runs), sum(map(_own_tokens, own)),
-                sum(r["flops"] for r in own), sum(r["seconds"] or 0.0 for r in runs),
+                sum(r["flops"] for r in own), sum(r["seconds"] or 0.0 for r in runs), key not in ("trunk", ""),
             ))  # fmt: skip
     sessions = [float(one["seconds"]) for one in book.facts(program, "session").values()]
     wall = sum(sessions) if sessions else None
-    return Cost(tuple(parts), len(sessions), wall, _price(book.fact(program, "recipe", "resolved") or {}, wall))
+    return Cost(
+        tuple(parts),
+        len(sessions),
+        wall,
+        _price(book.fact(program, "recipe", "resolved") or {}, wall),
+        _target(book, program),
+    )
+
+
+def _target(book: LabBook, program: str) -> float | None:
+    """FLOPs of the target's trunk and branches as they were last planned, trained or not."""
+    fact = book.fact(program, "target", "cost")
+    return float(fact["flops"]) if fact and fact["flops"] else None
 
 
 def _own_tokens(run: Row) -> int:
