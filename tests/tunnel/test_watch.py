@@ -37,11 +37,15 @@ def test_each_line_has_trial_parameters_loss_and_time_left_and_the_best_trial_st
         for one, nats in zip(first, (1.5, 1.25, math.nan), strict=True):
             screen.started(one)
             screen.progress(one, WORD)
+            if screen._progress is not None:
+                screen._progress.refresh()
             screen.done(one, scored(nats), "")
     second = [job("trial-003")]
     with screen.task("search: trials 4–6 of 6", second):
         screen.started(second[0])
         screen.progress(second[0], WORD)
+        if screen._progress is not None:
+            screen._progress.refresh()
         screen.done(second[0], None, "it diverged")
     said = out.getvalue()
     assert "trial-003 · 23.7k" in said
