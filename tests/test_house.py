@@ -34,6 +34,7 @@ LIGHT = [
     "windtunnel.corpus.loader", "windtunnel.corpus.mixture", "windtunnel.tunnel.audit", "windtunnel.tunnel.transfer",
     "windtunnel.tunnel.claims", "windtunnel.tunnel.replica", "windtunnel.laws.data_axis",
     "windtunnel.measures",
+    "windtunnel.cli_tunnel", "windtunnel.train.batches", "windtunnel.train.noise", "windtunnel.laws.batch_terms", "windtunnel.tunnel.batch",
 ]  # fmt: skip
 """Modules that never load torch, however far one follows their imports."""
 

@@ -13,7 +13,7 @@ from windtunnel.home import Home
 from windtunnel.pipeline import run
 from windtunnel.planning import known_pins, plan
 from windtunnel.program import Program
-from windtunnel.recipe import load_recipe
+from windtunnel.recipe import load_recipe, parse_recipe
 
 TOTAL = 2_442_057_984 + 122_753 * 2304
 SEARCH = "d06154f2b79167b8ab88d2a335441aabf3dff456cbc48a9daf7b3f695e14a580"
@@ -69,3 +69,28 @@ def test_muon_on_several_gpus_is_one_line_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"optimizer\.kind: expected one process for Muon, .* got 2"):
         run(recipe, tmp_path, devices="0,1", quiet=True)
     assert not list(tmp_path.rglob("prepared.json"))
+
+
+RAMP = [{"after": "100M", "batch": 4_194_304}, {"after": "2000 steps", "batch": 8_388_608}]
+
+
+def test_a_batch_schedule_is_planned_in_steps_and_its_tokens_are_counted_exactly(tmp_path: Path) -> None:
+    tables = {
+        "name": "ramp", "corpus": {"text": {"source": "text.txt"}}, "model": {"family": "minicpm", "size": "0.1B", "row": 4096},
+        "trunk": {"tokens": "20B", "batch": 2_097_152, "warmup": "20 steps", "batch_schedule": RAMP},
+        "branch": {"same": {"tokens": "10%"}, "early": {"at": "1B", "tokens": "100M"}},
+    }  # fmt: skip
+    program = Program(parse_recipe(tables))
+    trunk, same, early = program.trunk(), program.branch("same"), program.branch("early")
+    assert trunk.batch_changes == ((48, 1024), (2000, 2048))  # 100M / 2,097,152 = 47.7 steps
+    assert same.tokens == pytest.approx(20e9, rel=1e-3)
+    assert same.own_tokens == pytest.approx(2e9, rel=3e-3)
+    assert same.step_tokens == 8_388_608
+    assert early.batch_changes == ((48, 1024),)
+    assert early.first_step == 48 + round((1e9 - 48 * 2_097_152) / 4_194_304)
+    assert early.own_tokens == 24 * 4_194_304
+    assert program.decay().share == pytest.approx(0.1, rel=3e-3)
+    shown = plan(program.recipe, tmp_path, measure=False).to_dict()
+    assert shown["batch_changes"] == [[48, 1024], [2000, 2048]]
+    without = Program(parse_recipe({**tables, "trunk": {**tables["trunk"], "batch_schedule": []}}))
+    assert without.trunk().key != trunk.key

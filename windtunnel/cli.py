@@ -21,19 +21,24 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from windtunnel import cli_tunnel
+from windtunnel.base.devices import Crew
 from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.cli_law import VERBS as LAW_VERBS
 from windtunnel.cli_model import VERBS as MODEL_VERBS
 from windtunnel.cli_options import (
     EPILOG,
     HOME,
+    SETTINGS,
     AsJson,
     Devices,
     Home,
     Overrides,
+    PerGpu,
     RecipeFile,
     RunName,
     ShowByDefault,
+    Workers,
     load,
     show,
 )
@@ -43,17 +48,15 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 _INTERRUPTED = 130
 _USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[2])
 """The base class of all usage errors, which typer does not export."""
-_SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 app = typer.Typer(
-    help="Design, forecast and train small language models.", epilog=EPILOG, add_completion=True, **_SETTINGS
+    help="Design, forecast and train small language models.", epilog=EPILOG, add_completion=True, **SETTINGS
 )
 
-data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=ShowByDefault, **_SETTINGS)
-tunnel = typer.Typer(help="The studies on tiny models, one at a time.", **_SETTINGS)
-law = typer.Typer(help="Named and fitted laws.", **_SETTINGS)
-model = typer.Typer(help="Sizes, and the tree of models.", **_SETTINGS)
-for _name, _group in (("data", data), ("tunnel", tunnel), ("law", law), ("model", model)):
+data = typer.Typer(help="Look at text before training on it: windtunnel data PATH.", cls=ShowByDefault, **SETTINGS)
+law = typer.Typer(help="Named and fitted laws.", **SETTINGS)
+model = typer.Typer(help="Sizes, and the tree of models.", **SETTINGS)
+for _name, _group in (("data", data), ("tunnel", cli_tunnel.app), ("law", law), ("model", model)):
     app.add_typer(_group, name=_name)
 for _name, _verb in MODEL_VERBS.items():
     model.command(_name)(_verb)
@@ -110,12 +113,14 @@ def run(
     until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
     devices: Devices = None,
     home: Home = HOME,
+    workers: Workers = "auto",
+    per_gpu: PerGpu = "1",
 ) -> None:
     """Do it: skips what is done, continues what was stopped."""
     loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
-    show(call(loaded, home, until=until, devices=devices))
+    show(call(loaded, home, until=until, devices=devices, crew=Crew(workers, per_gpu)))
 
 
 @app.command()
@@ -305,80 +310,24 @@ def data_compression(
     show(call(loaded, home), as_json)
 
 
-@tunnel.command("search")
-def tunnel_search(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    part: Annotated[
-        str | None, typer.Option("--part", metavar="K/N", help="Only this share of the trials: 3/28.")
-    ] = None,
-    devices: Devices = None,
-    home: Home = HOME,
-) -> None:
-    """Search hyper-parameters, check them on a wider model."""
-    loaded = load(recipe, overrides)
-    from windtunnel.pipeline import run as call
-
-    show(call(loaded, home, until="search", devices=devices, part=part))
-
-
-@tunnel.command("scale")
-def tunnel_scale(recipe: RecipeFile, overrides: Overrides = None, devices: Devices = None, home: Home = HOME) -> None:
-    """Train the trunks and branches that give the law."""
-    run(recipe, overrides, "scaling", devices, home)
-
-
-@tunnel.command("transfer")
-def tunnel_transfer(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    axes: Annotated[
-        str | None, typer.Option("--axes", help="Of width, depth, batch, horizon, size: --axes width,depth.")
-    ] = None,
-    devices: Devices = None,
-    home: Home = HOME,
-    as_json: AsJson = False,
-) -> None:
-    """Does the best learning rate carry over? One axis at a time."""
-    loaded = load(recipe, overrides)
-    from windtunnel.transfer_study import transfer as call
-
-    wanted = [name.strip() for name in axes.split(",") if name.strip()] if axes else []
-    show(call(loaded, home, axes=wanted, devices=devices), as_json)
-
-
-@tunnel.command("coordinates")
-def tunnel_coordinates(
-    recipe: RecipeFile = "quickstart",
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
-    home: Home = HOME,
-    as_json: AsJson = False,
-) -> None:
-    """Do wide models compute with changes as large as narrow ones?"""
-    loaded = load(recipe, overrides)
-    from windtunnel.coordinate_study import coordinates as call
-
-    show(call(loaded, home, out=out), as_json)
-
-
-@tunnel.command("merge")
-def tunnel_merge(
-    homes: Annotated[list[Path], typer.Argument(metavar="HOME ...", help="Homes in which parts were trained.")],
-    into: Annotated[Path, typer.Option("--into", help="Home that receives all runs; made if it is new.")],
-) -> None:
-    """Join the runs of several homes into one study."""
-    from windtunnel.merging import merge as call
-
-    show(call(homes, into))
-
-
 @law.command("list")
 def law_list(as_json: AsJson = False) -> None:
     """The named laws with their constants and sources."""
     from windtunnel.cli_tables import NamedLaws
 
     show(NamedLaws(), as_json)
+
+
+@law.command("batch")
+def law_batch(
+    name: Annotated[str, typer.Option("--law", help="minicpm, or the JSON file of a batch study.")],
+    loss: Annotated[float, typer.Option("--loss", help="Expected loss in nats per token, of the law's own tokenizer.")],
+    as_json: AsJson = False,
+) -> None:
+    """The best batch at a loss, with the law's warning."""
+    from windtunnel.cli_tables import BestBatch
+
+    show(BestBatch.of(name, loss), as_json)
 
 
 @law.command("predict")

@@ -34,6 +34,21 @@ Devices = Annotated[
 ]
 
 
+SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+"""Of every group of commands."""
+
+
+Workers = Annotated[
+    str, typer.Option("--workers", metavar="auto|N", help="Workers for small stages; auto: one for each core or GPU.")
+]
+PerGpu = Annotated[
+    str,
+    typer.Option(
+        "--workers-per-gpu", metavar="auto|N", help="Workers on each GPU; auto: as many as are measured to pay."
+    ),
+]
+
+
 class ShowByDefault(TyperGroup):
     """``windtunnel data PATH`` is ``windtunnel data show PATH``."""
 

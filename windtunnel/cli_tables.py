@@ -12,6 +12,7 @@ import numpy as np
 from windtunnel.base.artefact import read_json, write_bytes, write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.units import parse_count, si
+from windtunnel.laws.batch import NAMED_BATCH, BatchLaw
 from windtunnel.laws.forms import FORMS, free_parameters
 from windtunnel.laws.loss import NAMED, LossLaw, fit_loss_law
 from windtunnel.laws.optimum import COUNTS, optimum
@@ -71,12 +72,64 @@ class NamedLaws:
         return {name: law.to_dict() for name, law in NAMED.items()}
 
     def __str__(self) -> str:
-        return "\n".join(
+        lines = [
             f"{name:<22} {law.form}  "
             + "  ".join(f"{key} {value:.4g}" for key, value in law.constants.items())
             + f"  ({law.source.partition(';')[0]})"
             for name, law in NAMED.items()
+        ]
+        for name, law in NAMED_BATCH.items():
+            lines.append(f"{name:<22} batch = {law.coefficient:.3g} / L^{law.exponent:g} tokens (windtunnel law batch)")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class BestBatch:
+    """What a batch law says about one loss."""
+
+    law: BatchLaw
+    loss: float
+
+    @classmethod
+    def of(cls, name: str, loss: float) -> BestBatch:
+        """Of a named law, or of a batch study's file.
+
+        Raises:
+            UserError: there is neither, the file holds no law, or the loss is not positive.
+        """
+        if name in NAMED_BATCH:
+            law = NAMED_BATCH[name]
+        elif Path(name).is_file():
+            law = _law_of_study(name)
+        else:
+            fix = f"named laws: {', '.join(NAMED_BATCH)}"
+            raise UserError("--law", f"expected a named batch law or a file, got {name[:60]!r}", fix)
+        law.tokens(loss)
+        return cls(law, loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "law": self.law.name, "loss": self.loss, "unit": "nats per token", "batch": self.law.tokens(self.loss),
+            "source": self.law.source, "warning": self.law.caveat(self.loss),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return (
+            f"{si(self.law.tokens(self.loss))} tokens in a batch at {self.loss:g} nats per token, by the law "
+            f"'{self.law.name}'\n{self.law.caveat(self.loss)}"
         )
+
+
+def _law_of_study(path: str) -> BatchLaw:
+    found = read_json(Path(path)).get("law", {})
+    try:
+        low, high = found["losses"]
+        return BatchLaw(
+            "tunnel", float(found["coefficient"]), float(found["exponent"]), (low, high), path, str(found["warning"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        why = found.get("undecided", "it has no fitted line") if isinstance(found, dict) else "it has no fitted line"
+        raise UserError(path, f"expected a batch study with a fitted line, but {why}") from None
 
 
 def law_called(name: str) -> LossLaw:

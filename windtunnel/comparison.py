@@ -15,6 +15,7 @@ from windtunnel.base.units import duration, si
 from windtunnel.home import Home
 from windtunnel.recipe import differences
 from windtunnel.report.figures import compare_figure
+from windtunnel.train.batches import Batches
 from windtunnel.views import View, line, table
 
 
@@ -120,7 +121,7 @@ def seed_noise_of(book: LabBook, rows: Sequence[Mapping[str, Any]]) -> tuple[flo
 def _curve(book: LabBook, row: Mapping[str, Any]) -> list[tuple[float, float, float]]:
     """(tokens, seconds, loss) along a run, the loss averaged over about 40 stretches."""
     steps, values = book.metrics(row["id"], "loss")
-    per_step = row["config"]["batch"] * row["config"]["plan"]["row"]
+    batches, length = Batches.of(row["config"]), row["config"]["plan"]["row"]
     first = row["config"]["start"]["step"] if row["config"]["start"] else 0
     pace = (row["seconds"] or 0.0) / max(1, (row["steps"] or 0) - first)
     size = max(1, len(values) // 40)
@@ -128,7 +129,13 @@ def _curve(book: LabBook, row: Mapping[str, Any]) -> list[tuple[float, float, fl
     for i in range(0, len(values) - size + 1, size):
         part = [v for v in values[i : i + size] if v == v]
         if part:
-            out.append((steps[i + size - 1] * per_step, (steps[i + size - 1] - first) * pace, sum(part) / len(part)))
+            out.append(
+                (
+                    batches.sequences(steps[i + size - 1]) * length,
+                    (steps[i + size - 1] - first) * pace,
+                    sum(part) / len(part),
+                )
+            )
     return out
 
 

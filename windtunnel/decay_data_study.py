@@ -174,7 +174,7 @@ def judged(
             found.append({"name": name, "value": None, "own": None, "verdict": "a run failed", "read": None})
             continue
         value = Estimate.of(values(stages, on))
-        read = stages[0].plan.epochs(rows, stages[0].steps * stages[0].batch)[name]
+        read = stages[0].plan.epochs(rows, stages[0].tokens // stages[0].plan.row)[name]
         found.append({"name": name, "value": value.to_dict(), "own": Estimate.of(values(stages, own)).to_dict(),
                       "verdict": _verdict(value), "read": read, "seeds": values(stages, on)})  # fmt: skip
     found.sort(key=lambda one: -math.inf if one["value"] is None else one["value"]["value"], reverse=True)
@@ -182,7 +182,7 @@ def judged(
     return {
         "key": content_hash([[s.key for s in row] for row in (plain, *mixed.values())] + [sorted(on)]), "candidates": found,
         "on": on, "share": question.share, "parameters": stage.shape.body, "tokens": stage.tokens,
-        "branch_tokens": stage.own_steps * stage.step_tokens, "seeds": [s.seed for s in plain], "mixture": dict(own),
+        "branch_tokens": stage.own_tokens, "seeds": [s.seed for s in plain], "mixture": dict(own),
         "cost": {"seconds": sum(sum(r.get("seconds", {}).values()) for r in results.values()), "runs": len(results)},
     }  # fmt: skip
 

@@ -17,10 +17,11 @@ from typing import Any, cast
 
 from windtunnel.base.artefact import explained, write_json
 from windtunnel.base.compiler import NO_COMPILER, has_compiler
-from windtunnel.base.devices import gpu_numbers, visible_gpus
+from windtunnel.base.devices import USUAL, Crew, gpu_numbers, visible_gpus
 from windtunnel.base.errors import ArtefactError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
+from windtunnel.base.units import si
 from windtunnel.home import FACTS, RECORD, Home
 from windtunnel.program import Prepared
 from windtunnel.track import Mirror
@@ -30,6 +31,7 @@ from windtunnel.train.metrics import read_metrics
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.cluster import RayFleet
 from windtunnel.tunnel.fleet import Fleet, Job
+from windtunnel.tunnel.packing import measure_together, pack
 from windtunnel.tunnel.watch import Screen
 
 Result = dict[str, Any]
@@ -50,21 +52,25 @@ class Machine:
     device: str
     ranks: int = 1
     cluster: str = ""
+    packed: bool = True
+    """False while it has still to be measured how many workers a GPU takes."""
 
     @classmethod
-    def of(cls, devices: str | None) -> Machine:
+    def of(cls, devices: str | None, crew: Crew = USUAL) -> Machine:
         """The GPUs that ``devices`` names ("cuda", "0,1"), else those that are there, else the cores of the CPU.
 
         "ray" and "ray:ADDRESS" name a Ray cluster for the small stages, "ray+cuda" with a GPU for each; a large run stays here.
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if devices and (match := _RAY.fullmatch(devices)):
-            return replace(cls.of(match["device"]), cluster=match["address"] or "auto")
+            return replace(cls.of(match["device"], crew), cluster=match["address"] or "auto")
+        stated = 0 if crew.workers == "auto" else int(crew.workers)
         word = devices or ",".join(visible_gpus())
         if word in ("", "cpu"):
-            return cls(cores, cores, word)
+            return cls(stated or cores, cores, word)
         count = max(1, len(gpu_numbers(word)))
-        return cls(count, 4, word, count)
+        each = 1 if crew.per_gpu == "auto" else int(crew.per_gpu)
+        return cls(stated or each * count, 4, word, count, packed=bool(stated) or crew.per_gpu != "auto")
 
     @property
     def lanes(self) -> int:
@@ -85,9 +91,10 @@ class Desk:
     """
 
     def __init__(
-        self, home: Home, program: str, *, devices: str | None = None, quiet: bool = False, track: Sequence[str] = ()
-    ) -> None:
-        self.home, self.program, self.machine = home, program, Machine.of(devices)
+        self, home: Home, program: str, *, devices: str | None = None, quiet: bool = False, track: Sequence[str] = (),
+        crew: Crew = USUAL,
+    ) -> None:  # fmt: skip
+        self.home, self.program, self.machine = home, program, Machine.of(devices, crew)
         self.book = LabBook(home.labbook)
         self._lock = FolderLock(home.program(program))
         self.screen = Screen(quiet=quiet)
@@ -167,6 +174,8 @@ class Desk:
                 book.put_run(
                     self.run_id(job.stage), **self._columns(job.stage, study), status="waiting", started=time.time()
                 )
+        if not (self.machine.packed or large or self.machine.cluster):
+            self._pack(jobs[0].stage)
         large = large and max(job.stage.shape.body for job in jobs) >= THREADED_FROM
         with self.screen.task(title, jobs):
             outcome = self._fleet(large).run(jobs, _Recorder(self, study), stopping=lambda: self.control.stop)
@@ -231,6 +240,18 @@ class Desk:
             "folder": str(self.run_folder(stage).relative_to(self.home.root)),
             "parent": f"{parent.parents[3].name}/{parent.parents[1].name}" if parent else "",
         }  # fmt: skip
+
+    def _pack(self, stage: Stage) -> None:
+        """Measures once how many workers a GPU takes, on the shape of the first stage that is trained."""
+        machine = self.machine
+        each, seen = pack(lambda count: measure_together(stage, machine.device, count))
+        self.machine = replace(machine, workers=each * machine.ranks, packed=True)
+        with self.book as book:
+            book.put_fact(
+                self.program, "machine", "packing", {"workers_per_gpu": each, "tokens_per_second": dict(seen)}
+            )
+        rates = ", ".join(f"{count}: {si(rate)} tokens/s" for count, rate in seen) or "nothing could be measured"
+        self.screen.say(f"{each} worker{'s' if each > 1 else ''} on each GPU ({rates})")
 
     def _fleet(self, large: bool) -> Fleet | RayFleet:
         machine = self.machine

@@ -97,7 +97,8 @@ def upcycled(
     name: str, config: BranchConfig, trunk: Stage, at: int, setting: Setting, tokens: Callable[[Length], int]
 ) -> Stage:
     """The stage of a ``moe`` branch that begins at step ``at`` of the trunk."""
-    experts, step = config.experts or ExpertsConfig(), config.batch or trunk.step_tokens
+    experts = config.experts or ExpertsConfig()
+    step = config.batch or trunk.batches.at(at) * trunk.plan.row
     return upcycled_stage(
         trunk, name, setting, at=at, stable=_whole(config.stable or config.length, tokens, step),
         decay=_whole(config.length, tokens, step), experts=experts.count, top_k=experts.top_k,
@@ -112,7 +113,7 @@ def extended(
     """The stage of a ``long`` branch that begins at step ``at`` of the trunk or of another long branch."""
     context = config.context
     assert context is not None
-    step = max(1, (config.batch or parent.step_tokens) // context.row) * context.row
+    step = max(1, (config.batch or parent.batches.at(at) * parent.plan.row) // context.row) * context.row
     return extended_stage(
         parent, name, setting, at=at, row=context.row, batch=step // context.row,
         stable=_whole(config.stable, tokens, step) if config.stable else 0,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from windtunnel.base.artefact import read_json, write_json
+from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
 from windtunnel.base.units import duration
 from windtunnel.desk import THREADED_FROM, Desk, Result
@@ -21,7 +22,7 @@ from windtunnel.laws.sealed import Forecast, score
 from windtunnel.measures import answering_job, put_answers
 from windtunnel.planning import known_pins, pin_key
 from windtunnel.preference_study import study_beta
-from windtunnel.preparation import check_supply, prepare
+from windtunnel.preparation import check_supply, note_target, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, differences, introduction, shipped
 from windtunnel.report.page import write_report
@@ -57,13 +58,14 @@ def stage_names(recipe: Recipe) -> list[str]:
 
 def run(
     recipe: Recipe, home: Path, *, until: str | None = None, devices: str | None = None, stop_after_forecast: bool = False,
-    quiet: bool = False, part: str | None = None,
+    quiet: bool = False, part: str | None = None, crew: Crew = USUAL,
 ) -> View:  # fmt: skip
     """Does what a recipe says: corpora, tunnel, forecast, trunk, branches, scores, export, report.
 
     What is done is skipped, what was stopped continues, what changed is redone with all that depends on it.
 
     Args:
+        crew: how many workers small stages get.
         part: ``3/28`` trains only that share of the search's trials, and nothing after it.
 
     Raises:
@@ -82,7 +84,7 @@ def run(
                 "windtunnel run trains anyway",
             )
         until = "forecast"
-    with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, track=recipe.track) as desk:
+    with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, track=recipe.track, crew=crew) as desk:
         begun = time.time()
         _check_ranks(desk, recipe)
         if recipe.name in shipped() and desk.book.fact(recipe.name, "recipe", "resolved") is None:
@@ -133,6 +135,7 @@ def _prepare(job: Job) -> None:
     pinned = known_pins(desk.home, recipe, prepared.tokenizer_hash)
     job.program = program = with_budget(Program(recipe, prepared, pinned=pinned))
     check_supply(program, desk.screen.say)
+    note_target(desk, program)
     pins = {"batch": program.batch, "warmup": program.warmup, "model": pin_key(recipe, prepared.tokenizer_hash)}
     write_json(desk.home.program(recipe.name) / "pinned.json", pins)
 

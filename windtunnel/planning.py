@@ -206,6 +206,12 @@ def _shape_parts(program: Program) -> list[RenderableType]:
             f"tokens   {si(program.total_tokens)} in steps of {program.batch * row:,}"
             f" ({program.batch} rows of {row}): {program.steps:,} steps"
         ),
+        *(
+            line(
+                f"batch    {batch * row:,} tokens after step {step:,} ({si(program.batches.sequences(step) * row)} tokens)"
+            )
+            for step, batch in program.batches.changes
+        ),
         line(
             f"FLOPs    {flops.total:.4g} a token: body {flops.body:.3g}, head {flops.head:.3g}, attention {flops.attention:.3g}"
             f"; 6ND would say {6 * shape.body:.3g}"
@@ -220,7 +226,7 @@ def _stage_table(lines: list[Line]) -> RenderableType:
             rows.append((item.name, "", "", "", "", "", item.state))
             continue
         first, count = item.stages[0], len(item.stages)
-        own = sum(stage.own_steps * stage.step_tokens for stage in item.stages)
+        own = sum(stage.own_tokens for stage in item.stages)
         steps = f"{first.steps - first.own_steps:,} → {first.steps:,}" if count == 1 else f"{count} stages"
         sizes = sorted({stage.shape.body for stage in item.stages})
         shown = si(sizes[0]) if len(sizes) == 1 else f"{si(sizes[0])} – {si(sizes[-1])}"
@@ -304,6 +310,7 @@ def _data(program: Program, lines: list[Line], speed: Speed | None) -> dict[str,
     return {
         "program": program.name, "shape": shape.to_dict(), "body": shape.body, "embedding": shape.embedding,
         "total": shape.total, "tokens": program.total_tokens, "batch_tokens": program.batch * program.recipe.model.row,
+        **({"batch_changes": [list(c) for c in program.batches.changes]} if program.batches.changes else {}),
         "steps": program.steps, "flops_per_token": shape.flops_per_token(program.recipe.model.row).total,
         "stages": [
             {"name": item.name, "state": item.state, "seconds": item.seconds, "count": len(item.stages),

@@ -138,6 +138,14 @@ def _tokenizer(home: Home, recipe: Recipe, prints: dict[str, str], say: Any) -> 
     return tokenizer, folder
 
 
+def note_target(desk: Desk, program: Program) -> None:
+    """Records what the target's trunk and branches cost, to which a report holds the cost of the studies."""
+    stages = [program.trunk(), *(program.branch(name) for name in program.recipe.branch)]
+    cost = {"flops": sum(stage.flops for stage in stages), "tokens": sum(stage.own_tokens for stage in stages)}
+    with desk.book as book:
+        book.put_fact(program.name, "target", "cost", cost)
+
+
 def check_supply(program: Program, say: Any) -> None:
     """Warns of corpora that would be read more than four times, and refuses those that cannot be read at all.
 
@@ -150,6 +158,6 @@ def check_supply(program: Program, say: Any) -> None:
     for stage in [trunk, *(program.branch(name) for name in program.recipe.branch)]:
         rows = packed if stage.plan.packed else program.prepared.rows(stage.plan.row)
         # Rows of another length are counted from the beginning of the stage's own plan.
-        before = stage.first_step * trunk.batch if stage.plan.row == trunk.plan.row else 0
-        for warning in check_epochs(stage.plan, rows, before + stage.own_steps * stage.batch):
+        before = trunk.batches.sequences(stage.first_step) if stage.plan.row == trunk.plan.row else 0
+        for warning in check_epochs(stage.plan, rows, before + stage.own_tokens // stage.plan.row):
             say(f"{stage.name}: {warning}")

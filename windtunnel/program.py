@@ -21,6 +21,7 @@ from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.recipe import Recipe
+from windtunnel.train.batches import Batches
 from windtunnel.train.stage import AdamW, Stage, Start, optimizer_of
 from windtunnel.tunnel.scaling import Decay, ScalingRun, scaling_runs
 from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, apply_to_shape, shown_value, space_of
@@ -102,6 +103,8 @@ class Program:
         if self.recipe.trunk.tokens is None and self.budget_tokens is not None:
             return self.budget_tokens
         length = self.recipe.trunk.tokens or Length(20, "per_parameter")
+        if length.unit == "steps" and self.recipe.trunk.batch_schedule:
+            return self.batches.sequences(round(length.value)) * self.recipe.model.row
         return length.tokens(
             parameters=self.shape.body, batch=self.recipe.trunk.batch, row=self.recipe.model.row,
             flops_per_token=self.shape.flops_per_token(self.recipe.model.row).total,
@@ -118,24 +121,42 @@ class Program:
         return step_law_batch(self.total_tokens, row)
 
     @property
+    def batches(self) -> Batches:
+        """Sequences in each step of the trunk."""
+        out, row = Batches(self.batch), self.recipe.model.row
+        for change in self.recipe.trunk.batch_schedule:
+            if change.after.unit == "steps":
+                out = Batches(out.first, (*out.changes, (round(change.after.value), change.batch // row)))
+            else:
+                out = out.then(self._tokens(change.after) / row, change.batch // row)
+        return out
+
+    def _step_at(self, length: Length) -> int:
+        """The trunk's step that comes nearest to a length."""
+        if length.unit == "steps":
+            return round(length.value)
+        return self.batches.steps(self._tokens(length) / self.recipe.model.row)
+
+    @property
     def warmup(self) -> int:
         """Steps of warmup; a share of the tokens is pinned by the first run, so that the trunk can be extended."""
         length = self.recipe.trunk.warmup
         if self.pinned and length.unit == "fraction":
             return self.pinned["warmup"]
-        return max(1, round(self._tokens(length) / (self.batch * self.recipe.model.row)))
+        return max(1, self._step_at(length))
 
     def _tokens(self, length: Length) -> int:
         row = self.recipe.model.row
         return length.tokens(
-            whole=self.total_tokens, parameters=self.shape.body, batch=self.batch * row, row=row,
+            whole=self.total_tokens if length.unit == "fraction" else None, parameters=self.shape.body,
+            batch=self.batch * row, row=row,
             flops_per_token=self.shape.flops_per_token(row).total,
         )  # fmt: skip
 
     @property
     def steps(self) -> int:
         """Steps of a finished model, decay included."""
-        return max(2, round(self.total_tokens / (self.batch * self.recipe.model.row)))
+        return max(2, self.batches.steps(self.total_tokens / self.recipe.model.row))
 
     def setting(self, *, chosen: bool = True) -> Setting:
         """What all stages share; with the tunnel's choices, or before them."""
@@ -186,15 +207,30 @@ class Program:
         steps = warmup or max(1, round(float(choices["warmup"]) * self.steps))
         return replace(self, choices=choices, pinned={"batch": self.batch, "warmup": steps})
 
+    def _decay_batch(self, branch: str) -> int:
+        """Sequences in a step of a decay branch: as many as the trunk has where it begins."""
+        batches, config = self.batches, self.recipe.branch[branch]
+        if config.at is not None:
+            return batches.at(self._step_at(config.at))
+        before = self.total_tokens - self._tokens(config.length)  # what lies before it, if its length is in tokens
+        return batches.at(batches.steps(max(1, before) / self.recipe.model.row))
+
     def decay_steps(self, branch: str) -> int:
-        return max(1, round(self._tokens(self.recipe.branch[branch].length) / (self.batch * self.recipe.model.row)))
+        """Updates of a decay branch."""
+        length, batch = self.recipe.branch[branch].length, self._decay_batch(branch)
+        if length.unit == "steps":
+            return max(1, round(length.value))
+        return max(1, round(self._tokens(length) / (batch * self.recipe.model.row)))
 
     def branch_point(self, branch: str) -> int:
         """The step of the trunk at which a branch begins."""
         at = self.recipe.branch[branch].at
-        if at is None:
+        if at is not None:
+            return max(1, self._step_at(at))
+        if not self.recipe.trunk.batch_schedule:
             return self.steps - self.decay_steps(branch)
-        return max(1, round(self._tokens(at) / (self.batch * self.recipe.model.row)))
+        own = self.decay_steps(branch) * self._decay_batch(branch)
+        return self.batches.steps(self.total_tokens / self.recipe.model.row - own)
 
     @property
     def trunk_steps(self) -> int:
@@ -209,14 +245,18 @@ class Program:
         origin = self.prepared.origin if self.prepared else None
         return replace(
             trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep,
+            batch_changes=self.batches.changes,
             start=Start(origin["stage"], origin["step"], fresh=True) if origin else None,
         )  # fmt: skip
 
     @property
     def checkpoint_steps(self) -> int:
         """Steps between two checkpoints of the trunk."""
-        every = self._tokens(self.recipe.trunk.checkpoint_every)
-        return max(1, round(every / (self.batch * self.recipe.model.row)))
+        every = self.recipe.trunk.checkpoint_every
+        if every.unit == "steps":
+            return max(1, round(every.value))
+        schedule, size = self.recipe.trunk.batch_schedule, self.batch * self.recipe.model.row
+        return max(1, round(self._tokens(every) / (self.total_tokens / self.steps if schedule else size)))
 
     def soup_points(self, name: str, end: int) -> list[int]:
         """The checkpoints of a trunk of ``end`` steps that a soup averages; none unless the branch is a soup of the trunk."""
@@ -275,11 +315,18 @@ class Program:
             return grow(name, config, trunk, at, setting, self._tokens)
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
-        half_life = self._tokens(config.half_life) / setting.step_tokens if config.half_life else None
+        half_life = self._half_life(name)
         return decay_stage(
             trunk, name, setting, at=at, steps=self.decay_steps(name), form=config.form, floor=floor, half_life=half_life,
             mixture=mixture,
         )  # fmt: skip
+
+    def _half_life(self, branch: str) -> float | None:
+        """The half-life of a decay branch in its own steps."""
+        length = self.recipe.branch[branch].half_life
+        if length is None or length.unit == "steps":
+            return length.value if length else None
+        return self._tokens(length) / (self._decay_batch(branch) * self.recipe.model.row)
 
     def decay(self) -> Decay:
         """The decay rule of the branch that the forecast is about, as a share of all tokens: the proxies use the same."""
@@ -287,9 +334,13 @@ class Program:
         if name is None:
             return Decay()
         config = self.recipe.branch[name]
-        half_life = self._tokens(config.half_life) / self.setting().step_tokens if config.half_life else None
+        half_life = self._half_life(name)
         floor = config.floor if config.floor is not None else (0.0 if half_life else 0.1)
-        return Decay(self.decay_steps(name) / self.steps, config.form, floor, half_life)
+        share = self.decay_steps(name) / self.steps
+        if self.recipe.trunk.batch_schedule:  # then steps are not equally long
+            stage = self.branch(name)
+            share = stage.own_tokens / stage.tokens
+        return Decay(share, config.form, floor, half_life)
 
     def scaling(self) -> list[ScalingRun]:
         """The stages of the scaling study."""

@@ -150,6 +150,7 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
     for key, batch in [
         ("trunk.batch", recipe.trunk.batch),
         *((f"branch.{n}.batch", b.batch) for n, b in recipe.branch.items() if b.kind not in ("decay", "long")),
+        *((f"trunk.batch_schedule.[{i}]", change.batch) for i, change in enumerate(recipe.trunk.batch_schedule, 1)),
     ]:
         if batch is not None and batch % model.row:
             rows = max(1, round(batch / model.row))
@@ -163,6 +164,29 @@ def _decay_batch(recipe: Recipe) -> Iterator[Problem]:
         if batch is not None:
             problem = f"expected none, since a decay goes on with the trunk's batch, got {batch}"
             yield Problem(f"branch.{name}.batch", problem, "leave it out")
+
+
+def _batch_schedule(recipe: Recipe) -> Iterator[Problem]:
+    trunk, shape = recipe.trunk, recipe.target_shape()
+    if not trunk.batch_schedule:
+        return
+    if trunk.batch is None:
+        yield Problem(
+            "trunk.batch_schedule", "expected trunk.batch beside a schedule, got none", "write the batch it begins with"
+        )
+    whole = _tokens(trunk.tokens, recipe, shape, None)
+    last = _tokens(trunk.warmup, recipe, shape, whole) or 0
+    for i, change in enumerate(trunk.batch_schedule, 1):
+        key, at = f"trunk.batch_schedule.[{i}]", _tokens(change.after, recipe, shape, None)
+        if change.after.unit == "fraction":
+            fix = "write tokens: a share would move when the trunk is extended"
+            yield Problem(key, f"expected a length of its own, got the share {change.after}", fix)
+        if at is not None and at <= last:
+            before = f"the warmup of {si(last)} tokens" if i == 1 else f"the change before it, at {si(last)} tokens"
+            yield Problem(key, f"expected a change after {before}, got {change.after}")
+        if at is not None and whole is not None and at >= whole:
+            yield Problem(key, f"expected a change before trunk.tokens = {si(whole)}, got {change.after}")
+        last = at if at is not None else last
 
 
 def _optimizer(recipe: Recipe) -> Iterator[Problem]:
@@ -225,6 +249,15 @@ def _studies(recipe: Recipe) -> Iterator[Problem]:
     if transfer is not None and transfer.width is not None and transfer.width % head:
         problem = f"expected a multiple of the head dimension {head} of '{recipe.family.name}', got {transfer.width}"
         yield Problem("tunnel.transfer.width", problem)
+    study = recipe.tunnel.batch if recipe.tunnel else None
+    for batch in (study.batches or ()) if study else ():
+        if batch % recipe.model.row:
+            yield Problem("tunnel.batch.batches", f"expected multiples of model.row = {recipe.model.row}, got {batch}")
+    for size in (study.sizes or ()) if study else ():
+        recipe.shape_of(size, where="tunnel.batch.sizes")
+    for length in study.tokens if study else ():
+        if length.unit not in ("tokens", "per_parameter"):
+            yield Problem("tunnel.batch.tokens", f"expected lengths in tokens or as 20N, got {str(length)!r}")
 
 
 def _space(recipe: Recipe) -> Iterator[Problem]:
@@ -304,5 +337,5 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
-    _dial, _names, _shape, _decay_batch, _optimizer, posttraining, growth, _tunnel, _space, _lengths,
+    _dial, _names, _shape, _decay_batch, _batch_schedule, _optimizer, posttraining, growth, _tunnel, _space, _lengths,
 )  # fmt: skip

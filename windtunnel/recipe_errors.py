@@ -143,6 +143,8 @@ def table_model(path: KeyPath) -> type[BaseModel] | None:
         else:  # a dictionary of tables: any name leads to its value type
             here = next((a for a in typing.get_args(here)[1:]), None)
         here = unwrapped(here)
+        if typing.get_origin(here) is tuple:  # a list of tables: what each of them is
+            here = unwrapped(typing.get_args(here)[0])
     return here if isinstance(here, type) and issubclass(here, BaseModel) else None
 
 

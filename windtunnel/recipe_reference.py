@@ -15,9 +15,12 @@ from windtunnel.recipe_schema import Recipe
 
 TABLES = (
     "corpus.NAME", "corpus.NAME.clean", "tokenizer", "model", "model.shape", "budget", "optimizer", "tunnel", "tunnel.space",
-    "tunnel.transfer",
-    "trunk", "branch.NAME", "branch.NAME.experts", "branch.NAME.lora", "branch.NAME.context", "evaluate", "export", "machine",
+    "tunnel.transfer", "tunnel.batch",
+    "trunk", "trunk.batch_schedule", "branch.NAME", "branch.NAME.experts", "branch.NAME.lora", "branch.NAME.context",
+    "evaluate", "export", "machine",
 )  # fmt: skip
+
+_LISTS = ("trunk.batch_schedule",)
 
 
 def recipe_reference() -> str:
@@ -31,7 +34,7 @@ def recipe_reference() -> str:
     for path in TABLES:
         model = table_model(tuple(path.split(".")))
         if model is not None:
-            lines += _table(f"`[{path}]`", model)
+            lines += _table(f"`[[{path}]]`" if path in _LISTS else f"`[{path}]`", model)
     return "\n".join(lines)
 
 

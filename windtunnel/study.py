@@ -370,7 +370,8 @@ def _facts(desk: Desk, program: Program, branch: Stage, runs: list[str], made: d
             name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": branch.score_tokens}
             for name in program.recipe.mixture},
         "unit": "nats per UTF-8 byte", "loss": "held-out loss of the trunk's corpora, weighted by its mixture",
-        "tokens_with_decay": branch.tokens, "batch": branch.step_tokens, "base_lr": branch.optimizer.learning_rate,
-        "seed": branch.seed, "runs": runs,
+        "tokens_with_decay": branch.tokens, "batch": branch.step_tokens,
+        "base_lr": branch.optimizer.learning_rate, "seed": branch.seed, "runs": runs,
+        **({"batch_changes": [list(change) for change in branch.batch_changes]} if branch.batch_changes else {}),
         "per_corpus": {name: part.to_dict() for name, part in made.items() if name != AVERAGE},
     }  # fmt: skip

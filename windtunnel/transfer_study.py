@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from windtunnel.base.artefact import content_hash, write_json
+from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.base.units import duration, si
 from windtunnel.corpus.mixture import check_epochs
@@ -18,7 +19,7 @@ from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.planning import known_pins
-from windtunnel.preparation import prepare
+from windtunnel.preparation import note_target, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import with_budget
@@ -47,7 +48,13 @@ _SEED_STEP = 1000
 
 
 def transfer(
-    recipe: Recipe, home: Path, *, axes: Sequence[str] = (), devices: str | None = None, quiet: bool = False
+    recipe: Recipe,
+    home: Path,
+    *,
+    axes: Sequence[str] = (),
+    devices: str | None = None,
+    quiet: bool = False,
+    crew: Crew = USUAL,
 ) -> View:
     """Trains small grids of learning rates along each axis and says whether the smallest model's best one carries over.
 
@@ -59,7 +66,7 @@ def transfer(
         Stopped: a stop was asked for; the same command continues.
     """
     config = study_config(recipe, axes)
-    with Desk(Home(home), recipe.name, devices=devices, quiet=quiet) as desk:
+    with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, crew=crew) as desk:
         study = Study(desk, open_program(desk, recipe), config)
         ladders = study.ladders()
         study.fill(ladder[i].cell for ladder in ladders.values() for i in range(len(ladder)))
@@ -91,7 +98,9 @@ def open_program(desk: Desk, recipe: Recipe) -> Program:
         book.put_fact(recipe.name, "recipe", "resolved", recipe.resolved())
         book.put_fact(recipe.name, "recipe", "base", str(recipe.base))
     program = with_budget(Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash)))
-    return with_known_choices(desk.home, program)
+    program = with_known_choices(desk.home, program)
+    note_target(desk, program)
+    return program
 
 
 Ladders = dict[tuple[str, str], list[Rung]]

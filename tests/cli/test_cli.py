@@ -19,6 +19,7 @@ import typer
 
 import windtunnel as wt
 from windtunnel import cli
+from windtunnel.base.devices import Crew
 from windtunnel.base.errors import (
     ArtefactError,
     DataError,
@@ -42,7 +43,7 @@ SURFACE = {
     "": "--help --install-completion --show-completion --version",
     "new": "--data --help --out --size name",
     "plan": "--help --home --json --measure --no-measure --set recipe",
-    "run": "--devices --help --home --set --until recipe",
+    "run": "--devices --help --home --set --until --workers --workers-per-gpu recipe",
     "forecast": "--devices --help --home --json --list --set recipe",
     "status": "--average --help --home --json --rebuild",
     "report": "--help --home --out --share program",
@@ -59,13 +60,15 @@ SURFACE = {
     "data show": "--help --home --json --set paths",
     "data compression": "--help --home --json --set recipe",
     "tunnel": "--help",
-    "tunnel search": "--devices --help --home --part --set recipe",
+    "tunnel search": "--devices --help --home --part --set --workers --workers-per-gpu recipe",
     "tunnel merge": "--help --into homes",
-    "tunnel scale": "--devices --help --home --set recipe",
-    "tunnel transfer": "--axes --devices --help --home --json --set recipe",
+    "tunnel scale": "--devices --help --home --set --workers --workers-per-gpu recipe",
+    "tunnel transfer": "--axes --devices --help --home --json --set --workers --workers-per-gpu recipe",
+    "tunnel batch": "--devices --help --home --json --set --workers --workers-per-gpu recipe",
     "tunnel coordinates": "--help --home --json --out --set recipe",
     "law": "--help",
     "law list": "--help --json",
+    "law batch": "--help --json --law --loss",
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "law dynamics": "--devices --every --help --home --json --out --steps --window name",
@@ -102,6 +105,7 @@ VERBS = [
     "tree",
     "branch",
     "delete",
+    "batch",
 ]
 EVERYDAY = ["new", "plan", "run", "forecast", "status", "report", "compare", "eval", "export", "chat"]
 
@@ -211,6 +215,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any
         "comparison",
         "transfer_study",
         "coordinate_study",
+        "batch_study",
         "replication",
         "dynamics_study",
         "lineage",
@@ -242,8 +247,13 @@ HOME = Path("some-home")
 @pytest.mark.parametrize(
     ("line", "verb", "args", "kwargs"),
     [
-        ("run quickstart --until forecast --devices cpu", "run", (HOME,), {"until": "forecast", "devices": "cpu"}),
-        ("quickstart --home h", "run", (Path("h"),), {"until": None, "devices": None}),
+        (
+            "run quickstart --until forecast --devices cpu",
+            "run",
+            (HOME,),
+            {"until": "forecast", "devices": "cpu", "crew": Crew()},
+        ),
+        ("quickstart --home h", "run", (Path("h"),), {"until": None, "devices": None, "crew": Crew()}),
         ("forecast quickstart", "run", (HOME,), {"devices": None, "stop_after_forecast": True}),
         ("forecast --list", "forecasts", (HOME,), {}),
         ("status", "status", (HOME,), {"average": False}),
@@ -268,14 +278,25 @@ HOME = Path("some-home")
         ("data a.txt b.txt", "inspect_data", (HOME, ["a.txt", "b.txt"]), {"recipe": None}),
         ("data show a.txt", "inspect_data", (HOME, ["a.txt"]), {"recipe": None}),
         ("data compression quickstart", "compression", (HOME,), {}),
-        ("tunnel search quickstart", "run", (HOME,), {"until": "search", "devices": None, "part": None}),
-        ("tunnel scale quickstart", "run", (HOME,), {"until": "scaling", "devices": None}),
-        ("tunnel transfer quickstart", "transfer", (HOME,), {"axes": [], "devices": None}),
+        (
+            "tunnel search quickstart",
+            "run",
+            (HOME,),
+            {"until": "search", "devices": None, "part": None, "crew": Crew()},
+        ),
+        (
+            "tunnel batch quickstart --workers 3 --workers-per-gpu auto",
+            "batch",
+            (HOME,),
+            {"devices": None, "crew": Crew("3", "auto")},
+        ),
+        ("tunnel scale quickstart", "run", (HOME,), {"until": "scaling", "devices": None, "crew": Crew()}),
+        ("tunnel transfer quickstart", "transfer", (HOME,), {"axes": [], "devices": None, "crew": Crew()}),
         (
             "tunnel transfer quickstart --axes width,depth",
             "transfer",
             (HOME,),
-            {"axes": ["width", "depth"], "devices": None},
+            {"axes": ["width", "depth"], "devices": None, "crew": Crew()},
         ),
         ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
         (
@@ -526,4 +547,10 @@ def test_an_empty_home_is_answered_in_one_line_without_an_empty_table(tmp_path: 
     assert [str(part) for part in forecasts(tmp_path).parts] == [
         "no forecast has been sealed here yet; try: windtunnel forecast quickstart"
     ]
-    assert forecasts(tmp_path).to_dict() == {"forecasts": [], "blind": 0, "inside_90": 0}
+    assert forecasts(tmp_path).to_dict() == {
+        "forecasts": [],
+        "blind": 0,
+        "inside_90": 0,
+        "blind_by_corpus": 0,
+        "inside_90_by_corpus": 0,
+    }

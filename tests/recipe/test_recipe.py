@@ -34,10 +34,12 @@ FIELDS = {
     "budget": "hours gpu_hours flops money law",
     "optimizer": "kind lr beta1 beta2 eps weight_decay decay clip",
     "tunnel": "preset proxies tokens seeds trials space sampler prune per_round on_edge stop noise repeats trial_tokens search_size check_size forms "
-    "transfer",
+    "transfer batch",
     "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
-    "trunk": "start tokens batch warmup mixture masking checkpoint_every keep",
+    "tunnel.batch": "sizes batches tokens seeds rate_rule levels factors branch_tokens tolerance",
+    "trunk": "start tokens batch batch_schedule warmup mixture masking checkpoint_every keep",
+    "trunk.batch_schedule": "after batch",
     "branch.x": "kind parent at tokens form floor half_life mixture batch stable experts context epochs lr lr_by_role preset loss beta betas "
     "smoothing margin warmup decay lora of weights last",
     "branch.x.lora": "rank alpha",

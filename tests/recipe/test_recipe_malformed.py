@@ -54,8 +54,16 @@ mixture = { more = 1 }
 LAST, CHAT = "mixture = { more = 1 }\n", '\n[branch.chat]\nkind = "sft"\n'
 FAR = '\n[branch.far]\nkind = "long"\n{}context = {{ row = 2048 }}\n\n[branch.farther]\nkind = "long"\nparent = "far"\n'
 
+RAMP = "batch = 2048\nbatch_schedule = "
 # (line of GOOD to replace, what stands there instead, words of the message)
 LINES = [
+    ("batch = 2048", RAMP + '[{ after = "50%", batch = 4096 }]', "batch_schedule[1]: expected a length of its own, got the share"),
+    ("batch = 2048", RAMP + '[{ after = "9M", batch = 4096 }]', "expected a change before trunk.tokens = 6.4M, got 9M"),
+    ("batch = 2048", RAMP + '[{ after = "1M", batch = 4000 }]', "batch_schedule[1]: expected a multiple of model.row"),
+    ("batch = 2048", RAMP + '[{ after = 2000, batch = 4096 }]', "expected a change after the warmup of 64k tokens, got 2k"),
+    ("batch = 2048", 'batch_schedule = [{ after = "1M", batch = 4096 }]', "expected trunk.batch beside a schedule, got none"),
+    ("batch = 2048", RAMP + '[{ after = "1M", batch = 4096 }, { after = "1M", batch = 8192 }]',
+     "batch_schedule[2]: expected a change after the change before it, at 1M tokens, got 1M"),
     ('name = "good"', "name = 3", "name: expected a text in quotes, got 3"),
     ('name = "good"', 'name = ""', "name: expected"),
     ('name = "good"', 'name = "a/b"', "name: expected a name of letters"),

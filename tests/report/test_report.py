@@ -14,6 +14,7 @@ import pytest
 
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
+from windtunnel.report import programme
 from windtunnel.report.figures import compare_figure, lower_edge, thin
 from windtunnel.report.page import render, write_report
 from windtunnel.report.story import without_paths
@@ -380,3 +381,21 @@ def test_the_report_says_what_the_search_may_have_left_to_gain(make_book: Make) 
         in text
     )
     assert "varies by about 0.20 %. About 1,200 more trials" in text
+
+
+def test_the_ledger_holds_every_study_against_the_target_run(make_book: Make) -> None:
+    book = make_book()
+    target = sum(run["flops"] for run in book.runs(program=NAME, study=""))
+    with book:
+        book.put_fact(NAME, "target", "cost", {"flops": target, "tokens": 1})
+    cost = programme.read_cost(book, NAME)
+    assert cost is not None
+    assert cost.tunnel is not None
+    studies = [run for run in book.runs(program=NAME) if run["study"]]
+    assert cost.tunnel.runs == len(studies) > 0
+    assert cost.tunnel.flops == pytest.approx(sum(run["flops"] for run in studies))
+    assert cost.share(cost.tunnel) == pytest.approx(cost.tunnel.flops / target)
+    assert sum(part.flops for part in cost.parts if not part.tunnel) == pytest.approx(target)
+    html = render(book, NAME)
+    assert "of the target run" in html
+    assert f"{100 * cost.tunnel.flops / target:.3g}" in html

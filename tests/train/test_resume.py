@@ -157,8 +157,8 @@ def test_two_and_more_resumes_in_one_run_also_at_its_edges(tmp_path, workshop, r
 
             real, count = loop.train_step, [max(steps_saved(tmp_path / "run"), default=0)]
 
-            def counted(*arguments):
-                report = real(*arguments)
+            def counted(*arguments, **options):
+                report = real(*arguments, **options)
                 count[0] += 1
                 if count[0] == step:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -184,7 +184,7 @@ def test_a_result_that_is_there_is_taken_and_one_that_was_lost_is_made_again_wit
     (tmp_path / "run" / RESULT).unlink()
     from windtunnel.train import loop
 
-    monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(loop, "train_step", lambda *_, **__: pytest.fail("trained again"))
     run_stage(stage, tmp_path / "run", corpora, workshop)
     assert outcome(tmp_path / "run") == expected
 

@@ -16,6 +16,7 @@ from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.control import Control
 from windtunnel.train.loop import Workshop, step_or_halve
+from windtunnel.train.noise import noise_scale, split
 from windtunnel.train.optimizer import build_optimizer, set_learning_rate
 from windtunnel.train.stage import AdamW, optimizer_of
 from windtunnel.train.step import train_step
@@ -304,3 +305,66 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(workshop, m
 
     assert same(run(1), run(1))
     assert not same(run(1), run(2))
+
+
+def gradient_square(trainer, rows: Rows) -> float:
+    """‖∇‖² of the mean loss over these rows, by autograd."""
+    model = trainer.model
+    logits = model(torch.from_numpy(rows.inputs), torch.from_numpy(rows.documents)).flatten(0, 1)
+    targets = torch.from_numpy(rows.targets).flatten()
+    loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+    return sum(
+        float((g**2).sum()) for g in map(torch.Tensor.double, torch.autograd.grad(loss, list(model.parameters())))
+    )
+
+
+@pytest.mark.parametrize(("batch", "micro"), [(8, 2), (7, 2), (9, 4), (4, 1)])
+def test_the_noise_of_a_step_is_what_every_micro_batchs_own_gradient_says(workshop, make_trunk, loader, batch, micro):
+    """Against autograd on each part; and on all parts of one row, S is the sample variance of their gradients."""
+    trainer = workshop.trainer(make_trunk(10))
+    trainer.micro = micro
+    rows = loader.rows(0, batch)
+    cuts = [rows.part(i, micro) for i in range(0, batch, micro)]
+    tokens = [float((cut.targets != IGNORED).sum()) for cut in cuts]
+    parts = [(m, gradient_square(trainer, cut)) for m, cut in zip(tokens, cuts, strict=True)]
+    wanted = split(parts, gradient_square(trainer, rows))
+    report = train_step(trainer, rows, 0.004, measure=True)
+    assert report.noise is not None
+    assert wanted is not None
+    assert report.noise.trace == pytest.approx(wanted.trace, rel=1e-4)
+    assert report.noise.square == pytest.approx(wanted.square, rel=1e-3, abs=1e-4 * wanted.trace)
+    assert workshop.trainer(make_trunk(10)).noise_every > 0
+
+
+def test_measuring_the_noise_changes_no_bit_and_one_micro_batch_has_none(workshop, make_trunk, loader):
+    states = []
+    for measure in (False, True):
+        trainer = workshop.trainer(make_trunk(10))
+        trainer.micro = 2
+        for step in range(3):
+            train_step(trainer, loader.rows(8 * step, 8), 0.004, measure=measure)
+        states.append(state_of(trainer))
+    assert same(*states)
+    trainer.micro = 8
+    assert train_step(trainer, loader.rows(0, 8), 0.004, measure=True).noise is None
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (5, 1, 2), (4, 0, 4)])
+def test_noise_and_signal_are_separated_without_bias_for_any_division(sizes):
+    """Gradients of known mean and covariance: the averages of many steps find ‖G‖² and the trace."""
+    draw = np.random.default_rng(0)
+    mean, deviation = np.array([0.3, -0.2, 0.1]), np.array([0.5, 1.0, 0.2])
+    found = []
+    for _ in range(20_000):
+        samples = mean + deviation * draw.standard_normal((sum(sizes), 3))
+        parts, begin = [], 0
+        for size in sizes:
+            parts.append((float(size), float((samples[begin : begin + size].mean(0) ** 2).sum()) if size else 0.0))
+            begin += size
+        found.append(split(parts, float((samples.mean(0) ** 2).sum())))
+    trace, square = (float((deviation**2).sum()), float((mean**2).sum()))
+    assert np.mean([one.trace for one in found]) == pytest.approx(trace, rel=0.03)
+    assert np.mean([one.square for one in found]) == pytest.approx(square, rel=0.05)
+    assert noise_scale([o.trace for o in found], [o.square for o in found]) == pytest.approx(trace / square, rel=0.06)
+    assert noise_scale([1.0, 2.0], [-1.0, 0.5]) is None
+    assert split([(4.0, 1.0)], 1.0) is None

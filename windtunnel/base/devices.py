@@ -1,9 +1,12 @@
-"""Which GPUs a word names, and which this machine has. Needs no torch."""
+"""Which GPUs a word names, which this machine has, and how many workers are asked for. Needs no torch."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+
+from windtunnel.base.errors import UserError
 
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
@@ -22,3 +25,20 @@ def visible_gpus() -> list[str]:
         return []
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return gpu_numbers(allowed) if allowed is not None else [str(number) for number in range(count)]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How many workers small stages get: a number or ``auto`` in all (one a core or GPU), and for each GPU."""
+
+    workers: str = "auto"
+    per_gpu: str = "1"
+
+    def __post_init__(self) -> None:
+        for name, value in (("--workers", self.workers), ("--workers-per-gpu", self.per_gpu)):
+            if value != "auto" and not (value.isdecimal() and 1 <= int(value) <= 1024):
+                raise UserError(name, f"expected auto or a number from 1 on, got {value[:40]!r}")
+
+
+USUAL = Crew()
+"""One worker for each core or GPU."""

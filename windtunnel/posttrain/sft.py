@@ -52,7 +52,7 @@ def fresh_stage(
         schedule=schedule, optimizer=replace(parent.optimizer, learning_rate=rate), batch=batch, masking="document",
         plan=DataPlan(parent.plan.seed, setting.row, (Segment(0, mixture),), tuple(sorted(packed))),
         corpora=setting.only({corpus for corpus, _ in mixture}), score=setting.score, score_tokens=setting.score_tokens,
-        lr_by_role=by_role, objective="lm", preference=None, lora=None, average=(), surgery=None,
+        lr_by_role=by_role, objective="lm", preference=None, lora=None, average=(), surgery=None, batch_changes=(),
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def soup_stage(
     names = {corpus for segment in first.plan.segments for corpus, _ in segment.mixture}
     return replace(
         first, name=name, kind="soup", open_ended=False, start=Start(first.key, step, fresh=True), steps=0, keep=(),
+        batch=first.batches.at(step), batch_changes=(),
         schedule=Schedule(), average=average, objective="lm", preference=None, lora=None, save_every=None,
         optimizer=replace(first.optimizer, learning_rate=rate),
         corpora=setting.only(names), score=setting.score, score_tokens=setting.score_tokens,

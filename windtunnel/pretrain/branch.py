@@ -17,10 +17,12 @@ def decay_stage(
 
     Without a mixture it reads on in the trunk's own data (A-1 of arXiv 2404.06395, section 5) and equals, bit for bit, the
     uninterrupted run of the same schedule. With one it changes the data from its first step (A-2) and still rereads nothing
-    that the trunk has consumed.
+    that the trunk has consumed. It keeps the batch that the trunk had at ``at``.
     """
     plan = (
-        trunk.plan if mixture is None or mixture == setting.mixture else trunk.plan.extended(at * trunk.batch, mixture)
+        trunk.plan
+        if mixture is None or mixture == setting.mixture
+        else trunk.plan.extended(trunk.batches.sequences(at), mixture)
     )
     names = {corpus for segment in plan.segments for corpus, _ in segment.mixture}
     return replace(
@@ -28,7 +30,7 @@ def decay_stage(
         schedule=replace(
             trunk.schedule, stable_end=at, decay_steps=steps, form=form, floor=floor, half_life=half_life
         ),
-        plan=plan, corpora=setting.only(names), score=setting.score,
+        plan=plan, corpora=setting.only(names), score=setting.score, batch_changes=trunk.batches.until(at),
         score_tokens=setting.score_tokens,
     )  # fmt: skip
 

@@ -6,9 +6,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from windtunnel.base.config import Config, Count, LengthValue, Positive, Weights
+from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple, Weights
 from windtunnel.base.units import Length
 from windtunnel.train.schedule import Form
+
+
+class BatchChange(Config):
+    """One change of the trunk's batch."""
+
+    after: LengthValue = Field(
+        description="tokens of the trunk, or steps, after which the batch changes; no share, so that the trunk can be extended",
+        examples=["1B"],
+    )
+    batch: Count = Field(description="tokens in a step from there on, a multiple of model.row", examples=["4M"])
 
 
 class TrunkConfig(Config):
@@ -31,6 +41,12 @@ class TrunkConfig(Config):
         default=None,
         description="tokens in a step, a multiple of model.row; without it, from the tunnel or a named law",
         examples=["4096"],
+    )
+    batch_schedule: Tuple[BatchChange] = Field(
+        default=(),
+        description="where the batch grows, at the same learning rate: the paper's 1.2B went from 2M to 4M tokens; branches keep "
+        "the batch of where they begin, and the tunnel's models the first one",
+        examples=[[{"after": "100B", "batch": "4M"}]],
     )
     warmup: LengthValue = Field(
         default=Length(0.01, "fraction"),

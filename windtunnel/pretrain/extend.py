@@ -42,6 +42,7 @@ def extended_stage(
     decayed = decay_stage(parent, name, setting, at=at, steps=decay, form=form, floor=floor, half_life=half_life)
     schedule = replace(decayed.schedule, stable_end=at + stable) if decay else parent.schedule
     return replace(
-        decayed, kind="long", shape=shape, batch=batch, steps=at + stable + decay, schedule=schedule, surgery=Surgery(),
+        decayed, kind="long", shape=shape, batch=batch, batch_changes=(), steps=at + stable + decay, schedule=schedule,
+        surgery=Surgery(),
         plan=DataPlan(parent.plan.seed, row, (Segment(0, chosen),)), corpora=setting.only({corpus for corpus, _ in chosen}),
     )  # fmt: skip

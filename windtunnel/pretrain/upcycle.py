@@ -26,7 +26,7 @@ def upcycled_stage(
         trunk, name, setting, at=at, steps=decay, form=form, floor=floor, half_life=half_life, mixture=mixture
     )
     return replace(
-        decayed, kind="moe", shape=replace(trunk.shape, experts=experts, top_k=top_k), batch=batch or trunk.batch,
-        steps=at + stable + decay, schedule=replace(decayed.schedule, stable_end=at + stable),
+        decayed, kind="moe", shape=replace(trunk.shape, experts=experts, top_k=top_k), batch=batch or trunk.batches.at(at),
+        batch_changes=(), steps=at + stable + decay, schedule=replace(decayed.schedule, stable_end=at + stable),
         surgery=surgery or Surgery(), balance=balance or Balance(),
     )  # fmt: skip

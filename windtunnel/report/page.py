@@ -18,7 +18,7 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import answers, by_corpus, context, curves, figures, programme, story, studies
+from windtunnel.report import answers, batches, by_corpus, context, curves, figures, programme, story, studies
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -83,6 +83,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "question": _question(book, program, runs),
         "tunnel": _tunnel(book, program),
         "transfer": _transfer(book, program),
+        "batch": _batch(book, program),
         "law": _law(forecasts),
         "scale": _scale(book, program),
         "training": _training(book, runs),
@@ -113,6 +114,7 @@ _TITLES = {
     "question": ("Question", "What was asked"),
     "tunnel": ("Tunnel", "What the tunnel found"),
     "transfer": ("Transfer", "What carries over, and what it costs where it does not"),
+    "batch": ("Batch", "Which batch, and what half or double of it costs"),
     "law": ("Law", "The law and its points"),
     "scale": ("By corpus", "The law corpus by corpus"),
     "training": ("Trunk and branches", "The trunk and its branches"),
@@ -206,6 +208,14 @@ def _transfer(book: LabBook, program: str) -> Markup | None:
 
 def _valleys(axis: studies.TransferAxis, part: studies.TransferPart) -> Callable[[int], str]:
     return lambda width: studies.transfer_figure(part.curves, f"{axis.axis}, {part.parametrization}", width)
+
+
+def _batch(book: LabBook, program: str) -> Markup | None:
+    view = batches.read_batch(book, program)
+    if view is None:
+        return None
+    line = Pair.of(lambda width: batches.law_figure(view, width)) if batches.has_law(view) else None
+    return macro("batch", view, view.fact["answer"], Pair.of(lambda w: batches.equal_loss_figure(view, w)), line)
 
 
 def _law(forecasts: list[story.Sealed]) -> Markup | None:

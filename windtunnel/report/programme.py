@@ -12,6 +12,7 @@ from windtunnel.base.units import si
 from windtunnel.model.shape import Shape
 from windtunnel.report.curves import Limb
 from windtunnel.report.story import losses, without_paths
+from windtunnel.train.batches import Batches
 
 Row = dict[str, Any]
 
@@ -28,18 +29,24 @@ def target_runs(book: LabBook, program: str) -> list[Row]:
     return tree
 
 
-def _step_tokens(run: Row) -> int:
-    return int(run["config"]["batch"]) * int(run["config"]["plan"]["row"])
+def _tokens_at(run: Row, step: int) -> int:
+    """Tokens that a run has consumed after a step, counted as its steps are."""
+    return Batches.of(run["config"]).sequences(step) * int(run["config"]["plan"]["row"])
 
 
-def _read_at(before: float, size: int, step: int) -> float:
-    """Tokens that a model has read at a step."""
-    return before + step * size
+def _read_at(before: float, run: Row, step: int) -> float:
+    """Tokens that a run's model has read at a step; ``before`` are those that the run's own steps do not count."""
+    return before + _tokens_at(run, step)
 
 
 def _fresh(run: Row) -> bool:
     """Whether a run began with its parent's weights alone, counting steps from 0."""
     return bool((run["config"].get("start") or {}).get("fresh"))
+
+
+def _first_step(run: Row) -> int:
+    """The step at which a run began."""
+    return 0 if _fresh(run) else int((run["config"].get("start") or {}).get("step", 0))
 
 
 def read_limbs(book: LabBook, runs: list[Row]) -> list[Limb]:
@@ -48,16 +55,20 @@ def read_limbs(book: LabBook, runs: list[Row]) -> list[Limb]:
     limbs: list[Limb] = []
     begins: dict[str, Callable[[int], float]] = {}
     for run in runs:
-        size, parent = _step_tokens(run), numbers.get(run["parent"])
+        parent = numbers.get(run["parent"])
         # Steps of another size, or counted from 0, go on from what the parent's model had read.
-        first = 0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0)
-        start = first * size if parent is None else limbs[parent].end if _fresh(run) else begins[run["parent"]](first)
-        before = start - first * size
-        begins[run["id"]] = partial(_read_at, before, size)
+        first = _first_step(run)
+        start = (
+            limbs[parent].end
+            if parent is not None and _fresh(run)
+            else begins.get(run["parent"], partial(_tokens_at, run))(first)
+        )
+        before = start - _tokens_at(run, first)
+        begins[run["id"]] = partial(_read_at, before, run)
         curves = {}
         for name in ("loss", "learning_rate"):
             steps, values = book.metrics(run["id"], name)
-            curves[name] = tuple((before + s * size, v) for s, v in zip(steps, values, strict=True) if v == v)
+            curves[name] = tuple((_read_at(before, run, s), v) for s, v in zip(steps, values, strict=True) if v == v)
         own = _own_tokens(run) if run["tokens"] else 0
         end = start + own if own else max([start, *(d for d, _ in curves["loss"])])
         note = f"{si(end)} tokens" + ("" if run["status"] == "done" else f", {run['status']}")
@@ -168,16 +179,31 @@ class Part:
     tokens: int
     flops: float
     seconds: float
+    tunnel: bool = False
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What everything cost: by part, in all, and on the clock."""
+    """What everything cost: by part, in all, and on the clock; ``target`` is the FLOPs of the target's trunk and branches."""
 
     parts: tuple[Part, ...]
     sessions: int
     wall: float | None
     machine: str
+    target: float | None = None
+
+    def share(self, part: Part) -> float | None:
+        """A part's FLOPs over those of the target run; None where that is not known."""
+        return part.flops / self.target if self.target else None
+
+    @property
+    def tunnel(self) -> Part | None:
+        """All studies on small models together."""
+        parts = [part for part in self.parts if part.tunnel]
+        if not parts:
+            return None
+        sums = (sum(getattr(p, name) for p in parts) for name in ("runs", "failed", "tokens", "flops", "seconds"))
+        return Part("the tunnel in all", *sums, tunnel=True)
 
     @property
     def flops(self) -> float:
@@ -190,7 +216,7 @@ class Cost:
     @property
     def tunnel_share(self) -> float | None:
         """FLOPs of the tunnel over those of everything."""
-        tunnel = sum(p.flops for p in self.parts if p.name in _TUNNEL.values())
+        tunnel = sum(p.flops for p in self.parts if p.tunnel)
         return tunnel / self.flops if 0 < tunnel < self.flops else None
 
 
@@ -200,6 +226,8 @@ _TUNNEL = {
     "search": "Search on the smallest model",
     "check": "Check on a wider model",
     "scaling": "Proxies for the law",
+    "transfer": "Transfer study",
+    "batch": "Batch study",
 }
 _NAMES = {**_TUNNEL, "trunk": "Trunk", "": "Branches"}
 
@@ -219,19 +247,31 @@ def read_cost(book: LabBook, program: str) -> Cost | None:
             own = [r for r in runs if r["flops"] is not None]
             parts.append(Part(
                 _NAMES.get(key, key), len(runs), sum(r["status"] == "failed" for r in runs), sum(map(_own_tokens, own)),
-                sum(r["flops"] for r in own), sum(r["seconds"] or 0.0 for r in runs),
+                sum(r["flops"] for r in own), sum(r["seconds"] or 0.0 for r in runs), key not in ("trunk", ""),
             ))  # fmt: skip
     sessions = [float(one["seconds"]) for one in book.facts(program, "session").values()]
     wall = sum(sessions) if sessions else None
-    return Cost(tuple(parts), len(sessions), wall, _price(book.fact(program, "recipe", "resolved") or {}, wall))
+    return Cost(
+        tuple(parts),
+        len(sessions),
+        wall,
+        _price(book.fact(program, "recipe", "resolved") or {}, wall),
+        _target(book, program),
+    )
+
+
+def _target(book: LabBook, program: str) -> float | None:
+    """FLOPs of the target's trunk and branches as they were last planned, trained or not."""
+    fact = book.fact(program, "target", "cost")
+    return float(fact["flops"]) if fact and fact["flops"] else None
 
 
 def _own_tokens(run: Row) -> int:
     """Tokens that a run itself read, without those of its parent."""
-    first = 0 if _fresh(run) else (run["config"].get("start") or {}).get("step", 0)
+    before = _tokens_at(run, _first_step(run))
     if run["kind"] in _OTHER_STEPS:
-        return (int(run["config"]["steps"]) - first) * _step_tokens(run) if run["status"] == "done" else 0
-    return int(run["tokens"] or 0) - first * _step_tokens(run)
+        return _tokens_at(run, int(run["config"]["steps"])) - before if run["status"] == "done" else 0
+    return int(run["tokens"] or 0) - before
 
 
 def _price(recipe: Mapping[str, Any], wall: float | None) -> str:

@@ -50,6 +50,7 @@ def environment() -> Environment:
         "percent": lambda v, d: f"{100 * v:+.{d}f}{_THIN}%".replace("-", "−"), "times": times, "size": bytes_size,
         "abs_percent": lambda v, d: f"{abs(100 * v):.{d}f}{_THIN}%", "duration": _duration, "human": human, "moment": _moment,
         "shown": shown_value,
+        "share": lambda v: "–" if v is None else f"{100 * v:.3g}{_THIN}%",
         "length_of": _length,
     }  # fmt: skip
     return env

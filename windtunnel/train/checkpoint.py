@@ -29,7 +29,7 @@ from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.optimizer import Optimizer, clear_moments, moments
-from windtunnel.train.parallel import barrier
+from windtunnel.train.parallel import barrier, local
 from windtunnel.train.stage import Stage
 
 KIND = "checkpoint"
@@ -198,11 +198,6 @@ def rows_held(tensor: Tensor) -> tuple[int, int]:
     return first, min(size, tensor.shape[0] - first)
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """The rows that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _write(tensors: dict[str, Tensor], file: Path) -> None:
     """Writes tensors; what the system refuses is an OSError as everywhere else."""
     try:
@@ -215,9 +210,7 @@ def _write(tensors: dict[str, Tensor], file: Path) -> None:
 def _write_slices(folder: Path, name: str, tensors: dict[str, Tensor], runtime: Runtime) -> None:
     # What is not sharded is whole on every rank, and written by one.
     tensors = {key: t for key, t in tensors.items() if isinstance(t, DTensor) or runtime.rank == 0}
-    _write(
-        {key: local_part(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors"
-    )
+    _write({key: local(t).contiguous() for key, t in tensors.items()}, folder / f"{name}-{runtime.rank}.safetensors")
     table = {key: {"shape": list(t.shape), "rows": list(rows_held(t))} for key, t in tensors.items()}
     write_json(folder / f"{name}-{runtime.rank}.json", table)
 
@@ -253,7 +246,7 @@ def _copy(source: Any, key: str, tensor: Tensor, held: list[int] | None) -> int:
     if high <= low:
         return 0
     rows = piece[low - start : high - start]
-    target = local_part(tensor)[low - first : high - first]
+    target = local(tensor)[low - first : high - first]
     if rows.shape != target.shape:
         raise KeyError(f"{key} is {list(rows.shape)}, expected {list(target.shape)}")
     target.copy_(rows)

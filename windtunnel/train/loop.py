@@ -26,6 +26,7 @@ from windtunnel.train.checkpoint import Position, check_parent, newest_whole, re
 from windtunnel.train.control import Control, Progress
 from windtunnel.train.folder import RESULT, STAGE, steps_saved
 from windtunnel.train.metrics import Metrics, last_loss
+from windtunnel.train.noise import EVERY as NOISE_EVERY
 from windtunnel.train.objectives import OBJECTIVES, objective_of
 from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.parallel import any_rank, barrier, shard, share, sum_over_ranks
@@ -72,9 +73,11 @@ class Workshop:
         shard(model, self.runtime)
         optimizer = build_optimizer(model, stage.optimizer, by_role=stage.lr_by_role)
         most = _MICRO_TOKENS[self.runtime.torch_device.type] * (_EXPERTS_MORE if stage.shape.experts > 1 else 1)
+        # The first batch decides, so that a trunk and its branches cut every step alike and agree bit for bit.
         micro = min(max(1, most // stage.plan.row), -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
-        return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked)
+        every = NOISE_EVERY if stage.objective == "lm" else 0
+        return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked, every)
 
 
 def scorer(model: Transformer, runtime: Runtime, row: int = 256) -> Trainer:
@@ -189,25 +192,25 @@ def _train(
 ) -> tuple[Position, Clock]:
     """From a position to the last step: load, step, record, and save where one is due."""
     runtime, clock, bad = trainer.runtime, Clock(), 0
-    keep, saved = frozenset(stage.keep), at.step
+    keep, saved, batches = frozenset(stage.keep), at.step, stage.batches
     while at.step < stage.steps:
         clock.start()
         step = at.step + 1
-        rows = loader.rows(*share(at.sequences, stage.batch, runtime))
+        batch = batches.at(step)
+        rows = loader.rows(*share(at.sequences, batch, runtime))
         rate = stage.optimizer.learning_rate * stage.schedule.factor(step)
         clock.loaded()
-        report = step_or_halve(trainer, rows, rate, control)
-        clock.stepped(stage.step_tokens, report.terms["loss"])
+        report = step_or_halve(trainer, rows, rate, control, step=step)
+        clock.stepped(batch * stage.plan.row, report.terms["loss"])
         bad = 0 if report.applied else bad + 1
         if bad >= _SKIPS_IN_A_ROW:
             raise Diverged(
                 f"{stage.name}: {bad} updates in a row were not finite at step {step}; lower the learning rate"
             )
-        at = Position(
-            step, at.optimizer_step + report.applied, at.sequences + stage.batch, at.skipped + (not report.applied)
-        )
+        at = Position(step, at.optimizer_step + report.applied, at.sequences + batch, at.skipped + (not report.applied))
         if metrics:
-            metrics.add(step, {**report.terms, "gradient_norm": report.gradient_norm, "learning_rate": rate})
+            noise = report.noise.metrics() if report.noise else {}
+            metrics.add(step, {**report.terms, "gradient_norm": report.gradient_norm, "learning_rate": rate, **noise})
         stopping = any_rank(control.stop, runtime) if runtime.world > 1 else control.stop
         finishing = stage.open_ended and any_rank(control.finish(), runtime)
         last = step == stage.steps or finishing
@@ -234,11 +237,16 @@ def _train(
     return at, clock
 
 
-def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control) -> Any:
-    """One step; out of memory halves the micro-batch, says so and tries the same step again."""
+def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control, *, step: int = 1) -> Any:
+    """One step, the gradient's noise measured if it is due.
+
+    Out of memory halves the micro-batch, says so and tries the same step again.
+    """
     while True:
         try:
-            return train_step(trainer, rows, rate)
+            return train_step(
+                trainer, rows, rate, measure=bool(trainer.noise_every) and step % trainer.noise_every == 0
+            )
         except (torch.OutOfMemoryError, RuntimeError) as error:
             # Ranks must make the same number of micro-batches, so one of several cannot halve its own.
             if "memory" not in str(error).lower() or trainer.micro == 1 or trainer.runtime.world > 1:
@@ -300,7 +308,7 @@ class Clock:
     def progress(self, stage: Stage, at: Position) -> Progress:
         seconds, tokens = sum(s for s, _ in self._recent), sum(t for _, t in self._recent)
         speed = tokens / seconds if seconds else 0.0
-        left = (stage.steps - at.step) * stage.step_tokens
+        left = (stage.batches.sequences(stage.steps) - stage.batches.sequences(at.step)) * stage.plan.row
         return Progress(stage.name, at.step, stage.steps, self.mean_loss(), speed, left / speed if speed else 0.0)
 
 

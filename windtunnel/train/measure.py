@@ -6,11 +6,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from windtunnel.base.runtime import Runtime, choose
+from windtunnel.base.runtime import Runtime, choose, prepare
+from windtunnel.corpus.loader import as_rows
 from windtunnel.model.shape import Shape
+from windtunnel.train.loop import Workshop
+from windtunnel.train.stage import Stage
+from windtunnel.train.step import train_step
 
 _REST = 1.5
 """Time of a compiled training step over that of its matrix products alone. Compared with runs in docs/lab-log.md."""
@@ -50,8 +56,37 @@ def estimate_speed(shape: Shape, row: int, runtime: Runtime, micro_tokens: int =
     return 1 / (per_token * _REST)
 
 
+def train_for(stage: Stage, seconds: float, wait: Callable[[], object]) -> float:
+    """Tokens a second of a stage's own steps on made-up tokens, warmed up before ``wait`` is called."""
+    runtime = choose(None, 1)
+    prepare(runtime)
+    trainer = Workshop(runtime).trainer(stage)
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(5, stage.shape.vocab, (stage.batch, stage.plan.row + 1))
+    rows = as_rows(tokens, np.ones_like(tokens, bool))
+    for _ in range(3):
+        train_step(trainer, rows, 1e-4)
+    wait()
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        train_step(trainer, rows, 1e-4)
+        count += 1
+    return count * stage.batch * stage.plan.row / (time.perf_counter() - begun)
+
+
+def _wait() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
 def main(arguments: list[str]) -> None:
-    """Prints one JSON line: expected tokens a second on one thread for a shape (JSON) and row, the peak, the cores."""
+    """Prints one JSON line: expected tokens a second on one thread for a shape (JSON) and row, the peak, the cores.
+
+    With ``--train STAGE SECONDS`` it says ready, waits for a line, trains and prints tokens a second.
+    """
+    if arguments[0] == "--train":
+        print(train_for(Stage.from_dict(json.loads(arguments[1])), float(arguments[2]), _wait))
+        return
     shape, row = Shape(**json.loads(arguments[0])), int(arguments[1])
     runtime = choose(None, 1)
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -83,6 +83,11 @@ def global_norm_clip(model: nn.Module, limit: float) -> float:
     """Clips the gradient to an L2 norm over all parameters of all ranks and returns the norm before clipping."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's slice of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def share(start: int, count: int, runtime: Runtime) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from windtunnel.base.identity import as_identity, later
 from windtunnel.corpus.mixture import DataPlan
 from windtunnel.model.parametrization import Kind, Parametrization
 from windtunnel.model.shape import Shape
+from windtunnel.train.batches import Batches, Changes
 from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.lora import Lora
 from windtunnel.train.preference import Preference
@@ -141,10 +142,10 @@ class Member:
 class Stage:
     """Everything that one training run depends on.
 
-    ``batch`` counts sequences in a step and ``steps`` is the number of the last update, counted from the beginning of the
-    trunk, or of this stage if its start is fresh. ``open_ended`` marks a trunk: its identity does not contain its length, so
-    more tokens extend it. ``keep`` lists the steps whose checkpoints stay; ``score`` names the held-out parts that are scored
-    at the end.
+    ``batch`` counts sequences in a step (``batch_changes`` says from where on it is another), and ``steps`` is the number of
+    the last update, counted from the beginning of the trunk, or of this stage if its start is fresh. ``open_ended`` marks a
+    trunk: its identity does not contain its length, so more tokens extend it. ``keep`` lists the steps whose checkpoints
+    stay; ``score`` names the held-out parts that are scored at the end.
     """
 
     name: str
@@ -180,6 +181,8 @@ class Stage:
     """What makes this stage's model of its parent's, where their shapes differ."""
     balance: Balance | None = None
     """What keeps experts equally busy; a stage without experts has none."""
+    batch_changes: Changes = ()
+    """(step, batch) pairs: updates after that step have that batch."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -200,14 +203,23 @@ class Stage:
         return f"{self.name}-{self.key[:10]}"
 
     @property
+    def batches(self) -> Batches:
+        return Batches(self.batch, self.batch_changes)
+
+    @property
     def step_tokens(self) -> int:
-        """Tokens in one step, the padding of no row subtracted."""
-        return self.batch * self.plan.row
+        """Tokens in the last step, the padding of no row subtracted."""
+        return self.batches.at(self.steps) * self.plan.row
 
     @property
     def tokens(self) -> int:
         """Tokens consumed at the last step, those of the trunk included."""
-        return self.steps * self.step_tokens
+        return self.batches.sequences(self.steps) * self.plan.row
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that this stage itself reads."""
+        return self.tokens - self.batches.sequences(self.first_step) * self.plan.row
 
     @property
     def own_steps(self) -> int:
@@ -224,7 +236,7 @@ class Stage:
         """Exact training FLOPs of this stage's own updates."""
         row = self.plan.row
         per_token = self.lora.flops_per_token(self.shape, row) if self.lora else self.shape.flops_per_token(row).total
-        return self.own_steps * self.step_tokens * per_token
+        return self.own_tokens * per_token
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -244,6 +256,7 @@ class Stage:
             **({"lora": self.lora.to_dict()} if self.lora else {}),
             **({"average": [member.to_dict() for member in self.average]} if self.average else {}),
             **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
+            **({"batch_changes": [list(change) for change in self.batch_changes]} if self.batch_changes else {}),
         }  # fmt: skip
 
     @classmethod
@@ -265,6 +278,7 @@ class Stage:
                 "average": tuple(Member(**member) for member in raw.get("average", ())),
                 "surgery": Surgery(**raw["surgery"]) if raw.get("surgery") else None,
                 "balance": Balance(**raw["balance"]) if raw.get("balance") else None,
+                "batch_changes": Batches.of(raw).changes,
             }
         )
 

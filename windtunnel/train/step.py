@@ -14,9 +14,10 @@ from windtunnel.base.runtime import Runtime
 from windtunnel.corpus.loader import IGNORED, Rows
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.balance import Balanced, begin_step, end_step
+from windtunnel.train.noise import Noise, split
 from windtunnel.train.objectives import Objective
 from windtunnel.train.optimizer import Optimizer, set_learning_rate
-from windtunnel.train.parallel import average_gradients, global_norm_clip, sum_over_ranks
+from windtunnel.train.parallel import average_gradients, global_norm_clip, local, sum_over_ranks
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Trainer:
     micro: int
     clip: float
     masked: bool = True
+    noise_every: int = 0
+    """Steps from one measurement of the gradient's noise to the next; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class StepReport:
     terms: dict[str, float]
     gradient_norm: float
     applied: bool
+    noise: Noise | None = None
 
 
 def make_compute(objective: Objective, *, compiled: bool) -> Any:
@@ -57,11 +61,12 @@ def make_compute(objective: Objective, *, compiled: bool) -> Any:
     return torch.compile(compute, dynamic=False, fullgraph=True) if compiled else compute
 
 
-def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport:
+def train_step(trainer: Trainer, rows: Rows, learning_rate: float, *, measure: bool = False) -> StepReport:
     """Updates the weights once with this rank's rows, or leaves them as they were if anything is not finite.
 
     The sums of all micro-batches and ranks are divided by counts over all of them. A non-finite loss or gradient norm,
-    which all ranks see alike, skips the update: neither weights nor moments change.
+    which all ranks see alike, skips the update: neither weights nor moments change. With ``measure`` the report has the
+    gradient's noise; the update is the same, bit for bit.
     """
     device, objective, world = trainer.runtime.torch_device, trainer.objective, trainer.runtime.world
     *counts, batch = sum_over_ranks(np.append(objective.counts(rows), len(rows)), trainer.runtime).tolist()
@@ -71,10 +76,17 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
     begins = range(0, math.ceil(batch / world), trainer.micro)  # as many on every rank: sharded weights need all
     if isinstance(objective, Balanced):
         begin_step(trainer, [to_device(rows, begin, trainer) for begin in begins])
+    parts = (
+        NormsOfParts(trainer.model, len(begins), trainer.runtime)
+        if measure and (len(begins) > 1 or world > 1)
+        else None
+    )
     for begin in begins:
         loss, part = trainer.compute(trainer.model, *to_device(rows, begin, trainer), scale)
         loss.backward()
         sums += part
+        if parts is not None:
+            parts.add(objective.counts(rows.part(begin, trainer.micro))[0])
     average_gradients(trainer.model, trainer.runtime)
     norm = global_norm_clip(trainer.model, trainer.clip)
     means = sum_over_ranks(sums.cpu().numpy(), trainer.runtime) / np.maximum(counts, 1)
@@ -86,7 +98,45 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float) -> StepReport
     terms = dict(zip(objective.names, means.tolist(), strict=True))
     if isinstance(objective, Balanced):
         terms |= end_step(trainer, applied)
-    return StepReport(terms, norm, applied)
+    return StepReport(terms, norm, applied, parts.noise(norm) if parts is not None else None)
+
+
+class NormsOfParts:
+    """Norms of the gradients of a step's micro-batches, each the difference that one backward pass made to the sum.
+
+    Keeps a copy of the gradients from one to the next. The micro-batches that ranks with slices go through together are one
+    part, each of those of ranks with copies is a part of its own.
+    """
+
+    def __init__(self, model: Transformer, parts: int, runtime: Runtime) -> None:
+        self._parameters, self._left, self._runtime = list(model.parameters()), parts, runtime
+        self._before: list[Tensor] = []
+        self._counts: list[float] = []
+        self._squares: list[Tensor] = []
+
+    def add(self, count: float) -> None:
+        """After the backward pass of a micro-batch in which this rank had ``count`` scored tokens."""
+        now = [local(p.grad) for p in self._parameters if p.grad is not None]
+        before, self._left = self._before, self._left - 1
+        norms = [torch.linalg.vector_norm(g - b if before else g) for g, b in zip(now, before or now, strict=True)]
+        self._before = [gradient.clone() for gradient in now] if self._left else []
+        self._counts.append(count)
+        self._squares.append(torch.stack(norms).double().square().sum())
+
+    def noise(self, whole: float) -> Noise | None:
+        """What they say together with the norm of the whole, before clipping; nothing where the step is one part."""
+        runtime, mine = self._runtime, np.array([self._counts, [float(square) for square in self._squares]])
+        if (
+            runtime.world > 1 and not runtime.sharded
+        ):  # the loss is scaled by the world, and no gradient was averaged yet
+            every = np.zeros((runtime.world, *mine.shape))
+            every[runtime.rank] = mine / [[1.0], [runtime.world**2]]
+            counts, squares = sum_over_ranks(every, runtime).swapaxes(0, 1).reshape(2, -1)
+        else:
+            counts, squares = sum_over_ranks(mine, runtime)  # ranks hold disjoint slices of the gradients
+        total = counts.sum()
+        parts = [(m, square * (total / m) ** 2 if m else 0.0) for m, square in zip(counts, squares, strict=True)]
+        return split(parts, whole**2)
 
 
 def to_device(rows: Rows, begin: int, trainer: Trainer) -> tuple[Tensor | None, ...]:

@@ -23,9 +23,10 @@ from windtunnel.base.errors import ArtefactError
 from windtunnel.model.moe import Experts
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
-from windtunnel.train.checkpoint import KIND, Position, local_part, restore, rows_held
+from windtunnel.train.checkpoint import KIND, Position, restore, rows_held
 from windtunnel.train.control import Control
 from windtunnel.train.optimizer import build_optimizer, clear_moments, moments
+from windtunnel.train.parallel import local
 from windtunnel.train.stage import Stage
 from windtunnel.train.step import Trainer
 
@@ -144,7 +145,7 @@ def _generator(stage: Stage, name: str, expert: int) -> torch.Generator:
 
 def _fill(target: Tensor, value: Tensor) -> None:
     first, count = rows_held(target)
-    local_part(target).copy_(value[first : first + count])
+    local(target).copy_(value[first : first + count])
 
 
 @torch.no_grad()

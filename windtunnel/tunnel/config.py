@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple
 from windtunnel.train.stage import Decay, Kind
-from windtunnel.tunnel.study_config import TransferConfig
+from windtunnel.tunnel.study_config import BatchConfig, TransferConfig
 
 LawForm = Literal["additive", "coupled", "skaling"]
 Range = Annotated[Tuple[Positive] | None, Field(min_length=2, max_length=2)]
@@ -152,6 +152,7 @@ class TunnelConfig(Config):
         examples=[["additive", "coupled"]],
     )
     transfer: TransferConfig | None = Field(default=None, description="the transfer study, run on its own")
+    batch: BatchConfig | None = Field(default=None, description="the batch study, run on its own")
 
     @model_validator(mode="before")
     @classmethod

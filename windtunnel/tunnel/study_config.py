@@ -1,4 +1,4 @@
-"""The tables of a recipe for single studies: ``[tunnel.transfer]``. Needs no torch."""
+"""The tables of a recipe for single studies: ``[tunnel.transfer]``, ``[tunnel.batch]``. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from windtunnel.base.config import Config, Count, Positive, Tuple, refuse
+from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple, refuse
+from windtunnel.base.units import Length
 from windtunnel.model.config import Dimension
 from windtunnel.model.parametrization import Name
 
@@ -85,4 +86,66 @@ class TransferConfig(Config):
         allow_inf_nan=False,
         description="learning rate along the horizon axis: divided by factor to this power",
         examples=[0.3],
+    )
+
+
+def _growing(factors: tuple[float, ...]) -> tuple[float, ...]:
+    if factors[0] != 1 or list(factors) != sorted(set(factors)):
+        raise refuse(
+            f"expected rising factors from 1, got {', '.join(map(str, factors))}", "write for example [1, 2, 4]"
+        )
+    return factors
+
+
+class BatchConfig(Config):
+    """The batch study: the paper's protocol (several sizes times several batches), and branches with a larger batch."""
+
+    sizes: Annotated[Tuple[str] | None, AfterValidator(lambda v: v and _distinct(v))] = Field(
+        default=None,
+        min_length=1,
+        max_length=12,
+        description="sizes that are trained; without it, tunnel.proxies; three or more give the law an interval",
+        examples=[["0.02M", "0.05M", "0.1M"]],
+    )
+    batches: Annotated[Tuple[Count] | None, AfterValidator(lambda v: v and _distinct(v))] = Field(
+        default=None,
+        min_length=3,
+        max_length=24,
+        description="tokens in a step, multiples of model.row; without it, trunk.batch times 1/4 to 8 in six steps",
+        examples=[[512, 1024, 2048, 4096, 8192, 16384]],
+    )
+    tokens: Tuple[LengthValue] = Field(
+        default=(Length(10, "per_parameter"), Length(20, "per_parameter"), Length(40, "per_parameter")),
+        min_length=2,
+        max_length=12,
+        description="lengths of the finished runs, decay included; in tokens, or as 20N",
+        examples=[["10N", "20N", "40N"]],
+    )
+    seeds: int = Field(default=1, ge=1, le=20, description="seeds of each trunk", examples=[2])
+    rate_rule: Literal["sqrt", "none"] = Field(
+        default="sqrt",
+        description="base learning rate of another batch than trunk.batch: times √factor, or as it is (the paper)",
+        examples=["sqrt"],
+    )
+    levels: int = Field(
+        default=5, ge=2, le=50, description="losses of each size at which batches are compared", examples=[5]
+    )
+    factors: Annotated[Tuple[Positive], AfterValidator(_growing)] = Field(
+        default=(1, 2, 4),
+        min_length=2,
+        max_length=8,
+        description="multiples of trunk.batch with which branches go on from checkpoints, to find the critical batch",
+        examples=[[1, 2, 4]],
+    )
+    branch_tokens: Positive = Field(
+        default=0.25,
+        le=4,
+        description="length of these branches as a share of the tokens before them",
+        examples=[0.25],
+    )
+    tolerance: Positive = Field(
+        default=0.05,
+        le=1,
+        description="how much more compute a larger batch may cost before it counts as too large",
+        examples=[0.05],
     )

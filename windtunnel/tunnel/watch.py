@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Screen:
         self._done: dict[str, float] = {}
         self._title, self._total, self._whole = "", 0.0, TaskID(0)
         self._begun = self._printed = time.monotonic()
+        self._best: tuple[float, str] | None = None
 
     def say(self, text: str) -> None:
         """One notice line."""
@@ -34,7 +36,12 @@ class Screen:
 
     @contextmanager
     def task(self, title: str, jobs: list[Job]) -> Iterator[None]:
-        """Shows a group of jobs as one task whose length is their FLOPs."""
+        """Shows a group of jobs as one task whose length is their FLOPs.
+
+        The best trial so far stays over the rounds of a study.
+        """
+        if title.partition(":")[0] != self._title.partition(":")[0]:
+            self._best = None
         self._title, self._total = title, max(1.0, sum(job.stage.flops for job in jobs))
         self._done, self._begun = {}, time.monotonic()
         if not self._live:
@@ -51,7 +58,7 @@ class Screen:
 
     def started(self, job: Job) -> None:
         if self._progress is not None:
-            name = f"  {job.stage.name}"
+            name = f"  {job.stage.name} · {si(job.stage.shape.body)}"
             self._lines[str(job.run)] = self._progress.add_task(name, total=job.stage.flops, note="compiling")
 
     def progress(self, job: Job, word: dict[str, Any]) -> None:
@@ -70,13 +77,14 @@ class Screen:
             self._printed = time.monotonic()
             share = sum(self._done.values()) / self._total
             self.console.print(
-                f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name}: {note}",
+                f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name} · {si(job.stage.shape.body)}: {note}",
                 markup=False,
                 soft_wrap=True,
             )
 
     def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None:
         self._done[str(job.run)] = job.stage.flops
+        self._compare(job, result)
         if self._progress is not None:
             line = self._lines.pop(str(job.run), None)
             if line is not None:
@@ -85,7 +93,20 @@ class Screen:
         if reason:
             self.say(f"{job.stage.name}: {reason}")
 
+    def _compare(self, job: Job, result: dict[str, Any] | None) -> None:
+        """Keeps the trial with the lowest held-out loss over the mixture it was trained on."""
+        scores = (result or {}).get("scores") or {}
+        mixture = job.stage.plan.segments[-1].mixture
+        if job.stage.kind != "trial" or any(name not in scores for name, _ in mixture):
+            return
+        total = sum(weight for _, weight in mixture)
+        loss = sum(w / total * scores[name]["nats"] / scores[name]["bytes"] for name, w in mixture)
+        if math.isfinite(loss) and (self._best is None or loss < self._best[0]):
+            self._best = (loss, job.stage.name)
+
     def _left(self) -> str:
+        best = f" · best so far {self._best[0]:.4f} nats per byte ({self._best[1]})" if self._best else ""
         share = min(1.0, sum(self._done.values()) / self._total)
         spent = time.monotonic() - self._begun
-        return f"about {duration(spent * (1 - share) / share)} left" if share > 0.02 else "…"
+        left = f"about {duration(spent * (1 - share) / share)} left" if share > 0.02 else "…"
+        return left + best
