@@ -57,6 +57,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def denormals() -> Iterator[None]:
+    """Preparing a runtime flushes them for the whole process; what draws floats in the next file needs them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def write_made_up() -> Callable[..., Path]:
     return write_text
