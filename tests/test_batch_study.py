@@ -128,6 +128,7 @@ def test_a_planted_best_batch_is_found_with_what_half_and_double_cost(tmp_path, 
         2048: 2.828,
     }
     assert len({stage.key for stage in trained}) == len(trained)
+    assert found["cost"]["tokens"] == sum(stage.own_tokens for stage in trained)
 
 
 def test_larger_batches_from_a_checkpoint_read_as_many_tokens_and_their_price_grows(tmp_path, folder, trained):
@@ -189,9 +190,12 @@ def test_a_grid_that_misses_the_best_batch_says_so_and_gives_no_line(tmp_path, f
     recipe = load_recipe(folder / "tiny.toml", ["tunnel.batch.batches=[1024,2048,4096]"])
     found = batch(recipe, tmp_path, quiet=True).to_dict()
     assert "expected best batches at 2 losses or more" in found["law"]["undecided"]
+    assert {m["edge"] for m in found["law"]["minima"]} == {"small"}
     assert any("outside the batches that were tried" in note for note in found["answer"]["notes"])
     with LabBook(Home(tmp_path).labbook) as book:
-        assert "No line through the minima" in render(book, "tiny")
+        html = render(book, "tiny")
+    assert "No line through the minima" in html
+    assert "smallest that was tried" in html
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class Study:
     program: Program
     config: BatchConfig
     results: dict[str, Result] = field(default_factory=dict[str, Result])
+    stages: dict[str, Stage] = field(default_factory=dict[str, Stage])
 
     @property
     def seeds(self) -> list[int]:
@@ -113,6 +114,7 @@ class Study:
     def _train(self, title: str, stages: Sequence[Stage]) -> None:
         prepared = self.program.prepared
         assert prepared is not None
+        self.stages |= {stage.key: stage for stage in stages}
         longest = max(stages, key=lambda stage: stage.tokens)
         rows = prepared.rows(longest.plan.row)
         for warning in check_epochs(longest.plan, rows, longest.tokens // longest.plan.row):
@@ -221,6 +223,7 @@ class Study:
         """Everything about the study as JSON."""
         program, setting, curves = self.program, self.program.setting(), self.curves()
         noise, results = self.noise(), self.results.values()
+        undecided = {"undecided": "", "minima": _minima(curves, self.config.levels)}
         law, terms = _line_of(curves, self.config.levels), _terms_of(self.points(), noise)
         paper = NAMED_BATCH["minicpm"]
         out: Fact = {
@@ -228,7 +231,7 @@ class Study:
             "mixture": dict(setting.mixture), "rule": "base rate × √factor" if self.exponent else "base rate × 1",
             "base": self.base * setting.row, "noise": noise, "tolerance": self.config.tolerance,
             "curves": [{"parameters": c.parameters, "batch": c.batch, "points": [list(p) for p in c.points]} for c in curves],
-            "law": law.to_dict() if isinstance(law, FittedBatchLaw) else {"undecided": law},
+            "law": law.to_dict() if isinstance(law, FittedBatchLaw) else {**undecided, "undecided": law},
             "terms": terms.to_dict() if isinstance(terms, ThreeTermLaw) else {"undecided": terms},
             "paper": {"coefficient": paper.coefficient, "exponent": paper.exponent, "warning": paper.warning,
                       "source": paper.source},
@@ -243,8 +246,16 @@ class Study:
         return {"key": content_hash([sorted(self.results), self.config.model_dump(mode="json")]), **out}
 
     def _done(self) -> list[Stage]:
-        stages = [s for cell in self.cells() for s in (cell.run.trunk, *(b for _, b in cell.run.branches))]
-        return [s for s in stages if "failed" not in self.results[s.key]]
+        return [stage for key, stage in self.stages.items() if "failed" not in self.results[key]]
+
+
+def _minima(curves: Sequence[BatchRun], levels: int) -> list[Fact]:
+    """The best batches without a line through them, those on an edge of the grid too."""
+    try:
+        found = find_minima(curves, levels)
+    except LawError:
+        return []
+    return [{k: v if v == v else None for k, v in asdict(m).items()} for m in found]
 
 
 def _line_of(curves: Sequence[BatchRun], levels: int) -> FittedBatchLaw | str:
@@ -287,10 +298,10 @@ def _answer(program: Program, law: FittedBatchLaw | str, terms: ThreeTermLaw | s
 
 def _parts(program: str, fact: Fact) -> Iterable[RenderableType]:
     law, terms = fact["law"], fact["terms"]
-    if "minima" in law:
+    if law["minima"]:
         rows = [
             (si(m["parameters"]), f"{m['loss']:.3f}", si(m["batch"]), si(m["tokens"]),
-             f"{m['edge']} edge" if m["edge"] else f"{_percent(m['half'])} / {_percent(m['double'])}")
+             f"at the {m['edge']} edge" if m["edge"] else f"{_percent(m['half'])} / {_percent(m['double'])}")
             for m in law["minima"]
         ]  # fmt: skip
         columns = ("N", "nats per token", "best batch", "tokens to there", "half / double cost, % of FLOPs")
