@@ -18,6 +18,7 @@ from windtunnel import pipeline as pipeline_module
 from windtunnel.base.runtime import Runtime
 from windtunnel.corpus.build import build_corpus
 from windtunnel.corpus.config import SourceConfig
+from windtunnel.corpus.loader import IGNORED, Rows
 from windtunnel.corpus.store import Corpus, open_corpus
 from windtunnel.corpus.tokenizer import train as train_tokenizer
 from windtunnel.finishing import VERBS as FINISHING
@@ -25,8 +26,12 @@ from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trial_stage, trunk_stage
+from windtunnel.train.checkpoint import load_model
 from windtunnel.train.control import Control
+from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.loop import Workshop, run_stage
+from windtunnel.train.metrics import read_metrics
+from windtunnel.train.noise import split
 from windtunnel.train.stage import AdamW, Stage
 
 NOUNS = ("river", "stone", "garden", "bread", "window", "letter", "forest", "harbour", "candle", "mountain", "teacher",
@@ -144,3 +149,26 @@ def trained(monkeypatch) -> Iterator[list[str]]:
         monkeypatch.setattr(module, "finishing", lambda verb, **job: FINISHING[verb](job))
     yield names
     torch.set_flush_denormal(False)  # a finishing verb sets it for its process, which is this one here
+
+
+@pytest.fixture
+def check_noise() -> Callable[[Path, int, Rows, list[list[int]]], None]:
+    """What a run measured at a step, against autograd on each part of its rows with the weights of the step before."""
+
+    def check(run: Path, step: int, rows: Rows, parts: list[list[int]]) -> None:
+        model, _ = load_model(checkpoint_path(run, step - 1))
+
+        def tokens_and_square(which: list[int]) -> tuple[float, float]:
+            targets = torch.from_numpy(rows.targets[which]).flatten()
+            logits = model(torch.from_numpy(rows.inputs[which]), torch.from_numpy(rows.documents[which])).flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            return float((targets != IGNORED).sum()), sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients)
+
+        wanted = split([tokens_and_square(part) for part in parts], tokens_and_square(list(range(len(rows))))[1])
+        found = dict(read_metrics(run))[step]
+        assert wanted is not None
+        assert found["noise_trace"] == pytest.approx(wanted.trace, rel=1e-3)
+        assert found["gradient_square"] == pytest.approx(wanted.square, rel=1e-2, abs=1e-4 * wanted.trace)
+
+    return check

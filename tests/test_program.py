@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from windtunnel import preparation
 from windtunnel.base.errors import UserError
 from windtunnel.base.units import bytes_size
 from windtunnel.home import Home
 from windtunnel.pipeline import run
 from windtunnel.planning import known_pins, plan
-from windtunnel.program import Program
+from windtunnel.preparation import check_supply
+from windtunnel.program import Prepared, Program
 from windtunnel.recipe import load_recipe, parse_recipe
+from windtunnel.train.stage import Start
 
 TOTAL = 2_442_057_984 + 122_753 * 2304
 SEARCH = "d06154f2b79167b8ab88d2a335441aabf3dff456cbc48a9daf7b3f695e14a580"
@@ -94,3 +97,46 @@ def test_a_batch_schedule_is_planned_in_steps_and_its_tokens_are_counted_exactly
     assert shown["batch_changes"] == [[48, 1024], [2000, 2048]]
     without = Program(parse_recipe({**tables, "trunk": {**tables["trunk"], "batch_schedule": []}}))
     assert without.trunk().key != trunk.key
+
+
+def test_what_grows_from_a_trunk_with_a_batch_schedule_has_the_batch_of_where_it_begins_and_counts_its_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables = {
+        "name": "ramp", "corpus": {"text": {"source": "text.txt"}}, "model": {"family": "minicpm", "size": "0.1B", "row": 4096},
+        "trunk": {"tokens": "20B", "batch": 2_097_152, "warmup": "20 steps", "batch_schedule": RAMP, "checkpoint_every": "5%"},
+        "branch": {
+            "same": {"tokens": "10%"},
+            "soup": {"kind": "soup", "of": ["trunk"], "last": 3},
+            "experts": {"kind": "moe", "at": "1B", "tokens": "100M", "experts": {"count": 4}},
+            "longer": {"kind": "long", "at": "1B", "tokens": "100M", "stable": "100M", "context": {"row": 16384}},
+        },
+    }  # fmt: skip
+    text = {"tokens": 30_000_000_000, "hash": "h", "folder": "f"}
+    prepared = Prepared("t", "h", 122_753, {"text": text}, {"stage": "a" * 64, "step": 7})
+    program = Program(parse_recipe(tables), prepared)
+    trunk, soup, experts, longer = (program.trunk(), *map(program.branch, ("soup", "experts", "longer")))
+    assert trunk.start == Start("a" * 64, 7, fresh=True)
+    assert trunk.batch_changes == ((48, 1024), (2000, 2048))
+    assert program.checkpoint_steps == round(0.05 * program.steps)
+    members = [member.step for member in soup.average]
+    assert members == [trunk.steps - i * program.checkpoint_steps for i in range(3)]
+    assert set(members) <= set(trunk.keep)
+    assert (soup.step_tokens, soup.batch_changes) == (trunk.step_tokens, ())
+    at = 48 + round((1e9 - 48 * 2_097_152) / 4_194_304)
+    for stage in (experts, longer):
+        assert (stage.first_step, stage.own_steps, stage.batch_changes) == (at, 48, ())
+        assert stage.step_tokens == 4_194_304
+        assert stage.own_tokens == 48 * 4_194_304
+    read: dict[int, list[int]] = {}
+    monkeypatch.setattr(
+        preparation, "check_epochs", lambda plan, rows, sequences: read.setdefault(plan.row, []).append(sequences) or []
+    )
+    check_supply(program, print)
+    assert read[4096] == [
+        trunk.tokens // 4096,
+        program.branch("same").tokens // 4096,
+        0,
+        trunk.batches.sequences(at) + 48 * 1024,
+    ]
+    assert read[16384] == [48 * 256]

@@ -16,6 +16,7 @@ from windtunnel.model.parametrization import Role
 from windtunnel.model.sample import generate
 from windtunnel.pretrain.upcycle import upcycled_stage
 from windtunnel.train import surgery as surgery_module
+from windtunnel.train.balance import begin_step
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import load_model
 from windtunnel.train.control import Control
@@ -23,8 +24,9 @@ from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.loop import Workshop, begin, run_stage, scorer
 from windtunnel.train.metrics import read_metrics
+from windtunnel.train.noise import split
 from windtunnel.train.stage import Muon, Stage
-from windtunnel.train.step import train_step
+from windtunnel.train.step import to_device, train_step
 
 EXPERTS = 4
 
@@ -181,6 +183,30 @@ def test_eight_times_one_row_is_one_times_eight_rows_balancing_loss_included(
             assert b.gradient_norm == pytest.approx(a.gradient_norm, rel=1e-5)
         for name, value in weights[0].items():
             torch.testing.assert_close(weights[other][name], value, rtol=0, atol=2e-4)
+
+
+def test_the_noise_of_a_step_of_experts_is_that_of_each_rows_gradient_under_the_whole_steps_shares(
+    parent, workshop, tiny_setting, tiny_corpus
+):
+    stage = upcycled(parent[0], tiny_setting, batch=8, balance=Balance(1.0, 0.1, 0.01))
+    rows = Loader(stage.plan, {"tiny": tiny_corpus}).rows(0, 8)
+    trainer = workshop.trainer(stage)
+    trainer.micro = 1
+    begin_step(trainer, [to_device(rows, i, trainer) for i in range(8)])
+    parts = []
+    for i in range(8):
+        counts = trainer.objective.counts(rows.part(i, 1))
+        scale = torch.tensor(np.asarray(trainer.objective.weights) / counts, dtype=torch.float32)
+        trainer.compute(trainer.model, *to_device(rows, i, trainer), scale)[0].backward()
+        squares = [float(torch.linalg.vector_norm(p.grad)) ** 2 for p in trainer.model.parameters()]
+        parts.append((float(counts[0]), sum(squares)))
+        trainer.model.zero_grad(set_to_none=True)
+    report = train_step(trainer, rows, 0.001, measure=True)
+    wanted = split(parts, report.gradient_norm**2)
+    assert wanted is not None
+    assert report.noise is not None
+    assert report.noise.trace == pytest.approx(wanted.trace, rel=1e-4)
+    assert report.noise.square == pytest.approx(wanted.square, rel=1e-3, abs=1e-4 * wanted.trace)
 
 
 def test_the_terms_are_those_of_the_formulas_over_scored_tokens_alone(parent, workshop, tiny_setting, tiny_corpus):

@@ -16,12 +16,11 @@ import pytest
 import torch
 
 from windtunnel.base.artefact import read_json, read_manifest
-from windtunnel.corpus.loader import IGNORED, Loader, Rows
+from windtunnel.corpus.loader import Loader
 from windtunnel.train.checkpoint import load_model
 from windtunnel.train.folder import RESULT, checkpoint_path, steps_saved
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
-from windtunnel.train.noise import split
 from windtunnel.train.stage import Stage
 
 STEPS = 50
@@ -74,27 +73,9 @@ def close(run: Path, other: Path, step: int) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=2e-3, msg=name)
 
 
-def check_noise(run: Path, rows: Rows, parts: list[list[int]]) -> None:
-    """What the ranks measured at step 32, against autograd on each part of its rows with the weights of step 31."""
-    model, _ = load_model(checkpoint_path(run, 31))
-
-    def tokens_and_square(which: list[int]) -> tuple[float, float]:
-        targets = torch.from_numpy(rows.targets[which]).flatten()
-        logits = model(torch.from_numpy(rows.inputs[which]), torch.from_numpy(rows.documents[which])).flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED)
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        return float((targets != IGNORED).sum()), sum(float(torch.linalg.vector_norm(g)) ** 2 for g in gradients)
-
-    wanted = split([tokens_and_square(part) for part in parts], tokens_and_square(list(range(len(rows))))[1])
-    found = dict(read_metrics(run))[32]
-    assert wanted is not None
-    assert found["noise_trace"] == pytest.approx(wanted.trace, rel=1e-3)
-    assert found["gradient_square"] == pytest.approx(wanted.square, rel=1e-2, abs=1e-4 * wanted.trace)
-
-
 @pytest.mark.parametrize(("tied", "batch", "changes"), [(True, 5, ()), (False, 4, ((20, 12),))])
 def test_fifty_steps_of_two_processes_have_the_losses_of_one_which_reads_their_checkpoint(
-    tmp_path, eager, make_trunk, tiny_corpus, tied, batch, changes
+    tmp_path, eager, make_trunk, tiny_corpus, check_noise, tied, batch, changes
 ):
     """A batch of 5 gives the ranks 2 and 3 rows; documents end in the rows, so that scored tokens differ by rank too.
 
@@ -117,7 +98,7 @@ def test_fifty_steps_of_two_processes_have_the_losses_of_one_which_reads_their_c
 
     if changes:
         rows = Loader(stage.plan, corpora).rows(stage.batches.sequences(31), 12)
-        check_noise(tmp_path / "two", rows, [[i, i + 1, i + 6, i + 7] for i in (0, 2, 4)])
+        check_noise(tmp_path / "two", 32, rows, [[i, i + 1, i + 6, i + 7] for i in (0, 2, 4)])
 
     # One process reads what two wrote: the last checkpoint is hidden, so that it goes on from step 31.
     run = tmp_path / "two"

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from windtunnel.base.errors import Stopped
+from windtunnel.corpus.loader import Loader
 from windtunnel.train.checkpoint import load_model
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.loop import Workshop, run_stage
@@ -59,9 +60,9 @@ def series(run: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(("batch", "muon"), [(5, False), (4, True)], ids=["unequal parts", "whole matrices for Muon"])
 def test_two_lanes_train_what_one_process_trains_and_the_one_reads_their_checkpoint(
-    tmp_path, lanes, job, make_trunk, tiny_corpus, eager, batch, muon
+    tmp_path, lanes, job, make_trunk, tiny_corpus, eager, check_noise, batch, muon
 ):
-    stage = make_trunk(STEPS, (10,), batch=batch, score=("tiny",), score_tokens=600)
+    stage = make_trunk(STEPS, (10, 15), batch=batch, score=("tiny",), score_tokens=600)
     stage = replace(stage, optimizer=Muon()) if muon else stage
     results = lanes.run([job(stage, tmp_path / "two")], Silent())
     assert "failed" not in results[str(tmp_path / "two")], results
@@ -72,6 +73,9 @@ def test_two_lanes_train_what_one_process_trains_and_the_one_reads_their_checkpo
     (first, _), (second, _) = (load_model(checkpoint_path(tmp_path / name, 10)) for name in ("one", "two"))
     for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-3, msg=name)
+    # Each lane's rows are a part of their own, though its gradient is averaged only once all parts are there.
+    rows = Loader(stage.plan, {"tiny": tiny_corpus}).rows(15 * batch, batch)
+    check_noise(tmp_path / "two", 16, rows, [list(range(batch // 2)), list(range(batch // 2, batch))])
     scores = results[str(tmp_path / "two")]["scores"]["tiny"]
     assert scores["nats"] == pytest.approx(one["scores"]["tiny"]["nats"], rel=1e-5)
     assert scores["tokens"] == one["scores"]["tiny"]["tokens"]
