@@ -82,6 +82,7 @@ def stages(folder: Path) -> dict[str, Stage]:
     return found
 
 
+@pytest.mark.slow
 def test_the_model_is_forecast_then_adapted_with_its_own_tokenizer_shape_and_constants(folder, trained):
     view = adapt(folder / "home", "old/same", wish(folder), out=folder / "maths.toml", quiet=True)
     recipe = load_recipe(folder / "maths.toml")

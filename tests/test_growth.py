@@ -76,6 +76,7 @@ def test_a_mixture_branch_is_the_stage_that_its_table_says(folder):
     assert program.recipe.forecast_branch == "same"
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_scored_sampled_and_exported_like_any_branch(folder, monkeypatch):
     monkeypatch.setattr(desk_module, "has_compiler", lambda: False)
     recipe = load_recipe(folder / "grown.toml")
@@ -130,6 +131,7 @@ def test_a_longer_context_is_a_chain_of_stages_that_ends_in_a_decay(folder):
     assert trunk.keep == (16,)
 
 
+@pytest.mark.slow
 def test_a_longer_context_is_trained_measured_exported_and_shown(folder, monkeypatch):
     monkeypatch.setattr(desk_module, "has_compiler", lambda: False)
     (folder / "longer.toml").write_text(LONGER, encoding="utf-8")

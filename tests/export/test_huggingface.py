@@ -151,7 +151,9 @@ def test_a_mixture_of_experts_loads_as_a_mixtral(alone, tokenizer_json: Path, tm
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["from the files alone", "transformers"])
-@pytest.mark.parametrize("scaling", ["linear", "ntk", "dynamic", "yarn"])
+@pytest.mark.parametrize(
+    "scaling", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "ntk", "dynamic")), "yarn"]
+)
 def test_stretched_positions_are_exported_as_they_are(
     scaling, alone, tokenizer_json: Path, tmp_path: Path, monkeypatch
 ) -> None:

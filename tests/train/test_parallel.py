@@ -73,7 +73,9 @@ def close(run: Path, other: Path, step: int) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=2e-3, msg=name)
 
 
-@pytest.mark.parametrize(("tied", "batch", "changes"), [(True, 5, ()), (False, 4, ((20, 12),))])
+@pytest.mark.parametrize(
+    ("tied", "batch", "changes"), [pytest.param(True, 5, (), marks=pytest.mark.slow), (False, 4, ((20, 12),))]
+)
 def test_fifty_steps_of_two_processes_have_the_losses_of_one_which_reads_their_checkpoint(
     tmp_path, eager, make_trunk, tiny_corpus, check_noise, tied, batch, changes
 ):

@@ -41,7 +41,7 @@ def crowding(loss, number: int, axes: int, noise: float, draw: np.random.Generat
     return x[:number], y[:number]
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_interval_covers_what_a_search_left_to_run_four_times_longer_finds_at_about_its_nominal_rate(known):
     """120 planted searches in one to six dimensions; nominal 90 %, so that 120 · 0.1 ± 3.3 lie outside."""
     inside, ratios = [], []

@@ -58,7 +58,11 @@ def series(run: Path) -> np.ndarray:
     return np.array([values["loss"] for _, values in read_metrics(run)])
 
 
-@pytest.mark.parametrize(("batch", "muon"), [(5, False), (4, True)], ids=["unequal parts", "whole matrices for Muon"])
+@pytest.mark.parametrize(
+    ("batch", "muon"),
+    [(5, False), pytest.param(4, True, marks=pytest.mark.slow)],
+    ids=["unequal parts", "whole matrices for Muon"],
+)
 def test_two_lanes_train_what_one_process_trains_and_the_one_reads_their_checkpoint(
     tmp_path, lanes, job, make_trunk, tiny_corpus, eager, check_noise, batch, muon
 ):

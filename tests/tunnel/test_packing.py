@@ -32,6 +32,7 @@ def test_workers_double_as_long_as_a_doubling_pays(throughput, best, tried):
     assert all(rates[2 * n] >= 1.1 * rates[n] for n in tried if 2 * n in rates and 2 * n <= best)
 
 
+@pytest.mark.slow
 def test_processes_that_measure_together_wait_for_each_other_and_their_rates_add_up(make_trial, monkeypatch):
     monkeypatch.setattr("windtunnel.tunnel.packing._SECONDS", 0.5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
