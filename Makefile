@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 .PHONY: help install quickstart story test test-slow check format bench lock clean-venv
 
 help:
-	@echo "make quickstart   real text to a forecast, a trained small model, a report and a chat (about 12 minutes on 2 cores)"
+	@echo "make quickstart   real text to a forecast, a trained small model, a report and a chat (4 to 12 minutes on 2 cores)"
 	@echo "make test         the test suite (up to 8 minutes)"
 	@echo "make check        ruff, pyright, import arrows"
 	@echo "make bench        the speed comparisons, one after the other"

@@ -39,7 +39,7 @@ _RAY = re.compile(r"ray(\+(?P<device>cuda|cpu))?(:(?P<address>.+))?")
 THREADED_FROM = 1_000_000
 """Parameters from which a single run gets all cores: below, one is safer on a busy machine (docs/lab-log.md)."""
 _TOGETHER = 0.8
-"""Speed of a lane beside others over a worker's that is alone on its machine (docs/lab-log.md)."""
+"""Speed of a lane beside others over a worker's that is alone on its machine: an assumption, not measured by itself."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from windtunnel import cli
 from windtunnel.laws.fit import LawError
 from windtunnel.laws.loss import NAMED, LossLaw, fit_loss_law
-from windtunnel.laws.optimum import optimum, parameters_of, recount, training_flops
+from windtunnel.laws.optimum import optimum, parameters_of, training_flops
 from windtunnel.laws.points import Point, read_points
 from windtunnel.model.family import FAMILIES
 from windtunnel.report.contour import contour_figure, segments
@@ -81,8 +81,6 @@ def test_conventions_are_switched_and_never_mixed_silently() -> None:
     assert training_flops(shape, 1e6, 128) == 6e6 * shape.body
     assert training_flops(shape, 1e6, 128, counts="body+head") == 6e6 * (shape.body + head)
     assert training_flops(shape, 1e6, 128, flops="exact") == shape.flops_per_token(128).total * 1e6
-    moved = recount([Point(float(shape.body), 1e6, 2.0, "a")], [shape], "body+head")
-    assert moved[0].parameters == shape.body + head
     for call in (lambda: parameters_of(shape, "all"), lambda: training_flops(shape, 1e6, 128, flops="3ND")):
         with pytest.raises(LawError, match="expected one of"):
             call()

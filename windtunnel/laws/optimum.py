@@ -8,8 +8,8 @@ head, ``Shape.flops_per_token``). A law is only asked in the convention that it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,6 @@ from scipy import optimize as _optimize  # pyright: ignore[reportMissingTypeStub
 
 from windtunnel.laws.fit import LawError
 from windtunnel.laws.loss import LossLaw
-from windtunnel.laws.points import Point
 from windtunnel.model.shape import Shape
 
 _minimize = cast("Callable[..., Any]", _optimize.minimize_scalar)  # pyright: ignore[reportUnknownMemberType]
@@ -50,11 +49,6 @@ def training_flops(shape: Shape, tokens: float, row: int, *, counts: str = "body
     if flops == "6ND":
         return 6.0 * parameters_of(shape, counts) * tokens
     return shape.flops_per_token(row).total * tokens
-
-
-def recount(points: Sequence[Point], shapes: Sequence[Shape], counts: str) -> list[Point]:
-    """The same runs with N in another convention; ``shapes`` holds the shape of each point."""
-    return [replace(p, parameters=float(parameters_of(s, counts))) for p, s in zip(points, shapes, strict=True)]
 
 
 @dataclass(frozen=True)

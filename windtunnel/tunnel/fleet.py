@@ -24,8 +24,8 @@ from windtunnel.base.errors import Diverged, Stopped, WindtunnelError
 from windtunnel.train.stage import Stage
 
 _MEMORY = {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""One heap for the threads of forward and backward, so that what one frees the other finds, in huge pages: a tenth to a fifth
-of a step (docs/lab-log.md). Other C libraries do not look at them."""
+"""One heap for the threads of forward and backward, so that what one frees the other finds, in huge pages: 15 to 27 % of a
+step in three noisy turns (docs/lab-log.md). Other C libraries do not look at them."""
 _WAITING = {"GOMP_SPINCOUNT": "20000"}
 """For several threads. Those that spin for long while they wait lose a hundredfold on a busy machine, those that never spin a
 fifth on a quiet one (docs/lab-log.md)."""
