@@ -411,7 +411,8 @@ def _run(arguments: list[str]) -> int:
 def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "windtunnel"
-    return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{command}: {message}{' See' if message.endswith('?') else '; see'} {command} --help"
 
 
 def _say(line: str, code: int) -> int:

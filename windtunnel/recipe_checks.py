@@ -11,7 +11,7 @@ from windtunnel.recipe_errors import nearest
 from windtunnel.recipe_growth import Problem, growth
 from windtunnel.recipe_posttraining import posttraining
 from windtunnel.recipe_schema import Recipe
-from windtunnel.tunnel.space import space_of
+from windtunnel.tunnel.space import DEFAULT_SPACE, grid, space_of
 
 _STATED = {
     "learning_rate": "optimizer.lr", "init_std": "model.init_std", "scale_emb": "model.scale_emb",
@@ -262,15 +262,23 @@ def _studies(recipe: Recipe) -> Iterator[Problem]:
 
 def _space(recipe: Recipe) -> Iterator[Problem]:
     tunnel = recipe.tunnel
-    if tunnel is None or tunnel.space is None:
+    if tunnel is None or (tunnel.space is None and tunnel.sampler != "grid"):
         return
-    space = space_of(tunnel.space.model_dump(mode="python"))
+    if tunnel.space is None:
+        space = tuple(axis for axis in DEFAULT_SPACE if not recipe.given(_STATED[axis.name]))
+    else:
+        space = space_of(tunnel.space.model_dump(mode="python"))
     for axis in space:
         if recipe.given(_STATED[axis.name]):
             problem = f"expected a value that the recipe leaves open, but {_STATED[axis.name]} states it"
             yield Problem(f"tunnel.space.{axis.name}", problem, "leave one of them out")
     if not tunnel.trials:
         yield Problem("tunnel.space", "expected trials that search it, got tunnel.trials = 0", "leave one of them out")
+    elif tunnel.sampler == "grid":
+        grid(space, tunnel.trials)  # raises unless there is one of this size
+        if tunnel.on_edge == "widen":
+            fix = "choose another sampler to widen the space"
+            yield Problem("tunnel.on_edge", "expected say or refuse with a grid, got 'widen'", fix)
 
 
 def _lengths(recipe: Recipe) -> Iterator[Problem]:

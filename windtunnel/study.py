@@ -92,7 +92,7 @@ def train_part(desk: Desk, program: Program, part: tuple[int, int]) -> int:
         raise UserError("--part", "expected a search to take part in, got a recipe without one", "give [tunnel] trials")
     if tunnel.sampler not in BLIND or tunnel.prune != "none":
         got = f"the sampler '{tunnel.sampler}'" if tunnel.sampler not in BLIND else f"prune = '{tunnel.prune}'"
-        fix = 'write tunnel.sampler = "sobol" or "random", and leave prune out'
+        fix = 'write tunnel.sampler = "sobol", "random" or "grid", and leave prune out'
         raise UserError("--part", f"expected a search whose trials do not depend on results, got {got}", fix)
     points = numbered_points(
         program.space, tunnel.trials, program.recipe.seed, tunnel.sampler, tunnel.per_round,
@@ -153,7 +153,7 @@ def _search(desk: Desk, program: Program) -> tuple[SearchResult, Gap | None]:
         return [_loss(results[stage.key], mixture) for stage in stages]
 
     enough = _Enough(desk, program)
-    ladder = _Halving(desk, program) if tunnel.prune == "halving" else None
+    ladder = Halving(desk, program) if tunnel.prune == "halving" else None
     found = search(
         program.space, tunnel.trials, program.recipe.seed, ladder.evaluate if ladder else evaluate, per_round=tunnel.per_round,
         first=inside(program.space, program.starting_values()), sampler=tunnel.sampler, on_edge=tunnel.on_edge,
@@ -163,7 +163,7 @@ def _search(desk: Desk, program: Program) -> tuple[SearchResult, Gap | None]:
     return found, remaining_gap(found.space, found.trials, enough.noise(found.best.loss))
 
 
-class _Halving:
+class Halving:
     """Trials as trunks with a decay branch on each rung: the better quarter of a rung's trunks goes on to the next."""
 
     def __init__(self, desk: Desk, program: Program) -> None:
@@ -192,13 +192,13 @@ class _Halving:
     def _judge(self, rung: int, numbers: Sequence[int]) -> dict[int, float | None]:
         prepared, mixture = self._program.prepared, self._program.recipe.mixture
         assert prepared is not None
-        pairs = {number: self._stages(number, rung) for number in numbers}
+        pairs = {number: self.stages(number, rung) for number in numbers}
         title = f"search: {len(numbers)} trials on rung {rung + 1} of {len(self._ladder.rungs)}"
         stages = [trunk for trunk, _ in pairs.values()] + [branch for _, branch in pairs.values()]
         results = self._desk.train(title, "search", stages, prepared)
         return {number: _loss(results[branch.key], mixture) for number, (_, branch) in pairs.items()}
 
-    def _stages(self, number: int, rung: int) -> tuple[Stage, Stage]:
+    def stages(self, number: int, rung: int) -> tuple[Stage, Stage]:
         values, rungs, program = self._values[number], self._ladder.rungs, self._program
         setting = apply(replace(program.setting(chosen=False), warmup=self._warmup), values, self._steps)
         setting = replace(setting, score=tuple(corpus for corpus, _ in setting.mixture))

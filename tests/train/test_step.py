@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from windtunnel.base.errors import WindtunnelError
 from windtunnel.corpus.loader import IGNORED, Loader, Rows
 from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
@@ -275,7 +276,7 @@ def test_memory_that_does_not_suffice_for_one_row_is_an_error(workshop, make_tru
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     trainer.compute = compute
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
+    with pytest.raises(WindtunnelError, match="out of memory with a micro-batch of 1 row; use more or larger devices"):
         step_or_halve(trainer, loader.rows(0, 4), 0.01, Control())
     assert trainer.micro == 1
 

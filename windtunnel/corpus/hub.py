@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +41,7 @@ def hub_records(source: str, base: Path) -> Iterator[dict[str, Any]]:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError(source, "hf: sources need the package datasets", "pip install 'windtunnel[hub]'") from None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry is a line of its own otherwise
     try:
         stream = datasets.load_dataset(path, config, split=split, streaming=True)
         for record in stream:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from windtunnel.base.artefact import write_json
-from windtunnel.base.errors import ArtefactError, Diverged, Stopped
+from windtunnel.base.errors import ArtefactError, Diverged, Stopped, WindtunnelError
 from windtunnel.base.runtime import Runtime, peak_memory
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
@@ -241,6 +241,9 @@ def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control, *,
     """One step, the gradient's noise measured if it is due.
 
     Out of memory halves the micro-batch, says so and tries the same step again.
+
+    Raises:
+        WindtunnelError: memory does not suffice for one row, or not on one of several ranks.
     """
     while True:
         try:
@@ -248,14 +251,24 @@ def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control, *,
                 trainer, rows, rate, measure=bool(trainer.noise_every) and step % trainer.noise_every == 0
             )
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            # Ranks must make the same number of micro-batches, so one of several cannot halve its own.
-            if "memory" not in str(error).lower() or trainer.micro == 1 or trainer.runtime.world > 1:
+            if "memory" not in str(error).lower():
                 raise
+            # Ranks must make the same number of micro-batches, so one of several cannot halve its own.
+            if trainer.micro == 1 or trainer.runtime.world > 1:
+                raise WindtunnelError(_no_room(trainer)) from error
             trainer.optimizer.zero_grad(set_to_none=True)
             trainer.micro //= 2
             control.say(
                 f"out of memory: the micro-batch is now {trainer.micro} rows; the batch and the numbers' meaning stay"
             )
+
+
+def _no_room(trainer: Trainer) -> str:
+    ranks = f" on each of {trainer.runtime.world} ranks" if trainer.runtime.world > 1 else ""
+    return (
+        f"out of memory with a micro-batch of {trainer.micro} {'row' if trainer.micro == 1 else 'rows'}{ranks}; "
+        "use more or larger devices, or a smaller model.row or model.size"
+    )
 
 
 class Clock:

@@ -94,10 +94,10 @@ class TunnelConfig(Config):
         examples=[16],
     )
     space: SpaceConfig | None = Field(default=None, description="what the search varies, and between which ends")
-    sampler: Literal["tpe", "gp", "sobol", "random"] = Field(
+    sampler: Literal["tpe", "gp", "sobol", "random", "grid"] = Field(
         default="tpe",
-        description="who proposes trials: a tree of Parzen estimators or a Gaussian process (Bayesian), or a Sobol or random "
-        "sequence that does not look at results",
+        description="who proposes trials: a tree of Parzen estimators or a Gaussian process (Bayesian), a Sobol or random "
+        "sequence that does not look at results, or a whole grid (625 trials are five places on each of four axes)",
         examples=["gp"],
     )
     prune: Literal["none", "halving"] = Field(

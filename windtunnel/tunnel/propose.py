@@ -19,10 +19,10 @@ from typing import Any, Literal
 import optuna
 
 from windtunnel.base.errors import WindtunnelError
-from windtunnel.tunnel.space import Axis, Space, Value, Values, from_dicts, to_dicts
+from windtunnel.tunnel.space import Axis, Space, Value, Values, from_dicts, grid, to_dicts
 
-Sampler = Literal["tpe", "gp", "sobol", "random"]
-BLIND: tuple[Sampler, ...] = ("sobol", "random")
+Sampler = Literal["tpe", "gp", "sobol", "random", "grid"]
+BLIND: tuple[Sampler, ...] = ("sobol", "random", "grid")
 """Samplers whose proposals do not depend on results."""
 
 
@@ -43,8 +43,13 @@ def propose(space: Space, earlier: Sequence[Trial], number: int, seed: int, samp
     """The next ``number`` points to try: the same for the same space, earlier results, seed and sampler.
 
     The first round is a scrambled Sobol sequence, later ones are the sampler's with the earlier results. Sobol and random
-    go on with their sequence, whatever the results.
+    go on with their sequence, whatever the results. A grid has no next points: ``number`` is its size.
+
+    Raises:
+        RecipeError: no grid of the space has ``number`` points.
     """
+    if sampler == "grid":
+        return grid(space, number)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -67,7 +67,7 @@ class _Run:
     def until(self, space: Space, trials: int, done: list[Trial]) -> str:
         """Adds rounds up to a number of trials; returns why it stopped before, or an empty string."""
         while len(done) < trials:
-            whole = self.per_round if done else first_round(space, self.per_round)
+            whole = trials if self.sampler == "grid" else self.per_round if done else first_round(space, self.per_round)
             number = min(whole, trials - len(done))
             opening = [self.first] if self.first and not done else []
             points = opening + propose_apart(space, done, number - len(opening), self.seed, self.sampler)
@@ -90,7 +90,7 @@ def search(
     Args:
         evaluate: trains the given (number, values) pairs and returns their losses, None for a diverged trial.
         per_round: trials of a round; it does not follow the number of workers, so the search is the same on any machine.
-        first: a point that opens the first round, the defaults for example.
+        first: a point that opens the first round, the defaults for example. A grid, which is one round, has its own points.
         on_edge: a best value on the edge of the space is only named ("say"), or the axis is made half as long again on that
             side, up to three times, with a quarter more trials each time ("widen"), or it is an error ("refuse").
         revise: a trial as it stands after each round: a pruner may have taken an earlier one further.
@@ -100,7 +100,7 @@ def search(
         WindtunnelError: every trial failed.
         UserError: the best value lies on the edge and ``on_edge`` is "refuse"; the trials are kept.
     """
-    run = _Run(seed, evaluate, per_round, first, sampler, revise, enough)
+    run = _Run(seed, evaluate, per_round, None if sampler == "grid" else first, sampler, revise, enough)
     done: list[Trial] = []
     stopped = run.until(space, trials, done)
     best = best_of(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -183,6 +184,32 @@ def inside(space: Space, values: Values) -> Values:
         else:
             out[axis.name] = min(max(float(value), axis.low), axis.high)
     return out
+
+
+def grid(space: Space, number: int) -> list[Values]:
+    """The whole grid of ``number`` points: as many places on each axis, ends included, times all options of the choices.
+
+    Raises:
+        RecipeError: no grid of the space has that many points.
+    """
+    axes = [axis for axis in space if isinstance(axis, Axis)]
+    sizes: list[int] = []
+    for places in range(2, 1001):
+        sizes.append(math.prod(places if isinstance(axis, Axis) else len(axis.options) for axis in space))
+        if sizes[-1] >= number or not axes:
+            break
+    if sizes[-1] != number:
+        near = " or ".join(str(size) for size in sizes[-2:])
+        what = f"expected the size of a grid over {len(space)} axes, got {number}"
+        raise RecipeError("tunnel.trials", what, f"write {near}, or another sampler")
+    lines = [
+        [axis.outer(axis.inner(axis.low) * math.exp(axis.length * i / (len(sizes)))) for i in range(len(sizes) + 1)]
+        if isinstance(axis, Axis)
+        else list(axis.options)
+        for axis in space
+    ]
+    names = [axis.name for axis in space]
+    return [dict(zip(names, point, strict=True)) for point in itertools.product(*lines)]
 
 
 def shown_value(value: Value) -> str:
