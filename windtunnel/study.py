@@ -164,7 +164,10 @@ def _search(desk: Desk, program: Program) -> tuple[SearchResult, Gap | None]:
 
 
 class Halving:
-    """Trials as trunks with a decay branch on each rung: the better quarter of a rung's trunks goes on to the next."""
+    """Trials as trunks with a decay branch on each rung: the better quarter of a rung's trunks goes on to the next.
+
+    ``rungs`` are the judged lengths, shortest first; ``values`` the hyper-parameters of each trial by its number.
+    """
 
     def __init__(self, desk: Desk, program: Program) -> None:
         tunnel = program.recipe.tunnel
@@ -176,11 +179,12 @@ class Halving:
         shares = [axis.high for axis in program.space if isinstance(axis, Axis) and axis.name == "warmup"]
         self._warmup = warmup
         longest = max([warmup, *(round(share * self._steps) for share in shares)])
-        self._ladder = Ladder(rungs_of(self._steps, _TRIAL_DECAY, longest))
-        self._values: dict[int, Values] = {}
+        self.rungs = rungs_of(self._steps, _TRIAL_DECAY, longest)
+        self._ladder = Ladder(self.rungs)
+        self.values: dict[int, Values] = {}
 
     def evaluate(self, points: Sequence[tuple[int, Values]]) -> list[float | None]:
-        self._values.update(points)
+        self.values.update(points)
         numbers = [number for number, _ in points]
         self._ladder.climb(numbers, self._judge)
         return [self._ladder.finished(number) for number in numbers]
@@ -193,13 +197,14 @@ class Halving:
         prepared, mixture = self._program.prepared, self._program.recipe.mixture
         assert prepared is not None
         pairs = {number: self.stages(number, rung) for number in numbers}
-        title = f"search: {len(numbers)} trials on rung {rung + 1} of {len(self._ladder.rungs)}"
+        title = f"search: {len(numbers)} trials on rung {rung + 1} of {len(self.rungs)}"
         stages = [trunk for trunk, _ in pairs.values()] + [branch for _, branch in pairs.values()]
         results = self._desk.train(title, "search", stages, prepared)
         return {number: _loss(results[branch.key], mixture) for number, (_, branch) in pairs.items()}
 
     def stages(self, number: int, rung: int) -> tuple[Stage, Stage]:
-        values, rungs, program = self._values[number], self._ladder.rungs, self._program
+        """A trial's trunk up to a rung, and the decay branch that is judged there."""
+        values, rungs, program = self.values[number], self.rungs, self._program
         setting = apply(replace(program.setting(chosen=False), warmup=self._warmup), values, self._steps)
         setting = replace(setting, score=tuple(corpus for corpus, _ in setting.mixture))
         name, shape, at = f"trial-{number:03d}", apply_to_shape(self._shape, values), rungs[rung].trunk
