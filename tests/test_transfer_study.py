@@ -141,6 +141,47 @@ def test_rules_and_the_horizons_own_slope(folder, tmp_path, trained):
     assert horizon["parametrizations"]["mup"]["slope"]["value"] == pytest.approx(0.1, rel=1e-2)
 
 
+def test_rules_for_weight_decay_are_told_apart_in_a_world_where_the_timescale_is_kept(folder, tmp_path, monkeypatch):
+    """Planted: a step shrinks a matrix best by one share at any width, by twice that at twice the batch."""
+
+    def train(self, title, study, stages, prepared, **_: Any):
+        self.use(study, [stage.folder_name for stage in stages])
+        out = {}
+        for stage in stages:
+            rate = stage.optimizer.learning_rate * (
+                32 / stage.shape.width if stage.parametrization.name == "mup" else 1
+            )
+            best = 0.001 * stage.batch / 4
+            loss = 1.5 + 0.01 * math.log2(rate * stage.optimizer.weight_decay / best) ** 2 - 1e-8 * stage.tokens
+            scores = {"plain": {"nats": loss * 1000, "bytes": 1000}}
+            out[stage.key] = {"scores": scores, "tokens": stage.tokens, "flops": stage.flops, "seconds": {"step": 1.0}}
+        return out
+
+    monkeypatch.setattr(desk_module.Desk, "train", train)
+    asked = recipe(
+        folder, "optimizer.lr=0.01", 'tunnel.transfer.over="weight_decay"', 'tunnel.transfer.spacing="2"',
+        "tunnel.transfer.centre={ mup = 0.1, standard = 0.1 }",
+    )  # fmt: skip
+    found = transfer(asked, tmp_path, quiet=True, axes=["width", "batch"]).data["axes"]
+    rules = {
+        (axis, name): {r["name"]: (r["exponent"], r["regret_share"]["value"]) for r in part["rules"]}
+        for axis, fact in found.items() for name, part in fact["parametrizations"].items()
+    }  # fmt: skip
+    wide = rules["width", "mup"]
+    assert {name: exponent for name, (exponent, _) in wide.items()} == {
+        "one weight decay": 0, "timescale τ kept": pytest.approx(1), "1/√width a step": pytest.approx(0.5),
+    }  # fmt: skip
+    assert wide["timescale τ kept"][1] == pytest.approx(0, abs=1e-6)
+    assert wide["one weight decay"][1] * 1.5 == pytest.approx(0.04, rel=0.02)  # two octaves off, 0.01 each squared
+    assert rules["width", "standard"]["one weight decay"][1] == pytest.approx(0, abs=1e-6)
+    assert rules["batch", "mup"]["timescale τ kept"] == (pytest.approx(0.5), pytest.approx(0, abs=1e-6))
+    book = LabBook(Home(tmp_path).labbook, readonly=True)
+    page = render(book, "tiny")
+    book.close()
+    assert "rule for weight decay" in page
+    assert "arXiv 2405.13698" in page
+
+
 def test_the_axis_of_sizes_takes_the_proxies(folder, tmp_path, trained):
     view = transfer(recipe(folder, 'tunnel.transfer.parametrizations=["mup"]'), tmp_path, quiet=True, axes=["size"])
     values = view.data["axes"]["size"]["parametrizations"]["mup"]["values"]

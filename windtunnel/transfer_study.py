@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import RenderableType
 
 from windtunnel.base.artefact import content_hash, write_json
 from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import UserError, WindtunnelError
-from windtunnel.base.units import duration, si
+from windtunnel.base.units import si
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
-from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.planning import known_pins
 from windtunnel.preparation import note_target, prepare
 from windtunnel.program import Program
@@ -25,7 +24,9 @@ from windtunnel.recipe import Recipe
 from windtunnel.sizing import with_budget
 from windtunnel.study import mean_loss, with_known_choices
 from windtunnel.train.stage import Stage
-from windtunnel.tunnel.audit import Audit, Slope, audit, find_valley
+from windtunnel.transfer_tables import transfer_parts
+from windtunnel.tunnel.audit import Audit, Slope, audit, find_valley, regret_of
+from windtunnel.tunnel.decay_rules import DecayRule, decay_rules
 from windtunnel.tunnel.study_config import TransferAxis, TransferConfig
 from windtunnel.tunnel.transfer import (
     Cell,
@@ -39,7 +40,7 @@ from windtunnel.tunnel.transfer import (
     rate_at,
     rungs,
 )  # fmt: skip
-from windtunnel.views import View, line, table
+from windtunnel.views import View
 
 AXES = ("width", "depth", "batch", "horizon", "size")
 STUDY = "transfer"
@@ -74,10 +75,11 @@ def transfer(
         slopes = study.slopes(ladders)
         found = {axis: _fact(study, axis, ladders, slopes) for axis in config.axes}
         for axis, fact in found.items():
+            name = axis if config.over == "learning_rate" else f"{axis}-decay"
             with desk.book as book:
-                book.put_fact(recipe.name, STUDY, axis, fact)
-            write_json(desk.home.program(recipe.name) / "studies" / f"{STUDY}-{axis}-{fact['key'][:12]}.json", fact)
-    return View({"program": recipe.name, "axes": found}, tuple(_parts(recipe.name, found)))
+                book.put_fact(recipe.name, STUDY, name, fact)
+            write_json(desk.home.program(recipe.name) / "studies" / f"{STUDY}-{name}-{fact['key'][:12]}.json", fact)
+    return View({"program": recipe.name, "axes": found}, tuple(transfer_parts(recipe.name, found)))
 
 
 def study_config(recipe: Recipe, axes: Sequence[str] = ()) -> TransferConfig:
@@ -130,10 +132,22 @@ class Study:
 
     def centre(self, name: str) -> float:
         """The middle of a parametrization's first grid."""
-        return self.config.centre.get(name, self.program.setting().optimizer.learning_rate)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        optimizer = self.program.setting().optimizer
+        return self.config.centre.get(name, getattr(optimizer, self.config.over))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def rate(self, cell: Cell, k: int) -> float:
         return rate_at(self.centre(cell.parametrization.name), self.config.spacing, k)
+
+    def rules(self, axis: str, ladder: Sequence[Rung]) -> tuple[DecayRule, ...]:
+        """The rules for weight decay that are compared along an axis; none where the learning rate is looked for."""
+        if self.config.over == "learning_rate":
+            return ()
+        first, last = ladder[0].cell, ladder[-1].cell
+        by_table = last.parametrization.rule(Role.HIDDEN, last.shape).lr_multiplier
+        by_table /= first.parametrization.rule(Role.HIDDEN, first.shape).lr_multiplier
+        return decay_rules(
+            axis, rate=float(np.log(by_table * last.factor / first.factor) / np.log(factor_of(axis, ladder)))
+        )
 
     def ladders(self) -> Ladders:
         """Every axis under every parametrization."""
@@ -167,12 +181,15 @@ class Study:
     def bridge(self, ladders: Ladders) -> None:
         """Trains the targets at the rates around their proxies' best ones, where that has not been done."""
         todo: dict[tuple[Cell, int], None] = {}
-        for ladder in ladders.values():
+        for key, ladder in ladders.items():
             proxy, target = ladder[0].cell, ladder[-1].cell
             best = best_rate(self.grids[proxy])
             if best is None:
                 continue
-            low, high = self.rate(proxy, best - 1), self.rate(proxy, best + 1)
+            powers = [rule.exponent for rule in self.rules(key[0], ladder)] or [0.0]
+            ratio = factor_of(key[0], ladder)
+            low = self.rate(proxy, best - 1) * ratio ** min(powers)
+            high = self.rate(proxy, best + 1) * ratio ** max(powers)
             centre = self.centre(proxy.parametrization.name)
             ks = bridging_rates(self.grids[target], low, high, centre, self.config.spacing)
             todo |= {(target, k): None for k in ks}
@@ -213,8 +230,9 @@ class Study:
         seeds = self.seeds if seeds is None else seeds
         setting = self.program.setting()
         stages = {
-            (cell, k, seed): make_trial(cell, self.rate(cell, k), seed, setting) for cell, k in points for seed in seeds
-        }
+            (cell, k, seed): make_trial(cell, self.rate(cell, k), seed, setting, self.config.over)
+            for cell, k in points for seed in seeds
+        }  # fmt: skip
         self._warn_of_epochs(list(stages.values()))
         results = self.desk.train(f"{title}, {len(stages)} trials", STUDY, list(stages.values()), prepared)
         self.results |= results
@@ -228,6 +246,18 @@ class Study:
         rows = self.program.prepared.rows(longest.plan.row)
         for warning in check_epochs(longest.plan, rows, longest.steps * longest.batch):
             self.desk.screen.say(f"{longest.name}: {warning}")
+
+
+def factor_of(axis: str, ladder: Sequence[Rung]) -> float:
+    """How many times larger the axis's last value is than its first."""
+    first, last = ladder[0].cell, ladder[-1].cell
+    if axis == "width":
+        return last.shape.width / first.shape.width
+    if axis == "depth":
+        return last.shape.layers / first.shape.layers
+    if axis == "batch":
+        return last.batch / first.batch
+    return last.tokens / first.tokens if axis == "horizon" else last.shape.body / first.shape.body
 
 
 def _loss(result: Result, mixture: Mapping[str, float]) -> float | None:
@@ -246,7 +276,7 @@ def _lowest(grid: Grid) -> float | None:
         return None
 
 
-# -- what is recorded and shown --------------------------------------------------------------------------------------------
+# -- what is recorded --------------------------------------------------------------------------------------------
 
 
 def _fact(study: Study, axis: str, ladders: Ladders, slopes: Mapping[tuple[str, str], Slope]) -> dict[str, Any]:
@@ -259,24 +289,27 @@ def _fact(study: Study, axis: str, ladders: Ladders, slopes: Mapping[tuple[str, 
     }
     results = study.results.values()
     out: dict[str, Any] = {
-        "axis": axis, "rule": rules.get(axis, "by the parametrization"), "spacing": config.spacing, "seeds": study.seeds,
+        "axis": axis, "over": config.over, "rule": rules.get(axis, "by the parametrization"), "spacing": config.spacing,
+        "seeds": study.seeds,
         "row": setting.row, "unit": "nats per UTF-8 byte", "corpora": dict(setting.corpora), "mixture": dict(setting.mixture),
         "cost": {
             "trials": len(study.results), "failed": sum("failed" in r for r in results),
             "tokens": sum(r.get("tokens", 0) for r in results), "flops": sum(r.get("flops", 0.0) for r in results),
             "seconds": sum(sum(r.get("seconds", {}).values()) for r in results),
         },
-        "parametrizations": {name: _part(study, ladder, slopes.get((axis, name))) for name, ladder in mine.items()},
+        "parametrizations": {name: _part(study, axis, ladder, slopes.get((axis, name))) for name, ladder in mine.items()},
     }  # fmt: skip
     cells = [
         [r.cell.shape.to_dict(), r.cell.batch, r.cell.tokens, r.cell.parametrization.to_dict()]
         for ls in mine.values()
         for r in ls
     ]
-    return {"key": content_hash([axis, cells, study.seeds, out["corpora"], out["mixture"], config.spacing]), **out}
+    other = [] if config.over == "learning_rate" else [config.over]
+    identity = [axis, cells, study.seeds, out["corpora"], out["mixture"], config.spacing, *other]
+    return {"key": content_hash(identity), **out}
 
 
-def _part(study: Study, ladder: Sequence[Rung], slope: Slope | None) -> dict[str, Any]:
+def _part(study: Study, axis: str, ladder: Sequence[Rung], slope: Slope | None) -> dict[str, Any]:
     """One axis under one parametrization."""
     values: list[dict[str, Any]] = []
     grids: list[list[dict[float, float | None]]] = []
@@ -300,58 +333,15 @@ def _part(study: Study, ladder: Sequence[Rung], slope: Slope | None) -> dict[str
         return {**out, "verdict": f"undecided: {error}", "at_worst": "", "notes": []}
     for value, valleys in zip(values, found.valleys, strict=True):
         value["valleys"] = [asdict(valley) for valley in valleys]
-    return {**out, **_judged(found)}
+    ratio = factor_of(axis, ladder)
+    rules = [
+        {**asdict(rule), "regret_share": regret_of(found, grids[-1], ratio**rule.exponent).to_dict()}
+        for rule in study.rules(axis, ladder)
+    ]
+    return {**out, **_judged(found), "rules": rules}
 
 
 def _judged(found: Audit) -> dict[str, Any]:
     numbers = ("drift", "regret", "regret_share", "compute")
     estimates = {name: e.to_dict() if (e := getattr(found, name)) is not None else None for name in numbers}
     return {**estimates, "verdict": found.verdict, "at_worst": found.at_worst, "notes": list(found.notes)}
-
-
-def _parts(program: str, found: Mapping[str, dict[str, Any]]) -> Iterable[RenderableType]:
-    for axis, fact in found.items():
-        rows = []
-        for name, part in fact["parametrizations"].items():
-            for value in part["values"]:
-                valleys = value.get("valleys", [])
-                best = float(np.exp(np.mean(np.log([v["rate"] for v in valleys])))) if valleys else float("nan")
-                loss = float(np.mean([v["loss"] for v in valleys])) if valleys else float("nan")
-                span = " – ".join(f"{pick(v['rate'] for v in valleys):.4g}" for pick in (min, max)) if valleys else ""
-                edge = ", ".join(dict.fromkeys(f"{v['edge']} edge" for v in valleys if v["edge"]))
-                rows.append((name, value["label"], si(value["parameters"]), f"{best:.4g}", span, f"{loss:.4f}", edge))
-        columns = ("parametrization", axis, "N", "best base rate", "over seeds", "nats per byte", "")
-        yield table(columns, rows, title=f"{axis}: {fact['rule']}", right=(2, 3, 5))
-        for name, part in fact["parametrizations"].items():
-            yield line(f"{axis}, {name}: {sentence(part)}", "bold")
-            yield from (line(f"  {note}", "yellow") for note in part["notes"])
-    fact = next(iter(found.values()))
-    cost = fact["cost"]
-    yield line(
-        f"{cost['trials']} trials ({cost['failed']} diverged or failed), {si(cost['tokens'])} tokens, {si(cost['flops'])} FLOPs, "
-        f"{duration(cost['seconds'])} of training; windtunnel report {program} draws the valleys"
-    )
-
-
-def sentence(part: Mapping[str, Any]) -> str:
-    """The verdict with its numbers."""
-    if "drift" not in part:
-        return part["verdict"]
-    regret = part["regret_share"]["value"]
-    loss = "the proxy's rate diverges at the target" if regret is None else (
-        f"the proxy's rate costs {_shown(part['regret'], 1, 4)} nats per byte, {_shown(part['regret_share'], 100, 2)} %"
-    )  # fmt: skip
-    compute = part["compute"]
-    more = ""
-    if compute and compute["value"] is not None:
-        more = f", as much as {_shown(compute, 100, 1)} % more training would give back (by {part['slope']['source']})"
-    worst = f"; at the worse ends of the intervals: {part['at_worst']}" if part["at_worst"] != part["verdict"] else ""
-    alone = "" if part["drift"]["seeds"] > 1 else "; one seed, so without intervals"
-    return f"{part['verdict']}: drift {_shown(part['drift'], 1, 2)} steps of √2, {loss}{more}{worst}{alone}"
-
-
-def _shown(estimate: Mapping[str, Any], scale: float, digits: int) -> str:
-    value = f"{scale * estimate['value']:.{digits}f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} [{scale * estimate['low']:.{digits}f}, {scale * estimate['high']:.{digits}f}]"

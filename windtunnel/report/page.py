@@ -207,7 +207,9 @@ def _transfer(book: LabBook, program: str) -> Markup | None:
 
 
 def _valleys(axis: studies.TransferAxis, part: studies.TransferPart) -> Callable[[int], str]:
-    return lambda width: studies.transfer_figure(part.curves, f"{axis.axis}, {part.parametrization}", width)
+    return lambda width: studies.transfer_figure(
+        part.curves, f"{axis.axis}, {part.parametrization}", width, varied=axis.varied
+    )
 
 
 def _batch(book: LabBook, program: str) -> Markup | None:

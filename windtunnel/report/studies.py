@@ -38,6 +38,8 @@ class TransferPart:
     regret: str
     compute: str
     notes: tuple[str, ...]
+    rules: tuple[tuple[str, str, str, str], ...] = ()
+    """Of weight decay: name, the power of the factor, what it costs at the target, who says so."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,18 @@ class TransferAxis:
     seeds: int
     trials: int
     parts: tuple[TransferPart, ...]
+    varied: str = "base learning rate"
 
 
 def read_transfer(book: LabBook, program: str) -> list[TransferAxis]:
     """All axes that were studied, in the order of their names."""
     return [
         TransferAxis(
-            axis, fact["rule"], len(fact["seeds"]), fact["cost"]["trials"],
+            fact["axis"], fact["rule"], len(fact["seeds"]), fact["cost"]["trials"],
             tuple(_part(name, part) for name, part in fact["parametrizations"].items()),
+            "weight decay" if fact.get("over") == "weight_decay" else "base learning rate",
         )
-        for axis, fact in book.facts(program, "transfer").items()
+        for fact in book.facts(program, "transfer").values()
     ]  # fmt: skip
 
 
@@ -76,6 +80,8 @@ def _part(name: str, part: Mapping[str, Any]) -> TransferPart:
         name, tuple(_curve(value) for value in part["values"]), tuple(rows), part["verdict"], part["at_worst"],
         _estimate(part.get("drift"), 1, 2), lost or _estimate(regret, 100, 2, " %"),
         _estimate(part.get("compute"), 100, 1, " %"), tuple(part["notes"]),
+        tuple((r["name"], f"{r['exponent']:.2g}".replace("-", "−"), _estimate(r["regret_share"], 100, 2, " %"), r["source"])
+              for r in part.get("rules", ())),
     )  # fmt: skip
 
 
@@ -107,21 +113,23 @@ def _estimate(found: Mapping[str, Any] | None, scale: float, digits: int, unit: 
     return f"{value} [{scale * found['low']:.{digits}f}, {scale * found['high']:.{digits}f}]".replace("-", "−")
 
 
-def transfer_figure(curves: Sequence[ValleyCurve], title: str, width: int, *, height: int = 300) -> str:
-    """One curve a size over the base learning rate, each above its own best; strokes below mark where the best lies.
+def transfer_figure(
+    curves: Sequence[ValleyCurve], title: str, width: int, *, height: int = 300, varied: str = "base learning rate"
+) -> str:
+    """One curve a size over what is varied, each above its own best; strokes below mark where the best lies.
 
     Losses far above are drawn at the upper end as open marks, rates that diverged as crosses.
     """
     left, right, top, base = 44, 12, 34 + 16 * (len(curves) if width < NARROW else 0), height - 44
     right = right if width < NARROW else 104
-    canvas = Canvas(width, height, f"{title}: held-out loss over the base learning rate, one curve a size")
+    canvas = Canvas(width, height, f"{title}: held-out loss over the {varied}, one curve a size")
     rates = [rate for c in curves for rate in (*(r for r, _ in c.points), *c.failed)]
     every = sorted(e for c in curves for _, e in c.points) or [1.0]
     ceiling = max(0.5, min(every[-1], 2.0 * every[int(0.7 * (len(every) - 1))])) * 1.06
     x = Axis.over(rates or [0.01], left, width - right, log=True)
     y = Axis(-0.12 * ceiling, ceiling, base, top)
     y_axis(canvas, y, left, width - right, "loss above the size's best, %", count=4)
-    x_axis(canvas, x, base, "base learning rate", show=compact, count=4 if width < NARROW else 7)
+    x_axis(canvas, x, base, varied, show=compact, count=4 if width < NARROW else 7)
     for index, curve in enumerate(curves):
         shade = _shade(index, len(curves))
         inside = [(x(r), y(e)) for r, e in curve.points if e <= ceiling]

@@ -203,6 +203,14 @@ def audit(grids: Sequence[Sequence[Losses]], slope: Slope | None = None, bars: B
     return Audit(valleys, drift, regret, share, compute, verdict, at_worst, notes)
 
 
+def regret_of(found: Audit, target: Sequence[Losses], factor: float) -> Estimate:
+    """What the target loses, as a share of its loss, with its proxy's best value times a factor in place of its own."""
+    return Estimate.of([
+        max(0.0, loss_at(losses, own, small.rate * factor) - own.loss) / own.loss
+        for losses, own, small in zip(target, found.valleys[-1], found.valleys[0], strict=True)
+    ])  # fmt: skip
+
+
 def judge(drift: float, share: float, bars: Bars = BARS, *, edge: bool = False) -> str:
     """The verdict in words; with a minimum on an edge only ``does not carry over`` can be known."""
     steps = abs(drift)

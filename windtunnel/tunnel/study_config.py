@@ -37,6 +37,12 @@ class TransferConfig(Config):
         description="what is varied, one at a time; size takes tunnel.proxies, as in the paper's figure 3",
         examples=[["width", "depth"]],
     )
+    over: Literal["learning_rate", "weight_decay"] = Field(
+        default="learning_rate",
+        description="whose best value is looked for at each size: the base learning rate, or plain weight decay at the "
+        "recipe's rate, for which rules are compared",
+        examples=["weight_decay"],
+    )
     factors: Annotated[Tuple[Annotated[int, Field(ge=1, le=1024)]], AfterValidator(_rising)] = Field(
         default=(1, 2, 4, 8),
         min_length=2,
@@ -57,15 +63,15 @@ class TransferConfig(Config):
         default=5,
         ge=3,
         le=25,
-        description="learning rates of each grid at first; a grid grows while its best rate is near an end",
+        description="values of each grid at first; a grid grows while its best one is near an end",
         examples=[5],
     )
     spacing: Literal["sqrt2", "2"] = Field(
-        default="sqrt2", description="ratio of neighbouring learning rates", examples=["sqrt2"]
+        default="sqrt2", description="ratio of neighbouring values", examples=["sqrt2"]
     )
     centre: dict[Name, Positive] = Field(
         default_factory=dict,
-        description="parametrization = the middle of its first grid; without it, the searched rate or the recipe's",
+        description="parametrization = the middle of its first grid; without it, the searched or the recipe's value",
         examples=[{"mup": 0.012}],
     )
     seeds: int = Field(

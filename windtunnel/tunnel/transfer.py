@@ -86,19 +86,24 @@ def rate_at(centre: float, spacing: str, k: int) -> float:
     return float(f"{centre * SPACINGS[spacing] ** k:.4g}")
 
 
-def make_trial(cell: Cell, base_rate: float, seed: int, setting: Setting) -> Stage:
-    """The stage of one trial: warmup, stable, a fifth of decay, scored on the corpora of its mixture."""
-    rate = float(f"{base_rate * cell.factor:.4g}")
+def make_trial(cell: Cell, value: float, seed: int, setting: Setting, over: str = "learning_rate") -> Stage:
+    """The stage of one trial: warmup, stable, a fifth of decay, scored on the corpora of its mixture.
+
+    Args:
+        value: the base learning rate before the axis's rule, or with ``over`` "weight_decay" the plain weight decay.
+    """
+    rate = float(f"{(value if over == 'learning_rate' else setting.optimizer.learning_rate) * cell.factor:.4g}")
+    decay = setting.optimizer.weight_decay if over == "learning_rate" else value
     steps = max(10, round(cell.tokens / (cell.batch * setting.row)))
     own = replace(
         setting.with_seed(seed), parametrization=cell.parametrization, batch=cell.batch,
         warmup=max(1, min(setting.warmup, steps // 10)), score=tuple(name for name, _ in setting.mixture),
-        optimizer=replace(setting.optimizer, learning_rate=rate),
+        optimizer=replace(setting.optimizer, learning_rate=rate, weight_decay=decay),
     )  # fmt: skip
     shape = cell.shape
     name = (
         f"transfer-{cell.parametrization.name}-w{shape.width}-l{shape.layers}-b{cell.batch}-{si(cell.tokens)}"
-        f"-lr{rate:g}-s{seed}"
+        f"-lr{rate:g}{'' if over == 'learning_rate' else f'-wd{decay:g}'}-s{seed}"
     )
     return trial_stage(name, shape, own, steps, max(2, round(DECAY * steps)))
 
