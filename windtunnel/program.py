@@ -60,6 +60,11 @@ class Prepared:
         """Rows of each corpus."""
         return {name: max(0, (corpus["tokens"] - 1) // row) for name, corpus in self.corpora.items()}
 
+    @property
+    def packed(self) -> dict[str, int]:
+        """Rows of whole documents, of each corpus that some branch reads so."""
+        return {name: corpus["packed"]["rows"] for name, corpus in self.corpora.items() if "packed" in corpus}
+
 
 @dataclass(frozen=True)
 class Program:
