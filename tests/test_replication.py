@@ -267,6 +267,7 @@ def test_table_1_asks_a_model_once_and_says_what_the_recipe_lacks(folder, tmp_pa
     assert (fact["verdict"], fact["notes"]) == ("cannot tell", ["the recipe has no sft branch"])
 
 
+@pytest.mark.slow
 def test_table_1_is_trained_and_answers_its_questions(folder, tmp_path, trained, monkeypatch):
     scale = Scale("tiny", "seconds", "tiny", ("0.02M",), "0.02M", "0.05M", 0.6, 512, 2)
     monkeypatch.setattr(replication, "scale_of", lambda name: scale)

@@ -73,6 +73,8 @@ SURFACE = {
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "law dynamics": "--devices --every --help --home --json --out --steps --window name",
     "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
+    "law mixture": "--cap --corpus --decay --devices --help --home --json --mixtures --on --out --seeds --set --size --stage "
+    "--tokens recipe",
     "law scale": "--budget --counts --devices --flops --help --home --json --set recipe",
     "law decide": "--alpha --corpus --help --home --json --least a b",
     "law schedule": "--against --anywhere --help --home --json --length --warmup sources",
