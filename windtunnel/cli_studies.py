@@ -76,6 +76,7 @@ def law_dynamics(
     window: Annotated[
         int | None, typer.Option("--window", min=1, help="Steps between snapshots of the weights.")
     ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Show what trunk.dynamics recorded; no second pass.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
     devices: Devices = None,
     home: Home = HOME,
@@ -84,7 +85,7 @@ def law_dynamics(
     """What a decay does to gradients, curvature and weights."""
     from windtunnel.dynamics_study import dynamics as call
 
-    show(call(home, name, steps=steps, every=every, window=window, out=out, devices=devices), as_json)
+    show(call(home, name, steps=steps, every=every, window=window, out=out, devices=devices, live=live), as_json)
 
 
 def law_decay_data(

@@ -25,7 +25,7 @@ from windtunnel.recipe import Recipe
 from windtunnel.sizing import size_for_budget, with_budget
 from windtunnel.study import search_stages, with_known_choices
 from windtunnel.train.folder import as_far_as_trained, read_result, steps_saved
-from windtunnel.train.stage import Muon, Stage
+from windtunnel.train.stage import NOT_IDENTITY, Muon, Stage
 from windtunnel.views import View, blocks, line, table
 
 _BYTES_OF_A_NUMBER = 4
@@ -140,13 +140,10 @@ def state(program: Program, home: Home, stage: Stage) -> str:
     return "new"
 
 
-_NOT_IDENTITY = {"key", "name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended"}
-
-
 def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """Names of the values that differ between two stages, as far as they decide the numbers."""
     out: list[str] = []
-    for name in sorted({*before, *now} - (_NOT_IDENTITY if not prefix else set())):
+    for name in sorted({*before, *now} - ({"key", *NOT_IDENTITY} if not prefix else set())):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             out += _changes(old, new, f"{prefix}{name}.")

@@ -38,7 +38,7 @@ FIELDS = {
     "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
     "tunnel.batch": "sizes batches tokens seeds rate_rule levels factors branch_tokens tolerance",
-    "trunk": "start tokens batch batch_schedule warmup mixture masking checkpoint_every keep",
+    "trunk": "start tokens batch batch_schedule warmup mixture masking checkpoint_every keep dynamics",
     "trunk.batch_schedule": "after batch",
     "branch.x": "kind parent at tokens form floor half_life mixture batch stable experts context epochs lr lr_by_role preset loss beta betas "
     "smoothing margin warmup decay lora of weights last",

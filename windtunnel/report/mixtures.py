@@ -67,7 +67,7 @@ def verdict_lines(fact: Fact) -> list[str]:
     others = ", ".join(f"{form} {100 * error:.2f} %" for form, error in fact["forms"].items())
     out.append(
         f"law: {law['form']}, left-out error {100 * law['error']:.2f} % of the loss{rank} ({others}); it foretold "
-        f"{fact['predicted']:+.2f} % against the stratified mixture".replace("-", "−")
+        f"{_signed(fact['predicted'])} against the stratified mixture"
     )
     if law["form"] == "constant":
         out.append("the drawn mixtures do not differ by more than their noise: shares explain nothing here")
@@ -75,10 +75,12 @@ def verdict_lines(fact: Fact) -> list[str]:
 
 
 def _interval(gain: Mapping[str, Any]) -> str:
-    text = f"{gain['value']:+.2f} %"
-    if gain["low"] is not None:
-        text += f" [{gain['low']:+.2f}, {gain['high']:+.2f}]"
-    return text.replace("-", "−")
+    text = _signed(gain["value"])
+    return text if gain["low"] is None else f"{text} [{_signed(gain['low'], '')}, {_signed(gain['high'], '')}]"
+
+
+def _signed(value: float, unit: str = " %") -> str:
+    return f"{value:+.2f}{unit}".replace("-", "−")
 
 
 def mixture_title(fact: Fact) -> str:
