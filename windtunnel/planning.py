@@ -220,16 +220,22 @@ def _stage_table(lines: list[Line]) -> RenderableType:
     rows = []
     for item in lines:
         if not item.stages:
-            rows.append((item.name, "", "", "", "", "", item.state))
+            rows.append((item.name, "", "", "", "", "", "", item.state))
             continue
         first, count = item.stages[0], len(item.stages)
         own = sum(stage.own_tokens for stage in item.stages)
         steps = f"{first.steps - first.own_steps:,} → {first.steps:,}" if count == 1 else f"{count} stages"
         sizes = sorted({stage.shape.body for stage in item.stages})
         shown = si(sizes[0]) if len(sizes) == 1 else f"{si(sizes[0])} – {si(sizes[-1])}"
+        if first.shape.experts > 1:
+            shown += f" ({si(first.shape.active)} active)"
+        batches = sorted({stage.step_tokens for stage in item.stages})
+        batch = si(batches[0]) if len(batches) == 1 else f"{si(batches[0])} – {si(batches[-1])}"
         seconds = duration(item.seconds) if item.seconds is not None else "?"
-        rows.append((item.name, shown, si(own), steps, f"{sum(s.flops for s in item.stages):.3g}", seconds, item.state))
-    return table(("stage", "N", "tokens", "steps", "FLOPs", "time", "state"), rows, right=(1, 2, 3, 4, 5))
+        flops = f"{sum(s.flops for s in item.stages):.3g}"
+        rows.append((item.name, shown, si(own), batch, steps, flops, seconds, item.state))
+    columns = ("stage", "N", "tokens", "batch", "steps", "FLOPs", "time", "state")
+    return table(columns, rows, right=(1, 2, 3, 4, 5, 6))
 
 
 def _schedule_parts(program: Program) -> list[RenderableType]:
@@ -313,9 +319,22 @@ def _data(program: Program, lines: list[Line], speed: Speed | None) -> dict[str,
             {"name": item.name, "state": item.state, "seconds": item.seconds, "count": len(item.stages),
              "flops": sum(s.flops for s in item.stages),
              "from_step": item.stages[0].steps - item.stages[0].own_steps if len(item.stages) == 1 else None,
-             "to_step": item.stages[0].steps if len(item.stages) == 1 else None}
+             "to_step": item.stages[0].steps if len(item.stages) == 1 else None, **_alone(item)}
             for item in lines
         ],
         "derived": [d.__dict__ for d in program.derived()],
         "speed": speed.__dict__ if speed else None,
+    }  # fmt: skip
+
+
+def _alone(item: Line) -> dict[str, Any]:
+    """What only a line of one stage can say: parameters, tokens, batch and row in tokens, first and last base rate."""
+    if len(item.stages) != 1:
+        return {}
+    (stage,) = item.stages
+    rate, factor = stage.optimizer.learning_rate, stage.schedule.factor
+    top = max(factor(max(1, stage.first_step + 1)), factor(max(1, stage.schedule.warmup)))
+    return {
+        "parameters": stage.shape.body, "active": stage.shape.active, "tokens": stage.own_tokens, "row": stage.plan.row,
+        "batch_tokens": stage.step_tokens, "rate": [rate * top, rate * factor(max(1, stage.steps))],
     }  # fmt: skip

@@ -95,7 +95,7 @@ def test_the_released_models_have_exactly_the_published_sizes() -> None:
         assert (shape.body, shape.embedding) == (body, embedding)
         assert recipe.trunk.batch == 3_932_160 == 960 * recipe.model.row
         assert recipe.trunk.tokens == Length(279_500, "steps")
-        for branch in recipe.branch.values():
+        for branch in (recipe.branch[name] for name in recipe.decays):
             assert (branch.tokens, branch.half_life) == (Length(18_500, "steps"), Length(5_000, "steps"))
         assert recipe.optimizer.lr == 0.01
         assert sum(recipe.mixture.values()) == 100
