@@ -15,6 +15,7 @@ from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
 from windtunnel.desk import Machine
+from windtunnel.growth import generations
 from windtunnel.home import Home
 from windtunnel.laws.budget import Choice
 from windtunnel.model.config import ModelConfig
@@ -260,14 +261,26 @@ def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> lis
             f" (branch points, ends, the newest {program.recipe.trunk.keep})"
         )
     ]
-    total = sum(item.seconds or 0.0 for item in lines if item.state != "done")
+    total = expected_seconds(program, lines, speed)
     if speed is None:
         out.append(line("time     not measured"))
     else:
-        out.append(
-            line(f"time     {duration(total)} for what is not done (speed: {speed.source}); compiling comes on top")
-        )
+        known = f"time     {duration(total)} for what is not done, branches side by side (speed: {speed.source})"
+        out.append(line(f"{known}; compiling comes on top"))
     return [*out, *(line(text) for text in cost_lines(program.recipe, total))]
+
+
+def expected_seconds(program: Program, lines: list[Line], speed: Speed | None) -> float:
+    """Seconds of all that is not done: one line after the other, but branches that can grow side by side do, on all workers."""
+    left = {item.name: item for item in lines if item.state != "done" and item.seconds is not None}
+    branches = {name: left[name] for name in program.recipe.branch if name in left}
+    alone = sum(item.seconds or 0.0 for name, item in left.items() if name not in branches)
+    every = [program.branch(name) for name in program.recipe.branch]
+    workers = max(1.0, speed.workers) if speed else 1.0
+    for group in generations(every):
+        own = [branches[stage.name].seconds or 0.0 for stage in group if stage.name in branches]
+        alone += max(sum(own) / workers, max(own, default=0.0))
+    return alone
 
 
 def _moments(shape: Shape, muon: bool) -> int:
