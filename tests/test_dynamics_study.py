@@ -34,6 +34,7 @@ row = 32
 tokens = "3840"
 batch = "128"
 checkpoint_every = "10 steps"
+dynamics = "2 steps"
 [branch.same]
 tokens = "20%"
 """
@@ -93,3 +94,26 @@ def test_what_has_no_stream_of_text_or_is_no_run_is_refused_in_one_line(home):
         dynamics(home, "nothing")
     trunk = dynamics(home, "trunk", steps=4)
     assert list(trunk.data["phases"]) == ["before"]
+
+
+def test_what_a_probe_recorded_is_shown_without_a_second_pass_and_agrees_with_one(home, monkeypatch):
+    second = {step["step"]: step for step in dynamics(home, "same", every=1, window=3).data["steps"]}
+    monkeypatch.setattr(dynamics_study, "finishing", lambda verb, **job: pytest.fail("a second pass"))
+    view = dynamics(home, "same", live=True)
+    data = view.data
+    assert (data["first"], data["last"]) == (18, 30)  # the decay of 6 steps, and as many of the trunk before it
+    assert [step["step"] for step in data["steps"]] == [20, 22, 24 + 2, 28], "the pair 24, 25 has one step on each side"
+    assert set(data["phases"]) == {"before", "decay", "late"}
+    for step in data["steps"]:
+        for name in ("norm", "max", "cosine", "d1", "d2", "curvature"):
+            assert step[name] == pytest.approx(second[step["step"]][name], rel=1e-4)
+    assert "learning rate" in Path(data["figure"]).read_text(encoding="utf-8")
+    assert list(dynamics(home, "trunk", live=True).data["phases"]) == ["before"]
+
+
+def test_a_run_without_a_probe_says_what_to_do(tmp_path, write_made_up, trained):
+    write_made_up(tmp_path / "plain.jsonl", 120)
+    (tmp_path / "bare.toml").write_text(RECIPE.replace('dynamics = "2 steps"', ""), encoding="utf-8")
+    run(load_recipe(tmp_path / "bare.toml"), tmp_path / "home", until="trunk", quiet=True)
+    with pytest.raises(UserError, match="expected numbers recorded while tiny/trunk-.* trained, found none"):
+        dynamics(tmp_path / "home", "trunk", live=True)

@@ -35,6 +35,7 @@ LIGHT = [
     "windtunnel.tunnel.claims", "windtunnel.tunnel.replica", "windtunnel.laws.data_axis",
     "windtunnel.measures",
     "windtunnel.cli_tunnel", "windtunnel.train.batches", "windtunnel.train.noise", "windtunnel.laws.batch_terms", "windtunnel.tunnel.batch",
+    "windtunnel.laws.mixture", "windtunnel.tunnel.mixtures",
 ]  # fmt: skip
 """Modules that never load torch, however far one follows their imports."""
 

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from windtunnel import desk as desk_module
-from windtunnel import replication_data
+from windtunnel import replication, replication_data, replication_sft
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
+from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.replication import replicate
 from windtunnel.replication_claims import CLAIMS
 from windtunnel.report.replication import lines_figure
 from windtunnel.train.stage import Stage
+from windtunnel.tunnel.replica import Scale
 
 RECIPE = """
 name = "again"
@@ -30,13 +32,22 @@ source = "plain.jsonl"
 heldout = 0.1
 [corpus.chats]
 source = "plain.jsonl"
+user = "Go on."
+assistant = "{{ text }}"
 heldout = 0.1
+[corpus.exact]
+source = "made:exact/400"
+messages = "messages"
+heldout = 0.1
+heldout_by = "key"
+minimum_characters = 8
+clean = { near = false }
 [tokenizer]
 vocab = 320
 [model]
 family = "tiny"
 size = "0.02M"
-row = 32
+row = 64
 [optimizer]
 lr = 0.01
 [trunk]
@@ -47,8 +58,13 @@ mixture = { plain = 1 }
 tokens = "10%"
 [branch.better]
 tokens = "10%"
-mixture = { plain = 0.7, chats = 0.3 }
+mixture = { plain = 0.7, chats = 0.2, exact = 0.1 }
+[branch.chat]
+kind = "sft"
+parent = "better"
+mixture = { chats = 0.5, exact = 0.5 }
 """
+CORPORA = ("plain", "chats", "exact")
 World = Callable[[Stage], float]
 
 
@@ -90,6 +106,7 @@ def planted(monkeypatch) -> Callable[[World], list[Stage]]:
 
     def plant(world: World) -> list[Stage]:
         asked: list[Stage] = []
+        taught: dict[str, float] = {}
 
         def train(self, title, study, stages, prepared, **_: Any):
             asked.extend(stages)
@@ -97,13 +114,25 @@ def planted(monkeypatch) -> Callable[[World], list[Stage]]:
             results = {}
             for stage in stages:
                 known = {name for name, weight in stage.plan.segments[-1].mixture if weight}
-                scores = {
-                    name: {"nats": world(stage) * (1.0 if name in known else 1.05) * 1000, "bytes": 1000}
-                    for name in ("plain", "chats")
-                }
+                if stage.kind == "sft":  # chats read in the decay go on to help; how long SFT lasts does not matter
+                    assert stage.start is not None
+                    level = dict.fromkeys(CORPORA, 0.9 * taught[stage.start.stage])
+                else:
+                    level = {name: world(stage) * (1.0 if name in known else 1.05) for name in CORPORA}
+                    taught[stage.key] = level["chats"]
+                scores = {name: {"nats": 1000 * value, "bytes": 1000} for name, value in level.items()}
                 results[stage.key] = {"scores": scores, "flops": stage.flops, "seconds": {"step": 1.0}}
             return results
 
+        def answer(verb, checkpoints, **job):
+            assert verb == "exact"
+            return {key: {"all": {"accuracy": known_share(Path(path))}} for key, path in checkpoints.items()}
+
+        def known_share(checkpoint: Path) -> float:
+            better = any(f"-sft-{arm}-" in checkpoint.parents[1].name for arm in ("a-2", "b-3"))
+            return (0.5 if better and world is papers_world else 0.3) + 0.001 * (len(checkpoint.parents[1].name) % 2)
+
+        monkeypatch.setattr(replication_sft, "finishing", answer)
         monkeypatch.setattr(desk_module.Desk, "train", train)
         monkeypatch.setattr(
             replication_data, "watch", lambda home, program, stage: watched(stage, world is papers_world)
@@ -196,6 +225,60 @@ def test_a_diverged_run_or_a_single_seed_leaves_the_claim_open(folder, tmp_path,
     for claim in ("decay", "data-law", "more-data", "two-stage"):
         found = replicate(again(folder), tmp_path / claim, size="tiny", claims=[claim], quiet=True)
         assert verdicts(found) == {claim: "cannot tell"}
+
+
+def test_table_1_has_five_models_a_seed_each_tuned_on_chats_alone_from_the_end_of_its_decay(folder, tmp_path, planted):
+    asked = planted(papers_world)
+    view = replicate(again(folder), tmp_path, size="tiny", claims=["two-stage-sft"], quiet=True)
+    (fact,) = view.data["claims"]
+    tuned = [stage for stage in asked if stage.kind == "sft"]
+    assert len({stage.key for stage in tuned}) == 5 * len(fact["seeds"])
+    by_key = {stage.key: stage for stage in asked}
+    for stage in tuned:
+        assert stage.start is not None
+        parent = by_key[stage.start.stage]
+        assert (parent.kind, stage.start.step, stage.start.fresh) == ("decay", parent.steps, True)
+        assert (
+            {name for name, _ in stage.plan.segments[0].mixture} == {"chats", "exact"} == set(dict(stage.plan.packed))
+        )
+        end = parent.optimizer.learning_rate * parent.schedule.factor(parent.steps)
+        assert stage.optimizer.learning_rate == pytest.approx(end)
+        better = "chats" in dict(parent.plan.segments[-1].mixture)
+        assert better == stage.name.endswith(("a-2", "b-3"))
+    one = {stage.name[-3:]: stage for stage in tuned if stage.seed == 1003}
+    assert one["b-1"].steps == one["b-3"].steps == pytest.approx(one["b-2"].steps / 2, abs=1)
+    assert one["a-1"].start != one["a-2"].start
+    assert one["a-1"].shape.body > one["b-1"].shape.body
+    assert one["b-1"].start == one["b-2"].start != one["b-3"].start
+    assert len(fact["parts"]) == 7
+    assert all(len(part["values"]) == len(fact["seeds"]) for part in fact["parts"])
+    assert [note[:3] for note in fact["notes"][:5]] == ["A-1", "A-2", "B-1", "B-2", "B-3"]
+
+
+def test_table_1_asks_a_model_once_and_says_what_the_recipe_lacks(folder, tmp_path, planted, monkeypatch):
+    planted(papers_world)
+    first = replicate(again(folder), tmp_path, size="tiny", claims=["two-stage-sft"], quiet=True)
+    monkeypatch.setattr(replication_sft, "finishing", lambda *_, **__: pytest.fail("asked again"))
+    assert replicate(again(folder), tmp_path, size="tiny", claims=["two-stage-sft"], quiet=True).data == first.data
+    plain = RECIPE.partition("[branch.chat]")[0].replace("again", "plain")
+    (folder / "plain.toml").write_text(plain, encoding="utf-8")
+    view = replicate(load_recipe(folder / "plain.toml"), tmp_path, size="tiny", claims=["two-stage-sft"], quiet=True)
+    (fact,) = view.data["claims"]
+    assert (fact["verdict"], fact["notes"]) == ("cannot tell", ["the recipe has no sft branch"])
+
+
+@pytest.mark.slow
+def test_table_1_is_trained_and_answers_its_questions(folder, tmp_path, trained, monkeypatch):
+    scale = Scale("tiny", "seconds", "tiny", ("0.02M",), "0.02M", "0.05M", 0.6, 512, 2)
+    monkeypatch.setattr(replication, "scale_of", lambda name: scale)
+    monkeypatch.setattr(replication_sft, "QUESTIONS", 2)
+    monkeypatch.setattr(replication_sft, "finishing", lambda verb, **job: VERBS[verb](job))
+    (fact,) = replicate(again(folder), tmp_path, claims=["two-stage-sft"], quiet=True).data["claims"]
+    assert sum("-sft-" in name for name in trained) == 10
+    assert all(part["estimate"] is not None for part in fact["parts"])
+    trained.clear()
+    replicate(again(folder), tmp_path, claims=["two-stage-sft"], quiet=True)
+    assert not trained, "a second call trains nothing"
 
 
 def test_the_page_stands_alone_and_every_number_is_the_lab_books(folder, tmp_path, planted):

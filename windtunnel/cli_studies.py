@@ -76,6 +76,7 @@ def law_dynamics(
     window: Annotated[
         int | None, typer.Option("--window", min=1, help="Steps between snapshots of the weights.")
     ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Show what trunk.dynamics recorded; no second pass.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
     devices: Devices = None,
     home: Home = HOME,
@@ -84,7 +85,7 @@ def law_dynamics(
     """What a decay does to gradients, curvature and weights."""
     from windtunnel.dynamics_study import dynamics as call
 
-    show(call(home, name, steps=steps, every=every, window=window, out=out, devices=devices), as_json)
+    show(call(home, name, steps=steps, every=every, window=window, out=out, devices=devices, live=live), as_json)
 
 
 def law_decay_data(
@@ -118,9 +119,42 @@ def law_decay_data(
     show(found, as_json)
 
 
+def law_mixture(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    corpora: Annotated[
+        list[str] | None, typer.Option("--corpus", metavar="NAME", help="Mixed; repeatable. Default: the recipe's.")
+    ] = None,
+    on: Annotated[
+        list[str] | None, typer.Option("--on", metavar="CORPUS", help="Held-out text that judges; default: all mixed.")
+    ] = None,
+    stage: Annotated[str, typer.Option("--stage", help="What reads the mixture: decay or trunk.")] = "decay",
+    cap: Annotated[float, typer.Option("--cap", min=0.1, help="The target reads no corpus more often.")] = 4.0,
+    mixtures: Annotated[int | None, typer.Option("--mixtures", min=4, help="Drawn; default: 4 a corpus.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Default: the smallest proxy.")] = None,
+    tokens: Annotated[str, typer.Option("--tokens", help="Whole length of a run, decay included.")] = "20N",
+    decay: Annotated[float, typer.Option("--decay", min=0.01, max=0.9, help="Share of it that decays.")] = 0.2,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Fresh seeds of the comparison.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the shares of corpora on proxies, and try them."""
+    loaded = load(recipe, overrides)
+    from windtunnel.mixture_study import study_mixture as call
+
+    found = call(
+        loaded, home, corpora=corpora or (), on=on or (), stage=stage, cap=cap, mixtures=mixtures, size=size, tokens=tokens,
+        decay=decay, seeds=seeds, out=out, devices=devices,
+    )  # fmt: skip
+    show(found, as_json)
+
+
 def register(app: typer.Typer, law: typer.Typer) -> None:
     """Adds the commands to the program and to its group of laws."""
     app.command()(replicate)
     app.command()(adapt)
     law.command("dynamics")(law_dynamics)
     law.command("decay-data")(law_decay_data)
+    law.command("mixture")(law_mixture)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,9 @@ from windtunnel.base.errors import UserError
 from windtunnel.base.units import Length, duration, si
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
-from windtunnel.model.shape import Shape
-from windtunnel.pretrain.branch import decay_stage
-from windtunnel.pretrain.setting import Mixture, Setting
-from windtunnel.pretrain.trunk import trunk_stage
+from windtunnel.pretrain.setting import Mixture
 from windtunnel.program import Program
+from windtunnel.proxy_trunk import ProxyTrunk
 from windtunnel.recipe import Recipe
 from windtunnel.report.values import Value, values_figure
 from windtunnel.study import mean_loss
@@ -33,7 +31,6 @@ from windtunnel.tunnel.audit import Estimate
 from windtunnel.views import View, line, table
 
 STUDY = "decay-data"
-_SEED_STEP = 1000
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def decay_data(
     """
     question = Question(
         _candidates(recipe, candidates),
-        _known(recipe, on, "--on"),
+        known_corpora(recipe, on, "--on"),
         share,
         size,
         Length.parse(tokens, "--tokens"),
@@ -95,7 +92,12 @@ def decay_data(
     return View({"program": recipe.name, "figure": str(target), **fact}, tuple(_parts(fact, target)))
 
 
-def _known(recipe: Recipe, names: Sequence[str], option: str) -> tuple[str, ...]:
+def known_corpora(recipe: Recipe, names: Sequence[str], option: str) -> tuple[str, ...]:
+    """The names that an option gives.
+
+    Raises:
+        UserError: one of them is no corpus of text or chats of this recipe.
+    """
     usable = [name for name, corpus in recipe.corpus.items() if not corpus.pairs]
     if unknown := [name for name in names if name not in usable]:
         raise UserError(option, f"expected some of {', '.join(usable)}, got {unknown[0][:60]!r}")
@@ -103,7 +105,7 @@ def _known(recipe: Recipe, names: Sequence[str], option: str) -> tuple[str, ...]
 
 
 def _candidates(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
-    found = _known(recipe, names, "--candidate") or tuple(
+    found = known_corpora(recipe, names, "--candidate") or tuple(
         name for name, corpus in recipe.corpus.items() if name not in recipe.mixture and not corpus.pairs
     )
     if not found:
@@ -114,23 +116,18 @@ def _candidates(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
 
 def stages_of(program: Program, question: Question) -> tuple[list[Stage], list[Stage], dict[str, list[Stage]]]:
     """Trunks, the trunk's own decays, and the candidates' decays, one a seed each."""
-    recipe, shape = program.recipe, _shape(program, question.size)
+    recipe, score = program.recipe, (*program.recipe.mixture, *question.on, *question.candidates)
     trunks: list[Stage] = []
     plain: list[Stage] = []
     mixed: dict[str, list[Stage]] = {name: [] for name in question.candidates}
     for i in range(question.seeds):
-        setting = _setting(program, question, recipe.seed + _SEED_STEP * i)
-        steps = setting.steps(question.tokens.tokens(parameters=shape.body))
-        short = max(1, round(question.decay * steps))
-        at = max(1, steps - short)
-        setting = replace(setting, warmup=max(1, min(setting.warmup, steps // 10)))
-        trunk = trunk_stage(f"decay-data-trunk-s{setting.seed}", shape, setting, at, [at])
-        trunks.append(trunk)
-        plain.append(decay_stage(trunk, f"decay-data-own-s{setting.seed}", setting, at=at, steps=short))
+        proxy = ProxyTrunk.of(
+            program, STUDY, i, size=question.size, tokens=question.tokens, decay=question.decay, score=score
+        )
+        trunks.append(proxy.trunk)
+        plain.append(proxy.branch("own"))
         for name in question.candidates:
-            mixture = blend(recipe.mixture, name, question.share)
-            word = f"decay-data-{name}-s{setting.seed}"
-            mixed[name].append(decay_stage(trunk, word, setting, at=at, steps=short, mixture=mixture))
+            mixed[name].append(proxy.branch(name, blend(recipe.mixture, name, question.share)))
     return trunks, plain, mixed
 
 
@@ -140,18 +137,6 @@ def blend(mixture: Mapping[str, float], candidate: str, share: float) -> Mixture
     out = {name: (1 - share) * weight / whole for name, weight in mixture.items()}
     out[candidate] = out.get(candidate, 0.0) + share
     return tuple(sorted(out.items()))
-
-
-def _shape(program: Program, size: str | None) -> Shape:
-    tunnel = program.recipe.tunnel
-    smallest = size or (tunnel.proxies[0] if tunnel else None)
-    return program.shape if smallest is None else program.shape_of(smallest)
-
-
-def _setting(program: Program, question: Question, seed: int) -> Setting:
-    setting = program.setting()
-    score = dict.fromkeys((*program.recipe.mixture, *question.on, *question.candidates))
-    return replace(setting.with_seed(seed), score=tuple(score))
 
 
 def judged(

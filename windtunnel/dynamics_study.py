@@ -1,4 +1,7 @@
-"""``windtunnel law dynamics``: a watched second pass over a run's last steps, with a figure. Needs no torch."""
+"""``windtunnel law dynamics``: a watched second pass over a run's last steps, or what a probe recorded while it trained.
+
+With a figure of either. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from windtunnel.home import Home
 from windtunnel.pipeline import finishing
 from windtunnel.pretrain.branch import whole_run
 from windtunnel.report.dynamics import dynamics_figure, moves_by_kind
-from windtunnel.train.folder import STAGE, checkpoint_path, steps_saved
+from windtunnel.train.folder import RESULT, STAGE, checkpoint_path, steps_saved
+from windtunnel.train.metrics import LIVE
 from windtunnel.train.stage import Stage, Start
 from windtunnel.views import View, line, table
 
@@ -34,29 +38,35 @@ _LATE = 0.25
 
 def dynamics(
     home: Path, name: str, *, steps: int | None = None, every: int = 1, window: int | None = None, out: Path | None = None,
-    devices: str | None = None,
+    devices: str | None = None, live: bool = False,
 ) -> View:  # fmt: skip
     """Makes a run's last updates once more and says what gradients, path and weights do.
 
     Args:
+        live: trains nothing and shows what was recorded while it trained (``trunk.dynamics``); ``steps`` then counts back
+            from its end, and ``every`` and ``window`` are not used.
         steps: how many of its last steps; without it, the decay and as many before it, or 400.
         every: looks at every so many steps.
         window: steps between snapshots of the weights; without it, a fortieth of the pass.
         out: the SVG file; without it, studies/dynamics-RUN.svg in the program's folder.
 
     Raises:
-        UserError: there is no such run, or it did not learn from a stream of text.
+        UserError: there is no such run, it did not learn from a stream of text, or nothing was recorded while it trained.
     """
     place = Home(home)
     with LabBook(place.labbook) as book:
         row = find_run(book, name)
         stage = Stage.from_dict(row["config"])
-        seen = watch(place, row["program"], stage, steps=steps, every=every, window=window, devices=devices)
+        if live:
+            seen = recorded(book, place, row, stage, steps)
+        else:
+            seen = watch(place, row["program"], stage, steps=steps, every=every, window=window, devices=devices)
         target = out or place.program(row["program"]) / "studies" / f"dynamics-{stage.folder_name}.svg"
         begins = decay_begins(stage)
         write_bytes(target, dynamics_figure(seen, begins, f"{row['program']}/{row['name']}").encode())
         phases = summary(seen, begins)
-        book.put_fact(row["program"], "dynamics", stage.folder_name, {**phases, "overhead": seen["overhead"]})
+        study = "dynamics-live" if live else "dynamics"
+        book.put_fact(row["program"], study, stage.folder_name, {**phases, "overhead": seen["overhead"]})
     data = {"run": row["id"], "figure": str(target), "first": seen["first"], "last": seen["last"], **phases}
     return View(
         {**data, "overhead": seen["overhead"], "steps": seen["steps"]}, tuple(_parts(row["id"], seen, phases, target))
@@ -91,6 +101,49 @@ def watch(
     return seen
 
 
+def recorded(
+    book: LabBook, home: Home, row: Mapping[str, Any], stage: Stage, steps: int | None = None
+) -> dict[str, Any]:
+    """What a run's probe saw, in the form of a second pass; before a decay, what it saw of the run that it grew from.
+
+    Raises:
+        UserError: nothing was recorded.
+    """
+    begins = decay_begins(stage)
+    usual = 2 * (stage.steps - begins) if begins is not None else stage.own_steps
+    first = max(0, stage.steps - (steps or usual))
+    pairs, rates, here, until = [], [], row, stage.steps
+    while True:
+        pairs += [pair for pair in _recorded_pairs(book, here["id"]) if first < pair["step"] < until]
+        rates += [[s, r] for s, r in zip(*book.metrics(here["id"], "learning_rate"), strict=True) if first < s <= until]
+        own = Stage.from_dict(here["config"])
+        above = book.run(here["parent"]) if here["parent"] and own.start and not own.start.fresh else None
+        if above is None or own.first_step <= first:
+            break
+        here, until = above, own.first_step
+    if not pairs:
+        fix = "write trunk.dynamics = '50 steps' before it trains, or leave --live out for a second pass"
+        raise UserError("law dynamics", f"expected numbers recorded while {row['id']} trained, found none", fix)
+    result = read_json(home.root / row["folder"] / RESULT)
+    spent, training = result.get("probe_seconds", 0.0), result["seconds"]["step"]
+    return {
+        "first": first, "last": stage.steps, "steps": sorted(pairs, key=lambda pair: pair["step"]), "moves": [],
+        "rates": sorted(rates), "sampling": {"every": stage.dynamics_every, "window": 0},
+        "overhead": spent / max(1e-9, training - spent),
+    }  # fmt: skip
+
+
+def _recorded_pairs(book: LabBook, run: str) -> list[dict[str, Any]]:
+    """Numbers of pairs of updates of one run, each under the step of its first update."""
+    norms = dict(zip(*book.metrics(run, "gradient_norm"), strict=True))
+    found: dict[int, dict[str, Any]] = {}
+    for name in LIVE:
+        for step, value in zip(*book.metrics(run, f"pair_{name}"), strict=True):
+            made = found.setdefault(step - 1, {"step": step - 1, "norm": norms.get(step - 1), "roles": {}})
+            made[name] = value
+    return [found[step] for step in sorted(found)]
+
+
 def decay_begins(stage: Stage) -> int | None:
     """The last step of the stable rate of a stage that decays; None for one that does not."""
     schedule = stage.schedule
@@ -100,7 +153,7 @@ def decay_begins(stage: Stage) -> int | None:
 def pass_stage(home: Home, stage: Stage, first: int) -> tuple[Stage, Path | None]:
     """The stage that makes these updates again from the newest checkpoint at or before step ``first``, its own or that of a
     run that it grew from, and that checkpoint; from where the first of them began if there is none."""
-    bare = replace(stage, keep=(), score=(), save_every=None, save_final=False, open_ended=False)
+    bare = replace(stage, keep=(), score=(), save_every=None, save_final=False, open_ended=False, dynamics_every=0)
     origin, parent = whole_run(bare), None
     places: list[tuple[int, str, Path]] = []
     here, limit = stage, stage.steps
@@ -164,7 +217,8 @@ def summary(seen: Mapping[str, Any], begins: int | None) -> dict[str, Any]:
         kinds = moves_by_kind(seen["moves"])
         found = {kind: [v for step, v in pairs if low < step <= high] for kind, pairs in kinds.items()}
         out["moves"][word] = {kind: fmean(values) for kind, values in found.items() if values}
-        out["rate"][word] = fmean(r for step, r in seen["rates"] if low < step <= high)
+        rates = [r for step, r in seen["rates"] if low < step <= high]
+        out["rate"][word] = fmean(rates) if rates else None
     return out
 
 
@@ -181,9 +235,17 @@ def _parts(run: str, seen: Mapping[str, Any], phases: Mapping[str, Any], figure:
 
     columns = ("", *(titles[word] for word in words))
     right = tuple(range(1, len(columns)))
-    rows = [("learning rate", *(f"{phases['rate'][word]:.3g}" for word in words))]
-    rows += [(text, *cells(phases["phases"], key)) for key, text in MEASURES.items()]
+    rates = (phases["rate"][word] for word in words)
+    rows = [("learning rate", *(f"{rate:.3g}" if rate is not None else "–" for rate in rates))]
+    shown = [key for key in MEASURES if any(phases["phases"][word].get(key) is not None for word in words)]
+    rows += [(MEASURES[key], *cells(phases["phases"], key)) for key in shown]
     yield table(columns, rows, title=f"{run}, steps {seen['first']:,} to {seen['last']:,}", right=right)
+    if not seen["moves"]:  # recorded while it trained
+        yield line(
+            f"K is a median, the rest means; a pair of updates every {seen['sampling']['every']} steps took "
+            f"{100 * seen['overhead']:.1f} % on top of training; the figure is {figure}"
+        )
+        return
     kinds = phases["moves"][words[0]]
     window = seen["sampling"]["window"]
     yield table(

@@ -21,6 +21,7 @@ from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.evaluate.before_after import answering
 from windtunnel.evaluate.choice import score_choices
+from windtunnel.evaluate.exact import score_exact
 from windtunnel.evaluate.passkey import least_length, score_retrieval
 from windtunnel.evaluate.positions import loss_by_position, with_positions
 from windtunnel.export.card import CardFacts
@@ -73,6 +74,15 @@ def measure_answers(job: dict[str, Any]) -> dict[str, Any]:
     model, manifest = load_model(Path(job.pop("checkpoint")))
     tokenizer = Tokenizer.load(Path(job.pop("tokenizer")))
     return answering(model, tokenizer, manifest.config["stage"]["plan"]["row"], **job)
+
+
+def exact(job: dict[str, Any]) -> dict[str, Any]:
+    """Computed questions answered by several models of one tokenizer."""
+    tokenizer = Tokenizer.load(Path(job["tokenizer"]))
+    return {
+        key: score_exact(load_model(Path(path))[0], tokenizer, job["template"], count=job["count"])
+        for key, path in job["checkpoints"].items()
+    }
 
 
 def _context(
@@ -184,6 +194,7 @@ VERBS = {
     "coordinates": coordinates,
     "average": average,
     "dynamics": dynamics,
+    "exact": exact,
     "finish": finish,
     "evaluate": evaluate,
     "export": export,

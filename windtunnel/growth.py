@@ -136,6 +136,15 @@ def _fall(config: BranchConfig, tokens: Callable[[Length], int], step: int) -> d
     }  # fmt: skip
 
 
+def generations(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Branches in groups that can be trained side by side: each group grows from those before it."""
+    depth: dict[str, int] = {}
+    for stage in stages:
+        parents = [member.stage for member in stage.average] or ([stage.start.stage] if stage.start else [])
+        depth[stage.key] = max((depth.get(parent, -1) + 1 for parent in parents), default=0)
+    return [[s for s in stages if depth[s.key] == level] for level in range(max(depth.values(), default=-1) + 1)]
+
+
 _LAST, _SHARE = 20, 0.01
 Losses = tuple[Sequence[int], Sequence[float]]
 """Steps and the loss of each."""

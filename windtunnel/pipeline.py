@@ -16,7 +16,7 @@ from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
 from windtunnel.base.units import duration
 from windtunnel.desk import THREADED_FROM, Desk, Result
-from windtunnel.growth import regained
+from windtunnel.growth import generations, regained
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, score
 from windtunnel.measures import answering_job, put_answers
@@ -233,15 +233,6 @@ def branch_stages(job: Job) -> list[Stage]:
             at = earlier[-1]
         out[name] = program.branch(name, at)
     return list(out.values())
-
-
-def generations(stages: list[Stage]) -> list[list[Stage]]:
-    """Branches in groups that can be trained side by side: each group grows from those before it."""
-    depth: dict[str, int] = {}
-    for stage in stages:
-        parents = [member.stage for member in stage.average] or ([stage.start.stage] if stage.start else [])
-        depth[stage.key] = max((depth.get(parent, -1) + 1 for parent in parents), default=0)
-    return [[s for s in stages if depth[s.key] == level] for level in range(max(depth.values(), default=-1) + 1)]
 
 
 def _branches(job: Job) -> None:

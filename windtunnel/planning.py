@@ -15,6 +15,7 @@ from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
 from windtunnel.desk import Machine
+from windtunnel.growth import generations
 from windtunnel.home import Home
 from windtunnel.laws.budget import Choice
 from windtunnel.model.config import ModelConfig
@@ -25,7 +26,7 @@ from windtunnel.recipe import Recipe
 from windtunnel.sizing import size_for_budget, with_budget
 from windtunnel.study import search_stages, with_known_choices
 from windtunnel.train.folder import as_far_as_trained, read_result, steps_saved
-from windtunnel.train.stage import Muon, Stage
+from windtunnel.train.stage import NOT_IDENTITY, Muon, Stage
 from windtunnel.views import View, blocks, line, table
 
 _BYTES_OF_A_NUMBER = 4
@@ -140,13 +141,10 @@ def state(program: Program, home: Home, stage: Stage) -> str:
     return "new"
 
 
-_NOT_IDENTITY = {"key", "name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended"}
-
-
 def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """Names of the values that differ between two stages, as far as they decide the numbers."""
     out: list[str] = []
-    for name in sorted({*before, *now} - (_NOT_IDENTITY if not prefix else set())):
+    for name in sorted({*before, *now} - ({"key", *NOT_IDENTITY} if not prefix else set())):
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             out += _changes(old, new, f"{prefix}{name}.")
@@ -223,16 +221,22 @@ def _stage_table(lines: list[Line]) -> RenderableType:
     rows = []
     for item in lines:
         if not item.stages:
-            rows.append((item.name, "", "", "", "", "", item.state))
+            rows.append((item.name, "", "", "", "", "", "", item.state))
             continue
         first, count = item.stages[0], len(item.stages)
         own = sum(stage.own_tokens for stage in item.stages)
         steps = f"{first.steps - first.own_steps:,} → {first.steps:,}" if count == 1 else f"{count} stages"
         sizes = sorted({stage.shape.body for stage in item.stages})
         shown = si(sizes[0]) if len(sizes) == 1 else f"{si(sizes[0])} – {si(sizes[-1])}"
+        if first.shape.experts > 1:
+            shown += f" ({si(first.shape.active)} active)"
+        batches = sorted({stage.step_tokens for stage in item.stages})
+        batch = si(batches[0]) if len(batches) == 1 else f"{si(batches[0])} – {si(batches[-1])}"
         seconds = duration(item.seconds) if item.seconds is not None else "?"
-        rows.append((item.name, shown, si(own), steps, f"{sum(s.flops for s in item.stages):.3g}", seconds, item.state))
-    return table(("stage", "N", "tokens", "steps", "FLOPs", "time", "state"), rows, right=(1, 2, 3, 4, 5))
+        flops = f"{sum(s.flops for s in item.stages):.3g}"
+        rows.append((item.name, shown, si(own), batch, steps, flops, seconds, item.state))
+    columns = ("stage", "N", "tokens", "batch", "steps", "FLOPs", "time", "state")
+    return table(columns, rows, right=(1, 2, 3, 4, 5, 6))
 
 
 def _schedule_parts(program: Program) -> list[RenderableType]:
@@ -257,14 +261,26 @@ def _cost_parts(program: Program, lines: list[Line], speed: Speed | None) -> lis
             f" (branch points, ends, the newest {program.recipe.trunk.keep})"
         )
     ]
-    total = sum(item.seconds or 0.0 for item in lines if item.state != "done")
+    total = expected_seconds(program, lines, speed)
     if speed is None:
         out.append(line("time     not measured"))
     else:
-        out.append(
-            line(f"time     {duration(total)} for what is not done (speed: {speed.source}); compiling comes on top")
-        )
+        known = f"time     {duration(total)} for what is not done, branches side by side (speed: {speed.source})"
+        out.append(line(f"{known}; compiling comes on top"))
     return [*out, *(line(text) for text in cost_lines(program.recipe, total))]
+
+
+def expected_seconds(program: Program, lines: list[Line], speed: Speed | None) -> float:
+    """Seconds of all that is not done: one line after the other, but branches that can grow side by side do, on all workers."""
+    left = {item.name: item for item in lines if item.state != "done" and item.seconds is not None}
+    branches = {name: left[name] for name in program.recipe.branch if name in left}
+    alone = sum(item.seconds or 0.0 for name, item in left.items() if name not in branches)
+    every = [program.branch(name) for name in program.recipe.branch]
+    workers = max(1.0, speed.workers) if speed else 1.0
+    for group in generations(every):
+        own = [branches[stage.name].seconds or 0.0 for stage in group if stage.name in branches]
+        alone += max(sum(own) / workers, max(own, default=0.0))
+    return alone
 
 
 def _moments(shape: Shape, muon: bool) -> int:
@@ -316,9 +332,22 @@ def _data(program: Program, lines: list[Line], speed: Speed | None) -> dict[str,
             {"name": item.name, "state": item.state, "seconds": item.seconds, "count": len(item.stages),
              "flops": sum(s.flops for s in item.stages),
              "from_step": item.stages[0].steps - item.stages[0].own_steps if len(item.stages) == 1 else None,
-             "to_step": item.stages[0].steps if len(item.stages) == 1 else None}
+             "to_step": item.stages[0].steps if len(item.stages) == 1 else None, **_alone(item)}
             for item in lines
         ],
         "derived": [d.__dict__ for d in program.derived()],
         "speed": speed.__dict__ if speed else None,
+    }  # fmt: skip
+
+
+def _alone(item: Line) -> dict[str, Any]:
+    """What only a line of one stage can say: parameters, tokens, batch and row in tokens, first and last base rate."""
+    if len(item.stages) != 1:
+        return {}
+    (stage,) = item.stages
+    rate, factor = stage.optimizer.learning_rate, stage.schedule.factor
+    top = max(factor(max(1, stage.first_step + 1)), factor(max(1, stage.schedule.warmup)))
+    return {
+        "parameters": stage.shape.body, "active": stage.shape.active, "tokens": stage.own_tokens, "row": stage.plan.row,
+        "batch_tokens": stage.step_tokens, "rate": [rate * top, rate * factor(max(1, stage.steps))],
     }  # fmt: skip

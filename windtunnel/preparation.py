@@ -154,7 +154,7 @@ def check_supply(program: Program, say: Any) -> None:
     """
     assert program.prepared is not None
     trunk = program.trunk()
-    packed = {name: corpus["packed"]["rows"] for name, corpus in program.prepared.corpora.items() if "packed" in corpus}
+    packed = program.prepared.packed
     for stage in [trunk, *(program.branch(name) for name in program.recipe.branch)]:
         rows = packed if stage.plan.packed else program.prepared.rows(stage.plan.row)
         # Rows of another length are counted from the beginning of the stage's own plan.

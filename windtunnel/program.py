@@ -60,6 +60,11 @@ class Prepared:
         """Rows of each corpus."""
         return {name: max(0, (corpus["tokens"] - 1) // row) for name, corpus in self.corpora.items()}
 
+    @property
+    def packed(self) -> dict[str, int]:
+        """Rows of whole documents, of each corpus that some branch reads so."""
+        return {name: corpus["packed"]["rows"] for name, corpus in self.corpora.items() if "packed" in corpus}
+
 
 @dataclass(frozen=True)
 class Program:
@@ -245,7 +250,7 @@ class Program:
         origin = self.prepared.origin if self.prepared else None
         return replace(
             trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep,
-            batch_changes=self.batches.changes,
+            batch_changes=self.batches.changes, dynamics_every=self.dynamics_steps,
             start=Start(origin["stage"], origin["step"], fresh=True) if origin else None,
         )  # fmt: skip
 
@@ -257,6 +262,12 @@ class Program:
             return max(1, round(every.value))
         schedule, size = self.recipe.trunk.batch_schedule, self.batch * self.recipe.model.row
         return max(1, round(self._tokens(every) / (self.total_tokens / self.steps if schedule else size)))
+
+    @property
+    def dynamics_steps(self) -> int:
+        """Steps from one look at two consecutive updates to the next; 0 for none."""
+        every = self.recipe.trunk.dynamics
+        return max(1, round(every.value)) if every is not None else 0
 
     def soup_points(self, name: str, end: int) -> list[int]:
         """The checkpoints of a trunk of ``end`` steps that a soup averages; none unless the branch is a soup of the trunk."""

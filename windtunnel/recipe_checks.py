@@ -294,6 +294,8 @@ def _lengths(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "trunk.tokens", f"expected at least one step of {trunk.batch or recipe.model.row} tokens, got {whole}"
         )
+    if trunk.dynamics is not None and trunk.dynamics.unit != "steps":
+        yield Problem("trunk.dynamics", f"expected steps, got {trunk.dynamics}", "write for example '50 steps'")
     warmup = _tokens(trunk.warmup, recipe, shape, whole)
     for name in recipe.from_trunk:
         key, branch = f"branch.{name}", recipe.branch[name]

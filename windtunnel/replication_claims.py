@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from windtunnel.replication_data import data_law, dynamics, more_data, two_stage
 from windtunnel.replication_found import Claim
 from windtunnel.replication_schedules import cosine, decay, onward, rate, wsd
+from windtunnel.replication_sft import two_stage_sft
 
 CLAIMS: Mapping[str, Claim] = {
     claim.name: claim
@@ -36,6 +37,12 @@ CLAIMS: Mapping[str, Claim] = {
             "dynamics", "section 4.4, figures 7 and 8", "In the decay gradients agree and curvature grows.", dynamics
         ),
         Claim("two-stage", "section 5, table 1", "High-quality data belongs into the decay.", two_stage),
+        Claim(
+            "two-stage-sft",
+            "section 5, table 1",
+            "Better data in the decay move what fine-tuning reaches; more fine-tuning does not.",
+            two_stage_sft,
+        ),
     )
 }
 """In the paper's order."""

@@ -210,6 +210,6 @@ def two_stage(lab: Lab) -> Found:
     each = [f"{name} {signed(fmean(gaps({name: 1.0})))}" for name in sorted({*new, *lab.mixture})]
     notes = (
         f"A-2's loss above A-1's on the trunk's own mixture: {signed(old)}; by corpus: {', '.join(each)}",
-        "before supervised fine-tuning, which table 1 has after it",
+        "before supervised fine-tuning: the claim two-stage-sft has table 1 with it",
     )  # fmt: skip
     return Found((part,), (), notes)

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from windtunnel.base.errors import UserError
+from windtunnel.base.units import Length
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.desk import Desk, Result
+from windtunnel.growth import posttrained
 from windtunnel.model.family import FAMILIES
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Mixture
@@ -94,11 +96,12 @@ class Lab:
         """Trains what is not done, parents before what grows from them."""
         assert self.program.prepared is not None
         wanted = list({stage.key: stage for stage in stages}.values())
-        longest = max(wanted, key=lambda stage: stage.tokens)
-        for warning in check_epochs(
-            longest.plan, self.program.prepared.rows(longest.plan.row), longest.steps * longest.batch
-        ):
-            self.desk.screen.say(f"{longest.name}: {warning}")
+        streams = [stage for stage in wanted if not stage.plan.packed]
+        packed = [stage for stage in wanted if stage.plan.packed]
+        for longest in (max(group, key=lambda stage: stage.tokens) for group in (streams, packed) if group):
+            rows = self.program.prepared.packed if longest.plan.packed else self.program.prepared.rows(longest.plan.row)
+            for warning in check_epochs(longest.plan, rows, longest.steps * longest.batch):
+                self.desk.screen.say(f"{longest.name}: {warning}")
         title = f"replicate: {title}, {len(wanted)} runs"
         self.results |= self.desk.train(title, STUDY, wanted, self.program.prepared)
 
@@ -106,6 +109,28 @@ class Lab:
         """Nats per byte at the end of a stage, over the trunk's corpora or another mixture; not a number if it failed."""
         result = self.results[stage.key]
         return math.nan if "failed" in result else mean_loss(result["scores"], mixture or self.mixture)
+
+    def chats(self) -> str | None:
+        """The recipe's first branch of kind sft: its mixture of chats is what models are tuned on."""
+        return next((name for name, branch in self.program.recipe.branch.items() if branch.kind == "sft"), None)
+
+    @property
+    def template(self) -> str:
+        """How the turns of those chats are marked."""
+        recipe, name = self.program.recipe, self.chats()
+        mixture = (recipe.branch[name].mixture or {}) if name else {}
+        return next((recipe.corpus[c].template for c in mixture if recipe.corpus[c].chats), "chatml")
+
+    def tune(self, model: Model, parent: Stage, length: float, name: str) -> Stage:
+        """SFT of a finished model on the recipe's chats, for a length in the paper's N, from where its decay's rate ended."""
+        chats, prepared = self.chats(), self.program.prepared
+        assert chats is not None
+        assert prepared is not None
+        own = {"tokens": Length(model.steps(length), "steps"), "epochs": None, "lr": None, "batch": None, "lora": None}
+        packed = {corpus: facts["packed"] for corpus, facts in prepared.corpora.items() if "packed" in facts}
+        return posttrained(
+            name, self.program.recipe.branch[chats].model_copy(update=own), parent, model.setting, packed, 0
+        )
 
     def better(self) -> Mixture | None:
         """The mixture of the recipe's first decay with data of its own."""

@@ -71,8 +71,10 @@ SURFACE = {
     "law batch": "--help --json --law --loss",
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
-    "law dynamics": "--devices --every --help --home --json --out --steps --window name",
+    "law dynamics": "--devices --every --help --home --json --live --out --steps --window name",
     "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
+    "law mixture": "--cap --corpus --decay --devices --help --home --json --mixtures --on --out --seeds --set --size --stage "
+    "--tokens recipe",
     "law scale": "--budget --counts --devices --flops --help --home --json --set recipe",
     "law decide": "--alpha --corpus --help --home --json --least a b",
     "law schedule": "--against --anywhere --help --home --json --length --warmup sources",
@@ -316,7 +318,7 @@ HOME = Path("some-home")
             "law dynamics a --every 10",
             "dynamics",
             (HOME, "a"),
-            {"steps": None, "every": 10, "window": None, "out": None, "devices": None},
+            {"steps": None, "every": 10, "window": None, "out": None, "devices": None, "live": False},
         ),
         ("model tree quickstart", "tree", (HOME, "quickstart"), {}),
         (

@@ -38,7 +38,7 @@ FIELDS = {
     "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
     "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
     "tunnel.batch": "sizes batches tokens seeds rate_rule levels factors branch_tokens tolerance",
-    "trunk": "start tokens batch batch_schedule warmup mixture masking checkpoint_every keep",
+    "trunk": "start tokens batch batch_schedule warmup mixture masking checkpoint_every keep dynamics",
     "trunk.batch_schedule": "after batch",
     "branch.x": "kind parent at tokens form floor half_life mixture batch stable experts context epochs lr lr_by_role preset loss beta betas "
     "smoothing margin warmup decay lora of weights last",
@@ -95,7 +95,7 @@ def test_the_released_models_have_exactly_the_published_sizes() -> None:
         assert (shape.body, shape.embedding) == (body, embedding)
         assert recipe.trunk.batch == 3_932_160 == 960 * recipe.model.row
         assert recipe.trunk.tokens == Length(279_500, "steps")
-        for branch in recipe.branch.values():
+        for branch in (recipe.branch[name] for name in recipe.decays):
             assert (branch.tokens, branch.half_life) == (Length(18_500, "steps"), Length(5_000, "steps"))
         assert recipe.optimizer.lr == 0.01
         assert sum(recipe.mixture.values()) == 100

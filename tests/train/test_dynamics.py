@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from windtunnel.base.artefact import read_json
 from windtunnel.corpus.loader import Loader
 from windtunnel.train.checkpoint import load_model
-from windtunnel.train.dynamics import Probe, Sampling, Watched, derivatives, second_pass
-from windtunnel.train.folder import checkpoint_path
+from windtunnel.train.dynamics import Probe, Sampling, second_pass
+from windtunnel.train.folder import RESULT, checkpoint_path
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.objectives import OBJECTIVES
-from windtunnel.train.stage import AdamW, Start
+from windtunnel.train.pairs import LiveProbe, Watched, derivatives
+from windtunnel.train.stage import AdamW, Stage, Start, optimizer_of
 
 
 class Bowl(torch.nn.Module):
@@ -149,3 +151,67 @@ def test_looking_at_every_third_step_finds_the_same_numbers_there_and_changes_no
     assert third["losses"] == every["losses"]
     assert third["moves"] == every["moves"]
     assert [move["step"] for move in third["moves"]] == [3, 6, 9]
+
+
+def without_pairs(run) -> list:
+    return [(s, {n: v for n, v in values.items() if not n.startswith("pair_")}) for s, values in read_metrics(run)]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_live_probe_changes_no_bit_of_the_training_and_finds_what_the_second_pass_finds(
+    tmp_path, make_trunk, tiny_corpus, eager, kind
+):
+    corpora = {"tiny": tiny_corpus}
+    plain = make_trunk(11, (4, 11), optimizer=optimizer_of(kind, AdamW(clip=0.5)))
+    live = replace(plain, dynamics_every=3)
+    assert (live.key, Stage.from_dict(live.to_dict())) == (plain.key, live)
+    for name, stage in (("plain", plain), ("live", live)):
+        run_stage(stage, tmp_path / name, corpora, Workshop(eager))
+    assert without_pairs(tmp_path / "live") == list(read_metrics(tmp_path / "plain"))
+    for step in (4, 11):
+        for part in ("weights", "optimizer"):
+            a, b = (checkpoint_path(tmp_path / name, step) / f"{part}.safetensors" for name in ("plain", "live"))
+            assert a.read_bytes() == b.read_bytes()
+    again = replace(plain, keep=(), save_final=False, open_ended=False)
+    wanted = {
+        p["step"]: p for p in second_pass(again, corpora, None, Sampling(1, 100, 5), tmp_path / "2", eager)["steps"]
+    }
+    found = {s - 1: v for s, v in read_metrics(tmp_path / "live") if "pair_d1" in v}
+    assert list(found) == [3, 6, 9]
+    for step, values in found.items():
+        for name in ("max", "cosine", "d1", "d2", "curvature"):
+            assert values[f"pair_{name}"] == pytest.approx(wanted[step][name], rel=1e-9)
+    assert read_json(tmp_path / "live" / RESULT)["probe_seconds"] > 0
+
+
+def test_a_torn_pair_is_left_out_and_the_others_are_those_of_an_uninterrupted_run(
+    tmp_path, make_trunk, tiny_corpus, eager
+):
+    corpora, stage = {"tiny": tiny_corpus}, make_trunk(10, (4, 10), dynamics_every=2)
+    run_stage(stage, tmp_path / "whole", corpora, Workshop(eager))
+    run_stage(stage.with_steps(4), tmp_path / "torn", corpora, Workshop(eager))
+    (tmp_path / "torn" / RESULT).unlink()
+    run_stage(stage, tmp_path / "torn", corpora, Workshop(eager))
+    whole, torn = ({s: v for s, v in read_metrics(tmp_path / n) if "pair_d1" in v} for n in ("whole", "torn"))
+    assert list(whole) == [3, 5, 7, 9]
+    assert torn == {step: values for step, values in whole.items() if step != 5}
+
+
+def test_a_pair_with_a_skipped_update_is_none(tiny_corpus, make_trunk, eager):
+    model: Any = Workshop(eager).trainer(make_trunk(3)).model
+    probe = LiveProbe(model, 2, eager)
+
+    def update(step: int, *, applied: bool = True) -> dict[str, float]:
+        probe.at(step)
+        if applied:
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            probe.before()
+            for p in model.parameters():
+                p.data -= 0.1
+            probe.after()
+        return probe.closed(1.0, applied)
+
+    seen = [update(1), update(2), update(3), update(4), update(5, applied=False), update(6, applied=False), update(7)]
+    assert [bool(pair) for pair in seen] == [False, False, True, False, False, False, False]
+    assert seen[2]["pair_cosine"] == pytest.approx(1)

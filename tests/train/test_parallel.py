@@ -83,7 +83,9 @@ def test_fifty_steps_of_two_processes_have_the_losses_of_one_which_reads_their_c
 
     With the other one the batch grows to 12, three micro-batches of 2 rows on each rank.
     """
-    stage = make_trunk(STEPS, (20, 31), batch=batch, batch_changes=changes, score=("tiny",), score_tokens=600)
+    stage = make_trunk(
+        STEPS, (20, 31), batch=batch, batch_changes=changes, score=("tiny",), score_tokens=600, dynamics_every=9
+    )
     stage = replace(stage, shape=replace(stage.shape, tied=tied))
     corpora = {"tiny": tiny_corpus}
     one = run_stage(stage, tmp_path / "one", corpora, Workshop(eager))
@@ -91,6 +93,10 @@ def test_fifty_steps_of_two_processes_have_the_losses_of_one_which_reads_their_c
     a, b = series(tmp_path / "one"), series(tmp_path / "two")
     assert len(a) == len(b) == STEPS
     assert np.max(np.abs(a - b) / a) <= 1e-5
+    for name in ("cosine", "max", "d1"):
+        pairs = [[v[f"pair_{name}"] for _, v in read_metrics(tmp_path / w) if "pair_d1" in v] for w in ("one", "two")]
+        assert len(pairs[0]) == 5
+        np.testing.assert_allclose(*pairs, rtol=2e-2, atol=2e-3)
     assert two["scores"]["tiny"]["nats"] == pytest.approx(one["scores"]["tiny"]["nats"], rel=1e-5)
     assert two["scores"]["tiny"]["tokens"] == one["scores"]["tiny"]["tokens"]
     names = {file.name for file in checkpoint_path(tmp_path / "two", STEPS).iterdir()}

@@ -53,6 +53,7 @@ def fresh_stage(
         plan=DataPlan(parent.plan.seed, setting.row, (Segment(0, mixture),), tuple(sorted(packed))),
         corpora=setting.only({corpus for corpus, _ in mixture}), score=setting.score, score_tokens=setting.score_tokens,
         lr_by_role=by_role, objective="lm", preference=None, lora=None, average=(), surgery=None, batch_changes=(),
+        dynamics_every=0,
     )  # fmt: skip
 
 

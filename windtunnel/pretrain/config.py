@@ -71,6 +71,12 @@ class TrunkConfig(Config):
     keep: int = Field(
         default=3, ge=1, le=10_000, description="newest checkpoints that stay; branch points always stay", examples=[3]
     )
+    dynamics: LengthValue | None = Field(
+        default=None,
+        description="every so many steps, look at two consecutive updates of trunk and branches: gradients, slope and "
+        "curvature of the path, for windtunnel law dynamics --live; changes no number",
+        examples=["50 steps"],
+    )
 
 
 class ExpertsConfig(Config):

@@ -18,7 +18,7 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import answers, batches, by_corpus, context, curves, figures, programme, story, studies
+from windtunnel.report import answers, batches, by_corpus, context, curves, figures, mixtures, programme, story, studies
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -88,6 +88,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "scale": _scale(book, program),
         "training": _training(book, runs),
         "decay": _decay(book, runs),
+        "mixture": _mixture(book, program),
         "answers": _answers(book, program, runs),
         "context": _context(book, program),
         "samples": _samples(book, program, share),
@@ -119,6 +120,7 @@ _TITLES = {
     "scale": ("By corpus", "The law corpus by corpus"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "decay": ("Decay data", "What the decay data did"),
+    "mixture": ("Mixture", "Which shares of which corpora"),
     "answers": ("Answers", "What post-training changed"),
     "context": ("Longer context", "What the longer context brought"),
     "samples": ("Samples", "The first samples"),
@@ -254,6 +256,17 @@ def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
         shares = " → ".join(found.share(name, corpus) for name in (found.reference or "", *found.others))
         rows.append((corpus, f"share {shares}", [found.change(name, corpus) for name in found.others]))
     return macro("decay", found, Pair.of(lambda width: figures.change_figure(rows, found.others, width)))
+
+
+def _mixture(book: LabBook, program: str) -> Markup | None:
+    found = mixtures.read_mixtures(book, program)
+    if not found:
+        return None
+    return macro("mixture", [
+        (mixtures.mixture_title(fact), mixtures.verdict_lines(fact), mixtures.mixture_columns(fact),
+         mixtures.mixture_rows(fact), Pair.of(partial(mixtures.mixture_figure, fact)))
+        for fact in found
+    ])  # fmt: skip
 
 
 def _answers(book: LabBook, program: str, runs: list[dict[str, Any]]) -> Markup | None:

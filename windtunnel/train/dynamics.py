@@ -1,15 +1,10 @@
 """What happens in a decay, step by step (arXiv 2404.06395, section 4.4): a second pass over a run's own batches, watched.
 
-With parameters x(t), gradient g(t) at x(t) and move v(t) = x(t+1) − x(t):
+The numbers of two consecutive updates are those of ``train/pairs.py``; besides, at some steps,
 
-    cosine     g(t)·g(t+1) / (‖g(t)‖ ‖g(t+1)‖)
-    D1         g(t+1)·v(t) / ‖v(t)‖                    slope of the loss along the path
-    D2         (g(t+1) − g(t))·v(t) / ‖v(t)‖²          its second derivative
-    K          |D2| / (1 + D1²)^(3/2)                  curvature of the loss on the path
-    sharpness  ĝ(t)·H·ĝ(t), ĝ = g/‖g‖                  second derivative along the gradient, on the step's own batch
+    sharpness  ĝ(t)·H·ĝ(t), ĝ = g/‖g‖, the second derivative along the gradient, on the step's own batch.
 
-The pass is the loop itself with an optimizer that looks before it steps, so it makes the same updates. The loop hands the
-optimizer clipped gradients; the norm that it records is the one before clipping, and all numbers here are brought back to it.
+The pass is the loop itself with an optimizer that looks before it steps, so it makes the same updates.
 """
 
 from __future__ import annotations
@@ -21,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from windtunnel.base.errors import WindtunnelError
@@ -30,15 +24,12 @@ from windtunnel.corpus.store import Corpus
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
-from windtunnel.train.optimizer import Together
+from windtunnel.train.pairs import Sums, added, clip_scales, derivatives, inner_products, nothing, watched
 from windtunnel.train.stage import Stage
 from windtunnel.train.step import Trainer
 
 _STEP = 1e-3
 """Length of the finite difference for the sharpness, as a share of the parameters' norm."""
-_PRODUCTS = ("gg", "hh", "gh", "gv", "hv", "vv")
-"""Inner products of g = g(t), h = g(t+1) and v = v(t)."""
-Sums = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -120,12 +111,8 @@ class Probe:
         assert self._before is not None
         roles: dict[str, Sums] = {}
         for name, (g, v) in self._before.items():
-            sums = roles.setdefault(self.model.roles[name].value, dict.fromkeys((*_PRODUCTS, "max"), 0.0))
-            h = gradients[name]
-            vectors = {"g": g.double(), "h": h.double(), "v": v.double()}
-            for key in _PRODUCTS:
-                sums[key] += float((vectors[key[0]] * vectors[key[1]]).sum())
-            sums["max"] = max(sums["max"], float(g.abs().max()))
+            role = self.model.roles[name].value
+            roles[role] = added(roles.get(role, nothing()), inner_products(g, gradients[name], v))
         self.pairs.append({**self._open, "roles": roles})
         self._before, self._open = None, {}
 
@@ -156,19 +143,6 @@ class Probe:
         return (slopes[0] - slopes[1]) / (2 * size)
 
 
-class Watched(Together):
-    """Optimizers driven as one, with a probe that looks before and after every step."""
-
-    def __init__(self, *parts: torch.optim.Optimizer, probe: Probe) -> None:
-        super().__init__(*parts)
-        self._probe = probe
-
-    def step(self) -> None:
-        self._probe.before()
-        super().step()
-        self._probe.after()
-
-
 class WatchedWorkshop(Workshop):
     """A workshop whose trainers carry a probe, kept as ``probe``."""
 
@@ -181,23 +155,7 @@ class WatchedWorkshop(Workshop):
     def trainer(self, stage: Stage) -> Trainer:
         made = super().trainer(stage)
         self.probe = Probe(made.model, made.compute, self._sampling, self._first)
-        parts = made.optimizer.parts if isinstance(made.optimizer, Together) else (made.optimizer,)
-        return replace(made, optimizer=Watched(*parts, probe=self.probe), compute=self.probe.watched)
-
-
-def derivatives(sums: Mapping[str, float], scale: float = 1.0, next_scale: float = 1.0) -> dict[str, float | None]:
-    """The numbers of one pair of steps from its inner products; the scales undo the clipping of g(t) and g(t+1).
-
-    What divides by a norm of zero is None.
-    """
-    g, h, v = (math.sqrt(sums[key]) for key in ("gg", "hh", "vv"))
-    first = next_scale * sums["hv"] / v if v else None
-    second = (next_scale * sums["hv"] - scale * sums["gv"]) / sums["vv"] if v else None
-    return {
-        "norm": scale * g, "max": scale * sums["max"], "cosine": sums["gh"] / (g * h) if g and h else None,
-        "d1": first, "d2": second,
-        "curvature": abs(second) / (1 + first * first) ** 1.5 if first is not None and second is not None else None,
-    }  # fmt: skip
+        return replace(made, optimizer=watched(made.optimizer, self.probe), compute=self.probe.watched)
 
 
 def second_pass(
@@ -238,13 +196,10 @@ def second_pass(
 
 
 def _pair(pair: Mapping[str, Any], norms: Mapping[int, float | None]) -> dict[str, Any]:
-    roles = pair["roles"]
-    whole = {key: sum(sums[key] for sums in roles.values()) for key in _PRODUCTS}
-    whole["max"] = max(sums["max"] for sums in roles.values())
-    scales = [
-        (norms.get(pair["step"] + i) or 0.0) / length if (length := math.sqrt(whole[key])) else 0.0
-        for i, key in enumerate(("gg", "hh"))
-    ]
+    roles, whole = pair["roles"], nothing()
+    for sums in roles.values():
+        whole = added(whole, sums)
+    scales = clip_scales(whole, norms.get(pair["step"]), norms.get(pair["step"] + 1))
     return {
         "step": pair["step"], **derivatives(whole, *scales), "sharpness": pair.get("sharpness"),
         "roles": {role: derivatives(sums, *scales) for role, sums in roles.items()},

@@ -29,6 +29,7 @@ from windtunnel.train.metrics import Metrics, last_loss
 from windtunnel.train.noise import EVERY as NOISE_EVERY
 from windtunnel.train.objectives import OBJECTIVES, objective_of
 from windtunnel.train.optimizer import build_optimizer
+from windtunnel.train.pairs import LiveProbe, watched
 from windtunnel.train.parallel import any_rank, barrier, shard, share, sum_over_ranks
 from windtunnel.train.reference import reference_values
 from windtunnel.train.stage import AdamW, Stage, check_ranks
@@ -77,7 +78,12 @@ class Workshop:
         micro = min(max(1, most // stage.plan.row), -(-stage.batch // self.runtime.world))
         masked = stage.masking == "document"
         every = NOISE_EVERY if stage.objective == "lm" else 0
-        return Trainer(model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked, every)
+        probe = LiveProbe(model, stage.dynamics_every, self.runtime) if stage.dynamics_every else None
+        if probe is not None:
+            optimizer = watched(optimizer, probe)
+        return Trainer(
+            model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked, every, probe
+        )
 
 
 def scorer(model: Transformer, runtime: Runtime, row: int = 256) -> Trainer:
@@ -173,7 +179,7 @@ def run_stage(
         "key": stage.key, "step": at.step, "tokens": at.sequences * stage.plan.row, "skipped": at.skipped, "scores": scores,
         "score_tokens": stage.score_tokens,
         "loss": last_loss(run, at.step), "numeric_class": runtime.numeric_class(), "peak_memory": memory,
-        **_time_spent(run, clock, stage),
+        **_time_spent(run, clock, stage), **({"probe_seconds": trainer.probe.seconds} if trainer.probe else {}),
     }  # fmt: skip
     if runtime.rank == 0:
         write_json(run / RESULT, result)
@@ -200,6 +206,8 @@ def _train(
         rows = loader.rows(*share(at.sequences, batch, runtime))
         rate = stage.optimizer.learning_rate * stage.schedule.factor(step)
         clock.loaded()
+        if trainer.probe:
+            trainer.probe.at(step)
         report = step_or_halve(trainer, rows, rate, control, step=step)
         clock.stepped(batch * stage.plan.row, report.terms["loss"])
         bad = 0 if report.applied else bad + 1
@@ -208,9 +216,11 @@ def _train(
                 f"{stage.name}: {bad} updates in a row were not finite at step {step}; lower the learning rate"
             )
         at = Position(step, at.optimizer_step + report.applied, at.sequences + batch, at.skipped + (not report.applied))
+        more = report.noise.metrics() if report.noise else {}
+        if trainer.probe:
+            more |= trainer.probe.closed(report.gradient_norm, report.applied)
         if metrics:
-            noise = report.noise.metrics() if report.noise else {}
-            metrics.add(step, {**report.terms, "gradient_norm": report.gradient_norm, "learning_rate": rate, **noise})
+            metrics.add(step, {**report.terms, "gradient_norm": report.gradient_norm, "learning_rate": rate, **more})
         stopping = any_rank(control.stop, runtime) if runtime.world > 1 else control.stop
         finishing = stage.open_ended and any_rank(control.finish(), runtime)
         last = step == stage.steps or finishing

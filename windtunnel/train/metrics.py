@@ -11,6 +11,8 @@ from pathlib import Path
 from windtunnel.base.artefact import explained, write_bytes
 
 FILE = "metrics.jsonl"
+LIVE = ("max", "cosine", "d1", "d2", "curvature")
+"""What a probe (``train/pairs.py``) adds to the metrics of a step, about it and the step before, as ``pair_max`` and so on."""
 _FLUSH_SECONDS = 2.0
 
 

@@ -23,6 +23,10 @@ from windtunnel.train.schedule import Schedule
 
 NUMERICS = 2
 """Raised whenever our own arithmetic changes (the golden losses force it): no stale trial may enter a law."""
+NOT_IDENTITY = (
+    "name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended", "dynamics_every",
+)  # fmt: skip
+"""What decides no number of a stage: how it is called, kept, scored and watched."""
 FINISHED = ("decay", "sft", "dpo", "adapt", "soup")
 """Kinds of stages that end in a finished model."""
 
@@ -183,12 +187,14 @@ class Stage:
     """What keeps experts equally busy; a stage without experts has none."""
     batch_changes: Changes = ()
     """(step, batch) pairs: updates after that step have that batch."""
+    dynamics_every: int = 0
+    """Steps from one look at two consecutive updates to the next (``train/pairs.py``); 0 for none. No number depends on it."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
         out = self.to_dict()
-        for name in ("name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended"):
-            out.pop(name)
+        for name in NOT_IDENTITY:
+            out.pop(name, None)
         if self.open_ended:
             out.pop("steps")
         return {**out, "numerics": NUMERICS}
@@ -257,6 +263,7 @@ class Stage:
             **({"average": [member.to_dict() for member in self.average]} if self.average else {}),
             **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
             **({"batch_changes": [list(change) for change in self.batch_changes]} if self.batch_changes else {}),
+            **({"dynamics_every": self.dynamics_every} if self.dynamics_every else {}),
         }  # fmt: skip
 
     @classmethod

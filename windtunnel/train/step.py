@@ -17,6 +17,7 @@ from windtunnel.train.balance import Balanced, begin_step, end_step
 from windtunnel.train.noise import Noise, split
 from windtunnel.train.objectives import Objective
 from windtunnel.train.optimizer import Optimizer, set_learning_rate
+from windtunnel.train.pairs import LiveProbe
 from windtunnel.train.parallel import average_gradients, global_norm_clip, local, sum_over_ranks
 
 
@@ -34,6 +35,8 @@ class Trainer:
     masked: bool = True
     noise_every: int = 0
     """Steps from one measurement of the gradient's noise to the next; 0 for none."""
+    probe: LiveProbe | None = None
+    """Looks at pairs of updates, where the stage asks for it."""
 
 
 @dataclass(frozen=True)
