@@ -245,7 +245,7 @@ class Program:
         origin = self.prepared.origin if self.prepared else None
         return replace(
             trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep,
-            batch_changes=self.batches.changes,
+            batch_changes=self.batches.changes, recompute=self.recipe.model.recompute,
             start=Start(origin["stage"], origin["step"], fresh=True) if origin else None,
         )  # fmt: skip
 

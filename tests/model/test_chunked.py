@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from windtunnel.corpus.loader import IGNORED
-from windtunnel.model import chunked
+from windtunnel.model import chunked_size
 from windtunnel.model.adapters import attach
-from windtunnel.model.chunked import chunk_positions, is_chunked, summed_cross_entropy
+from windtunnel.model.chunked import summed_cross_entropy
+from windtunnel.model.chunked_size import chunk_positions, is_chunked
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
@@ -47,8 +48,8 @@ def chunks(monkeypatch):
     """From here on all logits are made in chunks of 16 positions."""
 
     def switch() -> None:
-        monkeypatch.setattr(chunked, "WHOLE", 0)
-        monkeypatch.setattr(chunked, "_CHUNK", {"cpu": 16 * SHAPE.vocab})
+        monkeypatch.setattr(chunked_size, "WHOLE", 0)
+        monkeypatch.setattr(chunked_size, "CHUNK", {"cpu": 16 * SHAPE.vocab})
 
     return switch
 

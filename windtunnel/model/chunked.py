@@ -15,21 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from windtunnel.corpus.loader import IGNORED
-
-WHOLE = 1 << 24
-"""Most logits of a micro-batch that are held at once (64 MiB in fp32); above, they are made in chunks."""
-_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Logits of a chunk: what a CPU's caches and a GPU's multiprocessors keep busy with."""
-
-
-def is_chunked(positions: int, vocab: int) -> bool:
-    """Whether the logits of that many positions are made in chunks."""
-    return positions * vocab > WHOLE
-
-
-def chunk_positions(vocab: int, device: str = "cpu") -> int:
-    """Positions of a chunk."""
-    return max(16, _CHUNK.get(device, _CHUNK["cpu"]) // vocab)
+from windtunnel.model.chunked_size import chunk_positions
 
 
 def summed_cross_entropy(h_ND: Tensor, head_VD: Tensor, targets_N: Tensor, vocab: int) -> Tensor:

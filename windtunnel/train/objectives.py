@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from windtunnel.corpus.loader import IGNORED, Rows
-from windtunnel.model.chunked import is_chunked
+from windtunnel.model.chunked_size import is_chunked
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.preference import Preference
 from windtunnel.train.stage import Stage

@@ -27,6 +27,7 @@ FINISHED = ("decay", "sft", "dpo", "adapt", "soup")
 """Kinds of stages that end in a finished model."""
 
 Decay = Literal["plain", "independent"]
+Recompute = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,15 @@ class Stage:
     """What keeps experts equally busy; a stage without experts has none."""
     batch_changes: Changes = ()
     """(step, batch) pairs: updates after that step have that batch."""
+    recompute: Recompute = "auto"
+    """Whether layers are computed again in the backward pass instead of keeping what it needs: no part of the identity."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
         out = self.to_dict()
         for name in ("name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended"):
             out.pop(name)
+        out.pop("recompute", None)
         if self.open_ended:
             out.pop("steps")
         return {**out, "numerics": NUMERICS}
@@ -257,6 +261,7 @@ class Stage:
             **({"average": [member.to_dict() for member in self.average]} if self.average else {}),
             **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
             **({"batch_changes": [list(change) for change in self.batch_changes]} if self.batch_changes else {}),
+            **({"recompute": self.recompute} if self.recompute != "auto" else {}),
         }  # fmt: skip
 
     @classmethod
