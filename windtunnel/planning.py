@@ -89,6 +89,7 @@ def plan(recipe: Recipe, home: Path, *, measure: bool = True) -> View:
     if recipe.budget is not None:
         parts.append(_budget_part(size_for_budget(recipe, program.vocab)))
     parts.append(_stage_table(lines))
+    parts.extend(_data_parts(program))
     parts.extend(_memory_parts(lines))
     parts.extend(_schedule_parts(program))
     parts.append(table(("derived", "value", "source"), [(d.name, d.value, d.source) for d in program.derived()]))
@@ -244,6 +245,44 @@ def line_memory(item: Line) -> StepMemory:
     large = item.name not in ("search", "scaling") and item.stages[0].shape.body >= THREADED_FROM
     lanes = Machine.of("cpu").lanes if large else 1
     return max((step_memory(stage, "cpu", lanes) for stage in item.stages), key=lambda memory: memory.resident)
+
+
+def data_by_length(program: Program, stage: Stage) -> list[dict[str, Any]]:
+    """What a stage reads of long and of short documents: exact rows and tokens, and whole documents that there are.
+
+    ``tokens`` are those that the rows hold on average, without padding.
+    """
+    prepared, plan = program.prepared, stage.plan
+    known = prepared.by_length(plan.row, plan.long_from) if prepared and plan.long_from else {}
+    out: list[dict[str, Any]] = []
+    for name, rows in plan.counts(stage.own_tokens // plan.row).items() if known else ():
+        corpus, _, part = name.partition(":")
+        facts = known[corpus][part]
+        tokens = round(rows * plan.row * facts["fill"])
+        out.append({"corpus": corpus, "part": part, "rows": rows, "tokens": tokens, "documents": facts["whole"],
+                    "fill": facts["fill"], "epochs": rows / facts["rows"]})  # fmt: skip
+    return out
+
+
+def _data_parts(program: Program) -> list[RenderableType]:
+    out: list[RenderableType] = []
+    for name, branch in program.recipe.branch.items():
+        if branch.context is None or branch.context.long_share is None:
+            continue
+        stage = program.branch(name)
+        least, found = stage.plan.long_from, data_by_length(program, stage)
+        total = sum(part["tokens"] for part in found)
+        shares = f"asked {100 * branch.context.long_share:g} % of documents from {least:,} tokens on"
+        out.append(line(f"data of {name}: {shares}" + ("" if found else "; counted once the corpora are read")))
+        out.extend(
+            line(
+                f"  {100 * part['tokens'] / total:5.1f} %  {part['corpus']}, {part['part']}: {part['tokens']:,} tokens in"
+                f" {part['rows']:,} rows ({100 * part['fill']:.0f} % full) of {part['documents']:,} documents,"
+                f" {part['epochs']:.2g} times each"
+            )
+            for part in found
+        )
+    return out
 
 
 def _memory_shown(item: Line) -> str:

@@ -44,7 +44,7 @@ FIELDS = {
     "smoothing margin warmup decay lora of weights last",
     "branch.x.lora": "rank alpha",
     "branch.x.experts": "count top_k drop router balance z bias",
-    "branch.x.context": "row theta scaling factor untie items",
+    "branch.x.context": "row theta scaling factor untie long_share long_from items",
     "evaluate": "corpora tokens tasks",
     "export": "branch format",
     "machine": "count tflops price watts currency",
