@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from windtunnel.base.errors import DataError
 from windtunnel.base.units import Length
-from windtunnel.corpus.packing import corrected
+from windtunnel.corpus.packing import corrected, shared_by_length
 from windtunnel.posttrain.config import GrownConfig
 from windtunnel.posttrain.dpo import PAPER_RATE, cosine, on_pairs
 from windtunnel.posttrain.sft import end_rate, fresh_stage, sft_schedule
@@ -108,17 +109,40 @@ def upcycled(
 
 
 def extended(
-    name: str, config: BranchConfig, parent: Stage, at: int, setting: Setting, tokens: Callable[[Length], int]
-) -> Stage:
-    """The stage of a ``long`` branch that begins at step ``at`` of the trunk or of another long branch."""
+    name: str, config: BranchConfig, parent: Stage, at: int, setting: Setting, tokens: Callable[[Length], int],
+    mixture: Mapping[str, float], long_from: int, lengths: Mapping[str, Mapping[str, Any]],
+) -> Stage:  # fmt: skip
+    """The stage of a ``long`` branch that begins at step ``at`` of the trunk or of another long branch.
+
+    Args:
+        mixture: of corpora.
+        long_from: tokens from which a document counts as long.
+        lengths: ``length_facts`` of the corpora; empty before they are read.
+
+    Raises:
+        DataError: it asks for long documents, and there are none.
+    """
     context = config.context
     assert context is not None
+    whole, packed = tuple(sorted(mixture.items())), ()
+    if context.long_share is not None:
+        if lengths and not any(facts["long"] for facts in lengths.values()):
+            most = max(facts["longest"] for facts in lengths.values())
+            raise DataError(
+                f"branch.{name}.context.long_share",
+                f"expected documents of {long_from} tokens or more in {', '.join(mixture)}, the longest has {most}",
+                "lower long_from, or name a corpus of longer ones",
+            )
+        whole = shared_by_length(mixture, context.long_share, lengths)
+        parts = (part.partition(":") for part, _ in whole)
+        packed = tuple((f"{c}:{p}", lengths[c][p]["hash"] if c in lengths else "") for c, _, p in parts)
     step = max(1, (config.batch or parent.batches.at(at) * parent.plan.row) // context.row) * context.row
     return extended_stage(
-        parent, name, setting, at=at, row=context.row, batch=step // context.row,
+        parent, name, setting, at=at, row=context.row, packed=packed, long_from=long_from if packed else 0,
+        batch=step // context.row,
         stable=_whole(config.stable, tokens, step) if config.stable else 0,
         decay=_whole(config.length, tokens, step) if config.decays else 0, theta=context.theta, scaling=context.scaling,
-        factor=context.factor, untie=context.untie, **_fall(config, tokens, step),
+        factor=context.factor, untie=context.untie, **{**_fall(config, tokens, step), "mixture": whole},
     )  # fmt: skip
 
 

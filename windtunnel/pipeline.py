@@ -15,6 +15,7 @@ from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
 from windtunnel.base.units import duration
+from windtunnel.corpus.mixture import corpus_of
 from windtunnel.desk import THREADED_FROM, Desk, Result
 from windtunnel.growth import generations, regained
 from windtunnel.home import Home
@@ -266,7 +267,7 @@ def _finish_model(job: Job, stage: Stage) -> None:
     answering = answering_job(desk, program, stage)
     if known is not None and set(tasks) <= set(known.get("tasks", {})) and (not answering or "answering" in known):
         return
-    chats = any(recipe.corpus[name].chats for name in dict(stage.plan.segments[-1].mixture))
+    chats = any(recipe.corpus[corpus_of(name)].chats for name in dict(stage.plan.segments[-1].mixture))
     with desk.screen.console.status(f"{stage.name}: samples and tasks"):
         found = finishing(
             "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),

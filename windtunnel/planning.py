@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
-from windtunnel.desk import Machine
+from windtunnel.desk import THREADED_FROM, Machine
 from windtunnel.growth import generations
 from windtunnel.home import Home
 from windtunnel.laws.budget import Choice
@@ -26,6 +26,7 @@ from windtunnel.recipe import Recipe
 from windtunnel.sizing import size_for_budget, with_budget
 from windtunnel.study import search_stages, with_known_choices
 from windtunnel.train.folder import as_far_as_trained, read_result, steps_saved
+from windtunnel.train.memory import StepMemory, step_memory
 from windtunnel.train.stage import NOT_IDENTITY, Muon, Stage
 from windtunnel.views import View, blocks, line, table
 
@@ -89,6 +90,8 @@ def plan(recipe: Recipe, home: Path, *, measure: bool = True) -> View:
     if recipe.budget is not None:
         parts.append(_budget_part(size_for_budget(recipe, program.vocab)))
     parts.append(_stage_table(lines))
+    parts.extend(_data_parts(program))
+    parts.extend(_memory_parts(lines))
     parts.extend(_schedule_parts(program))
     parts.append(table(("derived", "value", "source"), [(d.name, d.value, d.source) for d in program.derived()]))
     parts.extend(_cost_parts(program, lines, speed))
@@ -221,7 +224,7 @@ def _stage_table(lines: list[Line]) -> RenderableType:
     rows = []
     for item in lines:
         if not item.stages:
-            rows.append((item.name, "", "", "", "", "", "", item.state))
+            rows.append((item.name, *("",) * 7, item.state))
             continue
         first, count = item.stages[0], len(item.stages)
         own = sum(stage.own_tokens for stage in item.stages)
@@ -233,10 +236,77 @@ def _stage_table(lines: list[Line]) -> RenderableType:
         batches = sorted({stage.step_tokens for stage in item.stages})
         batch = si(batches[0]) if len(batches) == 1 else f"{si(batches[0])} – {si(batches[-1])}"
         seconds = duration(item.seconds) if item.seconds is not None else "?"
-        flops = f"{sum(s.flops for s in item.stages):.3g}"
-        rows.append((item.name, shown, si(own), batch, steps, flops, seconds, item.state))
-    columns = ("stage", "N", "tokens", "batch", "steps", "FLOPs", "time", "state")
-    return table(columns, rows, right=(1, 2, 3, 4, 5, 6))
+        flops, memory = f"{sum(s.flops for s in item.stages):.3g}", _memory_shown(item)
+        rows.append((item.name, shown, si(own), batch, steps, flops, seconds, memory, item.state))
+    columns = ("stage", "N", "tokens", "batch", "steps", "FLOPs", "time", "memory", "state")
+    return table(columns, rows, right=(1, 2, 3, 4, 5, 6, 7))
+
+
+def line_memory(item: Line) -> StepMemory:
+    """Expected memory of the largest stage of a line, on the CPU of this machine: in all lanes of a large run, or in one of the
+    workers that train small stages side by side."""
+    large = item.name not in ("search", "scaling") and item.stages[0].shape.body >= THREADED_FROM
+    lanes = Machine.of("cpu").lanes if large else 1
+    return max((step_memory(stage, "cpu", lanes) for stage in item.stages), key=lambda memory: memory.resident)
+
+
+def data_by_length(program: Program, stage: Stage) -> list[dict[str, Any]]:
+    """What a stage reads of long and of short documents: exact rows and tokens, and whole documents that there are.
+
+    ``tokens`` are those that the rows hold on average, without padding.
+    """
+    prepared, plan = program.prepared, stage.plan
+    known = prepared.by_length(plan.row, plan.long_from) if prepared and plan.long_from else {}
+    out: list[dict[str, Any]] = []
+    for name, rows in plan.counts(stage.own_tokens // plan.row).items() if known else ():
+        corpus, _, part = name.partition(":")
+        facts = known[corpus][part]
+        tokens = round(rows * plan.row * facts["fill"])
+        out.append({"corpus": corpus, "part": part, "rows": rows, "tokens": tokens, "documents": facts["whole"],
+                    "fill": facts["fill"], "epochs": rows / facts["rows"]})  # fmt: skip
+    return out
+
+
+def _data_parts(program: Program) -> list[RenderableType]:
+    out: list[RenderableType] = []
+    for name, branch in program.recipe.branch.items():
+        if branch.context is None or branch.context.long_share is None:
+            continue
+        stage = program.branch(name)
+        least, found = stage.plan.long_from, data_by_length(program, stage)
+        total = sum(part["tokens"] for part in found)
+        shares = f"asked {100 * branch.context.long_share:g} % of documents from {least:,} tokens on"
+        out.append(line(f"data of {name}: {shares}" + ("" if found else "; counted once the corpora are read")))
+        out.extend(
+            line(
+                f"  {100 * part['tokens'] / total:5.1f} %  {part['corpus']}, {part['part']}: {part['tokens']:,} tokens in"
+                f" {part['rows']:,} rows ({100 * part['fill']:.0f} % full) of {part['documents']:,} documents,"
+                f" {part['epochs']:.2g} times each"
+            )
+            for part in found
+        )
+    return out
+
+
+def _memory_shown(item: Line) -> str:
+    return bytes_size(line_memory(item).resident) if any(stage.own_steps for stage in item.stages) else ""
+
+
+def _memory_parts(lines: list[Line]) -> list[RenderableType]:
+    """What the tensors of a step of each stage take in fp32 on a CPU, by what they are for."""
+    out: list[RenderableType] = []
+    for item in (item for item in lines if any(stage.own_steps for stage in item.stages)):
+        m = line_memory(item)
+        ways = [way for way, used in (("layers computed again", m.recompute), ("loss in chunks", m.chunked)) if used]
+        lanes = f" in each of {m.lanes} processes" if m.lanes > 1 else ""
+        out.append(
+            line(
+                f"step of {item.name:10s} {bytes_size(m.tensors)}{lanes}: weights {bytes_size(m.weights)}, gradients"
+                f" {bytes_size(m.gradients)}, moments {bytes_size(m.moments)}, activations {bytes_size(m.activations)}, head or"
+                f" layer at work {bytes_size(m.work)}{''.join(f'; {way}' for way in ways)}"
+            )
+        )
+    return out
 
 
 def _schedule_parts(program: Program) -> list[RenderableType]:
@@ -331,6 +401,7 @@ def _data(program: Program, lines: list[Line], speed: Speed | None) -> dict[str,
         "stages": [
             {"name": item.name, "state": item.state, "seconds": item.seconds, "count": len(item.stages),
              "flops": sum(s.flops for s in item.stages),
+             "memory": line_memory(item).resident if item.stages else None,
              "from_step": item.stages[0].steps - item.stages[0].own_steps if len(item.stages) == 1 else None,
              "to_step": item.stages[0].steps if len(item.stages) == 1 else None, **_alone(item)}
             for item in lines

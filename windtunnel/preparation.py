@@ -10,7 +10,7 @@ from windtunnel.base.units import si
 from windtunnel.comparison import find_run
 from windtunnel.corpus.build import build_corpus, build_tokenizer, corpus_key, tokenizer_key
 from windtunnel.corpus.mixture import check_epochs
-from windtunnel.corpus.packing import row_index
+from windtunnel.corpus.packing import length_facts, row_index
 from windtunnel.corpus.sources import source_fingerprint
 from windtunnel.corpus.store import Corpus
 from windtunnel.corpus.tokenizer import Tokenizer
@@ -27,6 +27,8 @@ def preparation_key(recipe: Recipe) -> str:
     """What the preparation depends on, as far as the recipe tells."""
     tables = {name: corpus.model_dump(mode="json") for name, corpus in sorted(recipe.corpus.items())}
     packed = [[list(recipe.packed), recipe.model.row]] if recipe.packed else []
+    lengths = [{"by_length": {name: list(map(list, pairs)) for name, pairs in recipe.by_length.items()}}]
+    packed += lengths if recipe.by_length else []
     start = [{"start": recipe.trunk.start}] if recipe.trunk.start else []
     return content_hash(
         [tables, recipe.tokenizer.model_dump(mode="json"), sorted(recipe.tokenizer_corpora), *packed, *start]
@@ -76,6 +78,9 @@ def prepare(desk: Desk, recipe: Recipe) -> Prepared:
             }  # fmt: skip
             if name in recipe.packed:
                 corpora[name]["packed"] = _packed(corpus, recipe.model.row, say)
+            for row, least in recipe.by_length.get(name, ()):
+                facts = length_facts(corpus, row, least)
+                corpora[name].setdefault("by_length", {})[f"{row}/{least}"] = facts
             with desk.book as book:
                 book.put_fact(
                     recipe.name, "corpus", name, {**corpora[name], "stats": corpus.stats, "licence": config.licence}
@@ -154,9 +159,8 @@ def check_supply(program: Program, say: Any) -> None:
     """
     assert program.prepared is not None
     trunk = program.trunk()
-    packed = program.prepared.packed
     for stage in [trunk, *(program.branch(name) for name in program.recipe.branch)]:
-        rows = packed if stage.plan.packed else program.prepared.rows(stage.plan.row)
+        rows = program.prepared.rows_of(stage.plan)
         # Rows of another length are counted from the beginning of the stage's own plan.
         before = trunk.batches.sequences(stage.first_step) if stage.plan.row == trunk.plan.row else 0
         for warning in check_epochs(stage.plan, rows, before + stage.own_tokens // stage.plan.row):

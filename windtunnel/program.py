@@ -13,6 +13,7 @@ from typing import Any
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
+from windtunnel.corpus.mixture import DataPlan
 from windtunnel.growth import averaged, extended, posttrained, upcycled
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
@@ -60,10 +61,22 @@ class Prepared:
         """Rows of each corpus."""
         return {name: max(0, (corpus["tokens"] - 1) // row) for name, corpus in self.corpora.items()}
 
-    @property
-    def packed(self) -> dict[str, int]:
-        """Rows of whole documents, of each corpus that some branch reads so."""
-        return {name: corpus["packed"]["rows"] for name, corpus in self.corpora.items() if "packed" in corpus}
+    def by_length(self, row: int, least: int) -> dict[str, dict[str, Any]]:
+        """``length_facts`` of each corpus for that row and dividing length, where they were counted."""
+        key = f"{row}/{least}"
+        return {
+            name: facts["by_length"][key] for name, facts in self.corpora.items() if key in facts.get("by_length", {})
+        }
+
+    def rows_of(self, plan: DataPlan) -> dict[str, int]:
+        """Rows of each corpus, or part of one, that a data plan reads."""
+        if plan.long_from:
+            found = self.by_length(plan.row, plan.long_from)
+            parts = ((name, *name.split(":")) for name in plan.corpora)
+            return {name: facts["rows"] for name, corpus, part in parts if (facts := found[corpus][part])}
+        if plan.packed:
+            return {name: facts["packed"]["rows"] for name, facts in self.corpora.items() if "packed" in facts}
+        return self.rows(plan.row)
 
 
 @dataclass(frozen=True)
@@ -250,7 +263,7 @@ class Program:
         origin = self.prepared.origin if self.prepared else None
         return replace(
             trunk_stage("trunk", self.shape, setting, steps, points, every), keep_last=self.recipe.trunk.keep,
-            batch_changes=self.batches.changes, dynamics_every=self.dynamics_steps,
+            batch_changes=self.batches.changes, dynamics_every=self.dynamics_steps, recompute=self.recipe.model.recompute,
             start=Start(origin["stage"], origin["step"], fresh=True) if origin else None,
         )  # fmt: skip
 
@@ -319,11 +332,12 @@ class Program:
             return posttrained(name, config, parent, setting, packed, max(1, self.total_tokens // 10))
         if config.parent != "trunk":
             parent = parent or self.branch(config.parent, finished_at)
-            return extended(name, config, parent, parent.steps, setting, self._tokens)
+            return self._extended(name, parent, parent.steps)
         trunk, at = self.trunk(finished_at), finished_at or self.branch_point(name)
         if config.kind != "decay":
-            grow = upcycled if config.kind == "moe" else extended
-            return grow(name, config, trunk, at, setting, self._tokens)
+            if config.kind == "long":
+                return self._extended(name, trunk, at)
+            return upcycled(name, config, trunk, at, setting, self._tokens)
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
         half_life = self._half_life(name)
@@ -331,6 +345,16 @@ class Program:
             trunk, name, setting, at=at, steps=self.decay_steps(name), form=config.form, floor=floor, half_life=half_life,
             mixture=mixture,
         )  # fmt: skip
+
+    def _extended(self, name: str, parent: Stage, at: int) -> Stage:
+        """A long branch, with what is known of its documents' lengths."""
+        recipe, context = self.recipe, self.recipe.branch[name].context
+        assert context is not None
+        least = recipe.long_from(name)
+        known = self.prepared.by_length(context.row, least) if self.prepared else {}
+        return extended(
+            name, recipe.branch[name], parent, at, self.setting(), self._tokens, recipe.long_mixture(name), least, known
+        )
 
     def _half_life(self, branch: str) -> float | None:
         """The half-life of a decay branch in its own steps."""

@@ -51,7 +51,8 @@ def check_files(recipe: Recipe) -> None:
     places += [(f"evaluate.tasks.{name}", path) for name, path in recipe.evaluate.tasks.items()]
     if recipe.tokenizer.path:
         places.append(("tokenizer.path", recipe.tokenizer.path))
-    for key, path in places:
+    for key, named in places:
+        path = named.partition("+")[2] if named.startswith("made:long/") else named
         if path.startswith(_SCHEMES) or any(mark in path for mark in "*?["):
             continue
         scheme, colon, _ = path.partition("://")

@@ -61,5 +61,13 @@ def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
         rows = max(1, round(branch.batch / context.row))
         fix = f"write {rows * context.row} for {rows} rows"
         yield Problem(f"{key}.batch", f"expected a multiple of context.row = {context.row}, got {branch.batch}", fix)
+    if context.long_from is not None and context.long_share is None:
+        yield Problem(f"{key}.context.long_from", "expected long_share beside it, got none", "write long_share = 0.44")
+    if context.long_from is not None and context.long_from > context.row:
+        problem = f"expected at most context.row = {context.row}, got {context.long_from}"
+        yield Problem(f"{key}.context.long_from", problem, "longer documents are cut to rows")
+    pairs = [name for name in recipe.long_mixture(name) if recipe.corpus[name].pairs]
+    if context.long_share is not None and pairs:
+        yield Problem(f"{key}.mixture", f"expected text or chats to pack into rows, got the pairs of {pairs[0]!r}")
     if context.factor is not None and context.scaling == "none":
         yield Problem(f"{key}.context.factor", "expected a scaling beside a factor, got 'none'", "leave one out")

@@ -249,6 +249,30 @@ class Recipe(Config):
         used = (branch.mixture or {} for branch in self.branch.values() if branch.kind in POSTTRAINED)
         return tuple(sorted({name for mixture in used for name in mixture}))
 
+    def long_mixture(self, name: str) -> dict[str, float]:
+        """The mixture of a long branch: its own, or that of what it grows from."""
+        branch = self.branch[name]
+        if branch.mixture:
+            return dict(branch.mixture)
+        return self.mixture if branch.parent not in self.branch else self.long_mixture(branch.parent)
+
+    def long_from(self, name: str) -> int:
+        """Tokens from which a long branch counts a document as long."""
+        branch = self.branch[name]
+        assert branch.context is not None
+        above = self.branch[branch.parent].context if branch.parent in self.branch else None
+        return branch.context.long_from or (self.model.row if above is None else above.row)
+
+    @property
+    def by_length(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """The corpora whose long and short documents are packed apart, each with the rows and dividing lengths that need it."""
+        out: dict[str, set[tuple[int, int]]] = {}
+        for name, branch in self.branch.items():
+            if branch.kind == "long" and branch.context is not None and branch.context.long_share is not None:
+                for corpus in self.long_mixture(name):
+                    out.setdefault(corpus, set()).add((branch.context.row, self.long_from(name)))
+        return {corpus: tuple(sorted(found)) for corpus, found in sorted(out.items())}
+
     @property
     def forecast_branch(self) -> str | None:
         """The branch that the forecast is about: the first decay on the trunk's own mixture."""

@@ -99,7 +99,7 @@ class Lab:
         streams = [stage for stage in wanted if not stage.plan.packed]
         packed = [stage for stage in wanted if stage.plan.packed]
         for longest in (max(group, key=lambda stage: stage.tokens) for group in (streams, packed) if group):
-            rows = self.program.prepared.packed if longest.plan.packed else self.program.prepared.rows(longest.plan.row)
+            rows = self.program.prepared.rows_of(longest.plan)
             for warning in check_epochs(longest.plan, rows, longest.steps * longest.batch):
                 self.desk.screen.say(f"{longest.name}: {warning}")
         title = f"replicate: {title}, {len(wanted)} runs"

@@ -17,6 +17,8 @@ from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import RecipeError
 
 _MALLOC_MMAP_THRESHOLD, _MALLOC_TRIM_THRESHOLD, _MALLOC_TOP_PAD = -3, -1, -2
+_LARGEST_THRESHOLD = 32 * 1024 * 1024
+"""The largest that glibc takes; more is ignored without a word."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,29 @@ def prepare(runtime: Runtime) -> None:
 
 def _tune_malloc() -> None:
     """Keeps freed activations in the process instead of giving them back and faulting them in again (glibc only)."""
+    _mallopt(
+        (_MALLOC_MMAP_THRESHOLD, _LARGEST_THRESHOLD), (_MALLOC_TRIM_THRESHOLD, 1 << 30), (_MALLOC_TOP_PAD, 64 << 20)
+    )
+
+
+def return_large_blocks(wanted: bool) -> None:
+    """Whether blocks of 2 MiB and more go back to the system when they are freed (glibc only).
+
+    Layers that are computed again leave small blocks between large ones: a heap that keeps all holes grew to twice what the
+    tensors take (docs/lab-log.md).
+    """
+    _mallopt((_MALLOC_MMAP_THRESHOLD, 2 << 20 if wanted else _LARGEST_THRESHOLD))
+
+
+def _mallopt(*settings: tuple[int, int]) -> None:
     if not sys.platform.startswith("linux"):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return
-    mallopt(_MALLOC_MMAP_THRESHOLD, 32 * 1024 * 1024)  # the largest that glibc takes; more is ignored without a word
-    mallopt(_MALLOC_TRIM_THRESHOLD, 1 << 30)
-    mallopt(_MALLOC_TOP_PAD, 64 * 1024 * 1024)
+    for name, value in settings:
+        mallopt(name, value)
 
 
 def peak_memory() -> int:

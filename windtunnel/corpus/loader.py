@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from windtunnel.base.errors import DataError
-from windtunnel.corpus.mixture import DataPlan, locate
+from windtunnel.corpus.mixture import DataPlan, corpus_of, locate
 from windtunnel.corpus.packing import RowIndex, row_index
 from windtunnel.corpus.store import Corpus, HeldOut, TokenStream
 from windtunnel.corpus.tokenizer import Tokenizer
@@ -47,19 +47,19 @@ class Loader:
     ) -> None:
         """Raises DataError where a corpus of the plan is missing, the corpora have different tokenizers, or a row index is
         not the one that the plan names. ``values`` float32 [rows of the corpus, k] go into ``Rows.values``."""
-        missing = [name for name in plan.corpora if name not in corpora]
+        missing = [corpus_of(name) for name in plan.corpora if corpus_of(name) not in corpora]
         if missing:
             problem = f"expected one of the corpora {', '.join(corpora)}, got another"
             raise DataError(f"mixture.{missing[0]}", problem, "check the name")
         self.plan = plan
-        self._corpora = [corpora[name] for name in plan.corpora]
+        self._corpora = [corpora[corpus_of(name)] for name in plan.corpora]
         tokenizers = {corpus.tokenizer_hash for corpus in self._corpora}
         if len(tokenizers) > 1:
             raise DataError(
                 "mixture", "expected corpora of one tokenizer, got several", "build them again with one tokenizer"
             )
         self.tokenizer = next(iter(tokenizers), "")
-        self.indices = {name: _index(corpora[name], plan, wanted) for name, wanted in plan.packed}
+        self.indices = {name: _index(corpora[corpus_of(name)], plan, name, wanted) for name, wanted in plan.packed}
         self.rows_of = {
             name: self.indices[name].rows if name in self.indices else corpora[name].rows(plan.row)
             for name in plan.corpora
@@ -98,8 +98,8 @@ class Loader:
         return Rows(rows.inputs, rows.targets, rows.documents, values=np.array(found, np.float32))
 
 
-def _index(corpus: Corpus, plan: DataPlan, wanted: str) -> RowIndex:
-    index = row_index(corpus, plan.row)
+def _index(corpus: Corpus, plan: DataPlan, name: str, wanted: str) -> RowIndex:
+    index = row_index(corpus, plan.row, name.partition(":")[2], plan.long_from)
     if index.hash != wanted:
         problem = f"expected the row index {wanted[:10]}, found {index.hash[:10]}"
         raise DataError(f"corpus.{corpus.name}", problem, "run the command again: the corpus was built anew")

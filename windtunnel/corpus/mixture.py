@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +27,11 @@ WARN_EPOCHS, MAXIMUM_EPOCHS = 4.0, 40.0
 """Repeating text four times costs little, and after about forty times nothing is gained (arXiv 2305.16264, section 5)."""
 
 
+def corpus_of(name: str) -> str:
+    """The corpus of a name in a mixture: NAME of NAME:long and NAME:short."""
+    return name.partition(":")[0]
+
+
 @dataclass(frozen=True)
 class Segment:
     """From the sequence ``start`` on, corpora are mixed by these weights (any positive scale)."""
@@ -40,12 +45,15 @@ class DataPlan:
     """Seed, tokens in a row, and the segments in order; the first begins at 0.
 
     ``packed`` pairs each corpus with the hash of its row index where rows hold whole documents; empty where rows are slices.
+    With ``long_from``, a corpus may stand as two parts, NAME:long with its documents of at least so many tokens and NAME:short
+    with the others.
     """
 
     seed: int
     row: int
     segments: tuple[Segment, ...]
     packed: tuple[tuple[str, str], ...] = ()
+    long_from: int = 0
 
     def __post_init__(self) -> None:
         if self.row < 1:
@@ -68,20 +76,22 @@ class DataPlan:
             raise RecipeError("data.segments", f"expected a sequence from 0 on, got {at}")
         kept = tuple(segment for segment in self.segments if segment.start < at)
         if kept and kept[-1].mixture == mixture:
-            return DataPlan(self.seed, self.row, kept, self.packed)
-        return DataPlan(self.seed, self.row, (*kept, Segment(at, mixture)), self.packed)
+            return replace(self, segments=kept)
+        return replace(self, segments=(*kept, Segment(at, mixture)))
 
     def to_dict(self) -> dict[str, Any]:
         segments = [
             {"start": s.start, "mixture": [[name, weight] for name, weight in s.mixture]} for s in self.segments
         ]
         packed = {"packed": dict(self.packed)} if self.packed else {}  # absent in plans of slices, whose keys stay
-        return {"seed": self.seed, "row": self.row, "segments": segments, **packed}
+        parts = {"long_from": self.long_from} if self.long_from else {}
+        return {"seed": self.seed, "row": self.row, "segments": segments, **packed, **parts}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataPlan:
         segments = tuple(Segment(s["start"], tuple((n, float(w)) for n, w in s["mixture"])) for s in values["segments"])
-        return cls(values["seed"], values["row"], segments, tuple(sorted(values.get("packed", {}).items())))
+        packed = tuple(sorted(values.get("packed", {}).items()))
+        return cls(values["seed"], values["row"], segments, packed, values.get("long_from", 0))
 
     def counts(self, until: int) -> dict[str, int]:
         """How many sequences of each corpus lie before the sequence ``until``."""

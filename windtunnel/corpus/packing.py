@@ -71,13 +71,21 @@ class RowIndex:
         }  # fmt: skip
 
 
-def row_index(corpus: Corpus, row: int) -> RowIndex:
+def row_index(corpus: Corpus, row: int, part: str = "", long_from: int = 0) -> RowIndex:
     """The rows of a corpus' train part: pairs one to a row, anything else packed.
+
+    Args:
+        part: "long" takes only documents of at least ``long_from`` tokens, "short" only the others.
 
     Raises:
         DataError: no document fits.
     """
-    index = pack_pairs(corpus.train, row) if corpus.pairs else pack(corpus.train, row)
+    chosen = (np.diff(corpus.train.documents) >= long_from) == (part == "long") if part else None
+    index = pack_pairs(corpus.train, row) if corpus.pairs else pack(corpus.train, row, chosen)
+    if not index.rows and part:
+        raise DataError(
+            f"corpus.{corpus.name}", f"expected {part} documents ({long_from} tokens divide them), found none"
+        )
     if not index.rows:
         what = "pair of answers" if corpus.pairs else "scored token"
         raise DataError(
@@ -86,13 +94,54 @@ def row_index(corpus: Corpus, row: int) -> RowIndex:
     return index
 
 
-def pack(stream: TokenStream, row: int) -> RowIndex:
+def length_facts(corpus: Corpus, row: int, long_from: int) -> dict[str, Any]:
+    """Exact counts of a corpus' long and short documents in rows: ``RowIndex.facts`` of each part, None where a part is empty;
+    ``longest`` in tokens."""
+    sizes = np.diff(corpus.train.documents)
+    there = {"long": bool((sizes >= long_from).any()), "short": bool((sizes < long_from).any())}
+    whole = {"long": int((sizes >= long_from).sum()), "short": int((sizes < long_from).sum())}
+    parts = {
+        part: {**row_index(corpus, row, part, long_from).facts(), "whole": whole[part]} if some else None
+        for part, some in there.items()
+    }
+    return {**parts, "longest": int(sizes.max(initial=0))}
+
+
+def shared_by_length(
+    mixture: Mapping[str, float], share: float, facts: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[str, float], ...]:
+    """Weights of rows that give long documents a share of the *tokens*, each length divided over corpora by the mixture.
+
+    Args:
+        facts: ``length_facts`` of each corpus; of one that is missing, both parts are assumed, with full rows. A corpus without
+            long documents gives short ones alone.
+    """
+    out: dict[str, float] = {}
+    for part, whole in (("long", share), ("short", 1 - share)):
+        fill = {name: _fill(facts.get(name), part) for name in mixture}
+        there = {name: weight for name, weight in mixture.items() if fill[name] and weight > 0}
+        for name, weight in there.items():
+            out[f"{name}:{part}"] = whole * weight / sum(there.values()) / fill[name]
+    return tuple(sorted(out.items()))
+
+
+def _fill(facts: Mapping[str, Any] | None, part: str) -> float:
+    """How full the rows of a part are; 0 if it has no documents, 1 if nothing is known of it."""
+    if facts is None:
+        return 1.0
+    return facts[part]["fill"] if facts[part] else 0.0
+
+
+def pack(stream: TokenStream, row: int, chosen: np.ndarray | None = None) -> RowIndex:
     """Documents packed into rows by best fit, longest first (Johnson 1973: at most 11/9 of the fewest rows, and a little).
 
     A chat (a stream with a mask) longer than a row keeps its beginning, and is left out if nothing scored is in it. A longer
-    text is divided into windows that see only themselves (as the released trainer of arXiv 2404.06395 does with both).
+    text is divided into windows that see only themselves (as the released trainer of arXiv 2404.06395 does with both). With
+    ``chosen``, bool [documents], the others do not take part.
     """
     begins, predictions = stream.documents[:-1], np.diff(stream.documents) - 1
+    if chosen is not None:
+        begins, predictions = begins[chosen], predictions[chosen]
     if stream.mask is None:
         windows, scored, cut, left_out = _windows(begins, predictions, row), None, 0, 0
     else:

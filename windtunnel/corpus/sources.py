@@ -20,6 +20,7 @@ from windtunnel.corpus.files import RECORD_SUFFIXES, TEXT_SUFFIXES, Damaged, Fil
 from windtunnel.corpus.hub import hub_records, parse_hub
 from windtunnel.corpus.packages import package_files
 from windtunnel.corpus.records import Bad, documents_of, extracted
+from windtunnel.corpus.retrieval import PREFIX, VERSION, long_documents, parse
 
 __all__ = ["Document", "SourceConfig", "Tally", "read_documents", "source_fingerprint"]
 
@@ -83,6 +84,11 @@ def _items(name: str, source: SourceConfig, downloads: Path, base: Path, tally: 
         extract = record_reader(source)
         for number, record in enumerate(hub_records(name, base), 1):
             yield from _counted(extracted(extract, f"{name} record {number}", record), tally)
+        return
+    if name.startswith(PREFIX):
+        inner = source.model_copy(update={"source": (parse(name)[3],)})
+        real = read_documents(inner, downloads=downloads, base=base)
+        yield from _counted(long_documents(name, real, source), tally)
         return
     for file in _files(name, source, downloads, base):
         kind = file.format if source.format == "auto" else source.format
@@ -165,6 +171,10 @@ def source_fingerprint(source: SourceConfig, *, downloads: Path, base: Path) -> 
     for name in (*source.source, "", *source.decontaminate):
         if not name:
             parts.append("decontaminate")
+        elif name.startswith(PREFIX):
+            inner = source.model_copy(update={"source": (parse(name)[3],), "decontaminate": ()})
+            text = source_fingerprint(inner, downloads=downloads, base=base)
+            parts.append(["long", VERSION, *parse(name)[:3], source.heldout, text])
         elif _scheme(name) == "hf":
             parts.append(["hf", *parse_hub(name, base)])
         elif _scheme(name) == "pypi" and source.sha256 is not None:

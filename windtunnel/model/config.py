@@ -58,6 +58,12 @@ class ModelConfig(Config):
         description="tokens in a row: the context that the model is trained on",
         examples=[256],
     )
+    recompute: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="compute layers again in the backward pass instead of keeping what it needs: a third more FLOPs, memory for "
+        "one layer; auto does so for rows whose layers would keep more than 1 GiB on a CPU, 16 GiB on a GPU",
+        examples=["always"],
+    )
     parametrization: Name = Field(
         default="mup",
         description="how init, learning rate and residual branches scale: the paper's µP, none, or µP with branches that fall as "

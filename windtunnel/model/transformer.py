@@ -9,14 +9,16 @@ dimension, V padded vocabulary.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from windtunnel.model.attention import Backend, attend, attention_backend, document_mask
+from windtunnel.model.chunked import summed_cross_entropy
 from windtunnel.model.moe import Experts, Routing
 from windtunnel.model.parametrization import Parametrization, Role, named_roles, tag
 from windtunnel.model.rope import position_tables
@@ -142,6 +144,24 @@ class Place:
     routing: Routing | None = None
 
 
+def _run(layer: nn.Module, h_BTD: Tensor, place: Place, number: int) -> Tensor:
+    return layer(h_BTD, place, number)
+
+
+def _recomputed(layer: nn.Module, h_BTD: Tensor, place: Place, number: int) -> Tensor:
+    """A layer that keeps nothing but its input for the backward pass."""
+
+    def block(h_BTD: Tensor) -> tuple[Tensor, ...]:
+        own: Routing = []  # its decisions come back as outputs: computing them again must not list them twice
+        out_BTD = layer(h_BTD, replace(place, routing=own), number)
+        return (out_BTD, *(own[0] if own else ()))
+
+    out_BTD, *decided = checkpoint(block, h_BTD, use_reentrant=False, preserve_rng_state=False)
+    if decided and place.routing is not None:
+        place.routing.append((decided[0], decided[1]))
+    return out_BTD
+
+
 class Transformer(nn.Module):
     """The decoder. Weights are not initialised until ``init_weights`` or loading.
 
@@ -174,6 +194,8 @@ class Transformer(nn.Module):
         self.shape, self.parametrization, self.compute_dtype = shape, parametrization, compute_dtype
         self.backend: Backend | None = None
         """Forces one way of document masking; None chooses by device and row."""
+        self.recompute = False
+        """Whether a layer keeps its input alone, and is computed again in the backward pass (arXiv 1604.06174)."""
         tied = Role.TIED_EMBEDDING if shape.tied else Role.EMBEDDING
         self.embedding = Matrix(shape.padded_vocab, shape.width, tied, device)
         self.layers = nn.ModuleList(Layer(shape, device) for _ in range(shape.layers))
@@ -259,8 +281,9 @@ class Transformer(nn.Module):
         place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache, routing)
         weight = self.embedding.weight
         h_BTD = F.embedding(tokens_BT, weight).to(self.compute_dtype or weight.dtype) * self.embedding_multiplier
+        run = _recomputed if self.recompute and cache is None and torch.is_grad_enabled() else _run
         for i, layer in enumerate(self.layers):
-            h_BTD = layer(h_BTD, place, i)
+            h_BTD = run(layer, h_BTD, place, i)
         if cache is not None:
             cache.used += length
         return self.norm(h_BTD) * self.logit_multiplier
@@ -284,6 +307,15 @@ class Transformer(nn.Module):
             return logits_BTV
         real_V = torch.arange(self.shape.padded_vocab, device=h_BTD.device) < self.shape.vocab
         return torch.where(real_V, logits_BTV, -torch.inf)
+
+    def summed_loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        """Cross-entropy in nats summed over the scored targets, its logits made a chunk at a time, and what routers decided."""
+        routing: Routing = []
+        h_ND = self.hidden(tokens_BT, documents_BT, routing=routing).flatten(0, 1)
+        head = self.embedding if self.head is None else self.head
+        return summed_cross_entropy(h_ND, head.weight, targets_BT.flatten(), self.shape.vocab), routing
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         return self.logits(self.hidden(tokens_BT, documents_BT))

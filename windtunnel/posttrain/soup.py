@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from windtunnel.base.errors import RecipeError
+from windtunnel.corpus.mixture import corpus_of
 from windtunnel.pretrain.setting import Setting
 from windtunnel.train.schedule import Schedule
 from windtunnel.train.stage import Member, Stage, Start
@@ -40,7 +41,7 @@ def soup_stage(
     )
     # A branch of the soup goes on at the rate where its first member ended.
     rate = first.optimizer.learning_rate * first.schedule.factor(step) or first.optimizer.learning_rate
-    names = {corpus for segment in first.plan.segments for corpus, _ in segment.mixture}
+    names = {corpus_of(name) for segment in first.plan.segments for name, _ in segment.mixture}
     return replace(
         first, name=name, kind="soup", open_ended=False, start=Start(first.key, step, fresh=True), steps=0, keep=(),
         batch=first.batches.at(step), batch_changes=(),

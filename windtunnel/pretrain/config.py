@@ -132,6 +132,21 @@ class ContextConfig(Config):
     untie: bool = Field(
         default=True, description="a head of its own, which begins as a copy of the embedding", examples=[True]
     )
+    long_share: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of the tokens that come from long documents, all packed whole into rows (the paper: 0.44); without "
+        "it, rows are slices of the corpora as they come",
+        examples=[0.44],
+    )
+    long_from: int | None = Field(
+        default=None,
+        ge=2,
+        le=1 << 24,
+        description="tokens from which a document counts as long; without it, as many as its parent's row",
+        examples=[1024],
+    )
     items: int = Field(
         default=10,
         ge=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from windtunnel.corpus.mixture import DataPlan, Segment
+from windtunnel.corpus.mixture import DataPlan, Segment, corpus_of
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Mixture, Setting
 from windtunnel.train.growth import Surgery
@@ -16,6 +16,7 @@ def extended_stage(
     parent: Stage, name: str, setting: Setting, *, at: int, row: int, stable: int, decay: int, batch: int,
     theta: float | None = None, scaling: str | None = None, factor: float | None = None, untie: bool = True,
     form: Form = "exponential", floor: float = 0.1, half_life: float | None = None, mixture: Mixture | None = None,
+    packed: tuple[tuple[str, str], ...] = (), long_from: int = 0,
 ) -> Stage:  # fmt: skip
     """From a checkpoint at step ``at`` of a trunk, or of another such stage that has not decayed: rows of ``row`` tokens,
     positions stretched to reach them, ``batch`` rows in a step.
@@ -29,6 +30,8 @@ def extended_stage(
         scaling: how positions are stretched besides, see ``model/rope.py``; None keeps the parent's way.
         factor: by how much, counted from where that way of stretching began; None means the ratio of the rows.
         decay: updates of the decay; 0 leaves it to a stage that grows from this one.
+        packed: hash of each row index, where documents are packed whole, the long ones and the short ones apart.
+        long_from: tokens from which they are long.
         untie: gives a tied model a head of its own, which begins as a copy of the embedding.
     """
     old = parent.shape
@@ -44,5 +47,6 @@ def extended_stage(
     return replace(
         decayed, kind="long", shape=shape, batch=batch, batch_changes=(), steps=at + stable + decay, schedule=schedule,
         surgery=Surgery(),
-        plan=DataPlan(parent.plan.seed, row, (Segment(0, chosen),)), corpora=setting.only({corpus for corpus, _ in chosen}),
+        plan=DataPlan(parent.plan.seed, row, (Segment(0, chosen),), tuple(sorted(packed)), long_from),
+        masking="document" if packed else parent.masking, corpora=setting.only({corpus_of(name) for name, _ in chosen}),
     )  # fmt: skip

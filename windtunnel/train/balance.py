@@ -65,6 +65,13 @@ class _Listener:
         self.routing += routing
         return logits_BTV
 
+    def summed_loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        loss, routing = self.model.summed_loss(tokens_BT, targets_BT, documents_BT)
+        self.routing += routing
+        return loss, routing
+
 
 def loads(routing: Routing, real_N: Tensor, dtype: torch.dtype) -> Tensor:
     """How many choices of real tokens fell on each expert: [L, E]."""

@@ -14,7 +14,7 @@ import torch
 
 from windtunnel.base.artefact import write_json
 from windtunnel.base.errors import ArtefactError, Diverged, Stopped, WindtunnelError
-from windtunnel.base.runtime import Runtime, peak_memory
+from windtunnel.base.runtime import Runtime, peak_memory, return_large_blocks
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import Corpus
 from windtunnel.model.adapters import attach
@@ -25,6 +25,7 @@ from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import Position, check_parent, newest_whole, restore, rotate, save, sweep_checkpoints
 from windtunnel.train.control import Control, Progress
 from windtunnel.train.folder import RESULT, STAGE, steps_saved
+from windtunnel.train.memory import MICRO_TOKENS, micro_rows, recomputes
 from windtunnel.train.metrics import Metrics, last_loss
 from windtunnel.train.noise import EVERY as NOISE_EVERY
 from windtunnel.train.objectives import OBJECTIVES, objective_of
@@ -37,10 +38,6 @@ from windtunnel.train.step import Trainer, make_compute, train_step
 from windtunnel.train.surgery import operate
 
 _SAVE_SECONDS = 60.0
-_MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}  # on a CPU 1,024 to 4,096 are equally fast (docs/lab-log.md)
-_EXPERTS_MORE = 8
-"""How many times larger a micro-batch of experts may be: they multiply faster in long slices, and a step that is one
-micro-batch needs no pass to count their load first."""
 _SKIPS_IN_A_ROW = 10
 
 
@@ -56,8 +53,19 @@ class Workshop:
 
     def trainer(self, stage: Stage) -> Trainer:
         """A trainer with freshly drawn weights (from the stage's seed) and empty moments."""
+        kind = self.runtime.torch_device.type
+        again = recomputes(stage, kind, self.runtime.world)
         signature = str(
-            (stage.shape, stage.objective, stage.preference, stage.balance, stage.masking, stage.plan.row, stage.lora)
+            (
+                stage.shape,
+                stage.objective,
+                stage.preference,
+                stage.balance,
+                stage.masking,
+                stage.plan.row,
+                stage.lora,
+                again,
+            )
         )
         objective = balanced(objective_of(stage), stage.balance)
         if signature not in self._models or (self.runtime.world > 1 and self.runtime.sharded):
@@ -68,14 +76,14 @@ class Workshop:
                 model.compute_dtype = torch.bfloat16
             self._models[signature] = (model, make_compute(objective, compiled=self.runtime.compiled))
         model, compute = self._models[signature]
+        model.recompute = again
         model.set_parametrization(stage.parametrization)
         model.zero_grad(set_to_none=True)  # a step that failed half-way may have left some
         model.init_weights(stage.seed)
         shard(model, self.runtime)
         optimizer = build_optimizer(model, stage.optimizer, by_role=stage.lr_by_role)
-        most = _MICRO_TOKENS[self.runtime.torch_device.type] * (_EXPERTS_MORE if stage.shape.experts > 1 else 1)
-        # The first batch decides, so that a trunk and its branches cut every step alike and agree bit for bit.
-        micro = min(max(1, most // stage.plan.row), -(-stage.batch // self.runtime.world))
+        micro = micro_rows(stage, kind, self.runtime.world)
+        return_large_blocks(model.recompute)
         masked = stage.masking == "document"
         every = NOISE_EVERY if stage.objective == "lm" else 0
         probe = LiveProbe(model, stage.dynamics_every, self.runtime) if stage.dynamics_every else None
@@ -89,7 +97,7 @@ class Workshop:
 def scorer(model: Transformer, runtime: Runtime, row: int = 256) -> Trainer:
     """A trainer that only scores: an eager objective around a loaded model."""
     objective = OBJECTIVES["lm"]
-    micro = max(1, _MICRO_TOKENS[runtime.torch_device.type] // row)
+    micro = max(1, MICRO_TOKENS[runtime.torch_device.type] // row)
     return Trainer(
         model, build_optimizer(model, AdamW()), objective, make_compute(objective, compiled=False), runtime, micro, 1.0
     )

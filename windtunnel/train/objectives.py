@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from windtunnel.corpus.loader import IGNORED, Rows
+from windtunnel.model.chunked_size import is_chunked
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.preference import Preference
 from windtunnel.train.stage import Stage
@@ -35,7 +36,7 @@ class Objective(Protocol):
 
 
 class LanguageModel:
-    """Next-token cross-entropy in nats, summed over the targets that are scored."""
+    """Next-token cross-entropy in nats, summed over the targets that are scored; above a number of logits made in chunks."""
 
     names: tuple[str, ...] = ("loss",)
     weights: tuple[float, ...] = (1.0,)
@@ -47,6 +48,8 @@ class LanguageModel:
         tokens_BT, targets_BT, documents_BT = batch
         assert tokens_BT is not None
         assert targets_BT is not None
+        if is_chunked(targets_BT.numel(), model.shape.padded_vocab):
+            return model.summed_loss(tokens_BT, targets_BT, documents_BT)[0][None]
         logits_NV = model(tokens_BT, documents_BT).flatten(0, 1)
         targets_N = targets_BT.flatten()
         # Written out rather than F.cross_entropy: the compiler fuses it better, 5 to 10 % of a tiny model's step (lab log).

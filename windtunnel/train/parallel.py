@@ -43,7 +43,8 @@ def shard(model: Transformer, runtime: Runtime) -> None:
             fully_shard(layer.mlp.router)  # stays fp32
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
-    register_fsdp_forward_method(model, "routed")
+    for method in ("routed", "summed_loss"):
+        register_fsdp_forward_method(model, method)
 
 
 def average_gradients(model: nn.Module, runtime: Runtime) -> None:

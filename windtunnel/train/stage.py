@@ -25,12 +25,14 @@ NUMERICS = 2
 """Raised whenever our own arithmetic changes (the golden losses force it): no stale trial may enter a law."""
 NOT_IDENTITY = (
     "name", "keep", "score", "score_tokens", "save_every", "save_final", "keep_last", "open_ended", "dynamics_every",
+    "recompute",
 )  # fmt: skip
 """What decides no number of a stage: how it is called, kept, scored and watched."""
 FINISHED = ("decay", "sft", "dpo", "adapt", "soup")
 """Kinds of stages that end in a finished model."""
 
 Decay = Literal["plain", "independent"]
+Recompute = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ class Stage:
     """(step, batch) pairs: updates after that step have that batch."""
     dynamics_every: int = 0
     """Steps from one look at two consecutive updates to the next (``train/pairs.py``); 0 for none. No number depends on it."""
+    recompute: Recompute = "auto"
+    """Whether layers are computed again in the backward pass instead of keeping what it needs: no part of the identity."""
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON."""
@@ -264,6 +268,7 @@ class Stage:
             **{name: asdict(value) for name in ("surgery", "balance") if (value := getattr(self, name)) is not None},
             **({"batch_changes": [list(change) for change in self.batch_changes]} if self.batch_changes else {}),
             **({"dynamics_every": self.dynamics_every} if self.dynamics_every else {}),
+            **({"recompute": self.recompute} if self.recompute != "auto" else {}),
         }  # fmt: skip
 
     @classmethod

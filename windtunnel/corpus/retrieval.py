@@ -1,0 +1,210 @@
+"""Long documents with questions at their end, made of real text: what a longer context is trained to look up.
+
+Into real documents of a source, one after the other, sentences are put that state something of which nothing else in the text
+tells: codes, contents of lockers, made-up facts. At the end all of them are asked for, in another order, beside passages of the
+real text itself whose continuation is asked (after the synthetic long question-answering of arXiv 2404.06395, section 7.2).
+Wordings, kinds of keys and filler are none of ``evaluate/passkey.py``: codes have 3, 4, 6, 7 or 8 digits there, never 5 or 10.
+
+A recipe reads them as text from ``made:long/COUNT/CHARACTERS+SOURCE``, SOURCE being read with the same table: real documents that
+the table's ``heldout`` keeps apart are never used. A pure function of that text, the name and its seed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import blake3
+
+from windtunnel.base.errors import DataError
+from windtunnel.corpus.cleaning import clean_text
+from windtunnel.corpus.config import SourceConfig
+from windtunnel.corpus.fields import Document
+
+PREFIX = "made:long/"
+VERSION = 1
+"""Part of every key: raised when the same name and text would give other documents."""
+KINDS = ("code", "locker", "fact", "quote")
+DIGITS = (3, 4, 6, 7, 8)
+MOST = 200_000
+_NAME = re.compile(r"made:long/(\d{1,6})/(\d{1,8})(?:/(\d{1,9}))?\+(.+)")
+_LEAST = 400
+_EVERY = 450
+"""Characters of text for each thing that is asked, 24 at most."""
+_READ = 48_000_000
+"""Characters of real text that are kept at most."""
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
+_THINGS = (
+    "harbour", "archive", "observatory", "bakery", "cellar", "lighthouse", "orchard", "museum", "workshop", "station",
+    "chapel", "library", "greenhouse", "mill", "theatre", "quarry", "stable", "depot", "kiosk", "studio", "vault",
+    "attic", "canteen", "pier",
+)  # fmt: skip
+_NAMES = (
+    "Alba", "Bruno", "Clara", "Dimitri", "Edda", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Leon", "Mara",
+    "Nils", "Olga", "Pavel", "Rosa", "Sven", "Tilda", "Ugo", "Vera", "Wanda", "Yusuf", "Zora",
+)  # fmt: skip
+_FAMILIES = (
+    "Adler", "Berg", "Castell", "Dorn", "Ekholm", "Falk", "Gruber", "Holt", "Ivers", "Janssen", "Krol", "Lund", "Moser",
+    "Novak",
+)  # fmt: skip
+_FACTS = {
+    "keeps a {}": (
+        "What does {} keep?",
+        ("falcon", "tortoise", "parrot", "goat", "ferret", "hedgehog", "donkey", "raven"),
+    ),
+    "was born in {}": (
+        "Where was {} born?",
+        ("Valmora", "Kestrel Bay", "Ostrand", "Tiberon", "Halvik", "Lower Pell", "Quint"),
+    ),
+    "plays the {}": ("What does {} play?", ("cello", "oboe", "harp", "trumpet", "zither", "bassoon", "lute", "tuba")),
+    "collects {}": (
+        "What does {} collect?",
+        ("stamps", "coins", "maps", "shells", "clocks", "kettles", "masks", "buttons"),
+    ),
+}
+_CODES = (
+    ("The access code of the {thing} reads {key}.", "Which access code has the {thing}?"),
+    ("To enter the {thing}, dial {key}.", "What must one dial for the {thing}?"),
+    ("Note for the {thing}: its number is now {key}.", "Which number has the {thing} now?"),
+)
+_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One thing to look up: the sentence that is put into the text (none for a quote, which stands there), the question, the
+    answer with what it repeats of the question, and the part of it that only the text tells."""
+
+    kind: str
+    sentence: str
+    question: str
+    answer: str
+    key: str
+
+
+def parse(name: str) -> tuple[int, int, int, str]:
+    """Documents, characters of the longest, seed and source of a name ``made:long/COUNT/CHARACTERS[/SEED]+SOURCE``.
+
+    Raises:
+        DataError: it is none.
+    """
+    match = _NAME.fullmatch(name)
+    count, characters = (int(match[1]), int(match[2])) if match else (0, 0)
+    if match is None or not 1 <= count <= MOST or characters < _LEAST or match[4].startswith("made:"):
+        problem = (
+            f"expected made:long/COUNT/CHARACTERS+SOURCE, at most {MOST:,} documents of {_LEAST} characters or more"
+        )
+        raise DataError(name[:80], problem, "write for example made:long/2000/6000+books.txt")
+    return count, characters, int(match[3] or 0), match[4]
+
+
+def long_documents(name: str, real: Iterable[Document], config: SourceConfig) -> Iterator[Document]:
+    """The documents that a name stands for.
+
+    Args:
+        real: documents of its source, read with the same table.
+        config: the table; real documents that it holds out are left out.
+
+    Raises:
+        DataError: there is less real text than one document needs.
+    """
+    count, characters, seed, _ = parse(name)
+    texts, total = [], 0
+    for document in real:
+        if total < _READ and not document.messages and not _held_out(document, config):
+            texts.append(document.text)
+            total += len(document.text)
+    if total < characters:
+        raise DataError(name[:80], f"expected {characters:,} characters of text to put questions to, found {total:,}")
+    for number in range(count):
+        draw = random.Random(f"long {seed} {number}")
+        length = round(characters * 4 ** (draw.random() - 1))  # a quarter to the whole, evenly in the logarithm
+        text, _ = compose(draw, _filler(draw, texts, length), length)
+        yield Document(text, f"long {seed} {number}")
+
+
+def compose(draw: random.Random, sentences: list[str], length: int) -> tuple[str, list[Asked]]:
+    """A text of about that many characters with its questions, and what is asked in it."""
+    wanted = max(2, min(24, length // _EVERY))
+    asked, taken = [], set()
+    while len(asked) < wanted:
+        kind = draw.choice(KINDS)
+        made = _quote(draw, sentences) if kind == "quote" else _MAKERS[kind](draw)
+        if made is None or made.question in taken:
+            made = _MAKERS["code"](draw)
+            if made.question in taken:
+                continue
+        asked.append(made)
+        taken.add(made.question)
+    body = list(sentences)
+    for made in asked:
+        if made.sentence:
+            body.insert(draw.randint(0, len(body)), made.sentence)
+    draw.shuffle(asked)
+    questions = "".join(f"\n{made.question} {made.answer}" for made in asked)
+    return " ".join(body) + questions, asked
+
+
+def _code(draw: random.Random) -> Asked:
+    sentence, question = draw.choice(_CODES)
+    thing, key = _thing(draw), _key(draw)
+    stated = sentence.format(thing=thing, key=key)
+    return Asked("code", stated, question.format(thing=thing), stated, key)
+
+
+def _locker(draw: random.Random) -> Asked:
+    thing, key = f"{draw.choice(_LETTERS)}{draw.choice(_LETTERS)}", _key(draw)
+    stated = f"Locker {thing} holds item {key};"
+    return Asked("locker", stated, f"Which item is in locker {thing}?", stated, key)
+
+
+def _fact(draw: random.Random) -> Asked:
+    who, what = f"{draw.choice(_NAMES)} {draw.choice(_FAMILIES)}", draw.choice(tuple(_FACTS))
+    question, values = _FACTS[what]
+    value = draw.choice(values)
+    stated = f"{who} {what.format(value)}."
+    return Asked("fact", stated, question.format(who), stated, value)
+
+
+def _quote(draw: random.Random, sentences: list[str]) -> Asked | None:
+    """A passage of the real text by its first five words; none if those stand there twice or nothing follows them."""
+    words = draw.choice(sentences).split()
+    begin, rest = " ".join(words[:5]), " ".join(words[5:13])
+    if len(words) < 9 or " ".join(sentences).count(begin) != 1:
+        return None
+    return Asked("quote", "", f"How does the passage “{begin}” go on?", f"{begin} {rest}", rest)
+
+
+_MAKERS = {"code": _code, "locker": _locker, "fact": _fact}
+
+
+def _thing(draw: random.Random) -> str:
+    return f"{draw.choice(_NAMES)} {draw.choice(_THINGS)}" if draw.random() < 0.5 else draw.choice(_THINGS)
+
+
+def _key(draw: random.Random) -> str:
+    """Digits of an allowed length, or letters and digits."""
+    digits = "".join(str(draw.randrange(10)) for _ in range(draw.choice(DIGITS)))
+    if draw.random() < 0.75:
+        return digits
+    return f"{draw.choice(_LETTERS)}{draw.choice(_LETTERS)}-{digits[:3]}"
+
+
+def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
+    """Sentences of consecutive real documents from a random one on, about ``length`` characters less what the questions take."""
+    out, room, place = [], round(length * 0.7), draw.randrange(len(texts))
+    while room > 0:
+        for sentence in _SENTENCE.split(texts[place % len(texts)]):
+            if room > 0 and sentence.strip():
+                out.append(sentence.strip()[:room])
+                room -= len(out[-1]) + 1
+        place += 1
+    return out
+
+
+def _held_out(document: Document, config: SourceConfig) -> bool:
+    """Whether a real document lies on the held-out side of a corpus with this table."""
+    own = document.group if document.group is not None else clean_text(document.text)
+    return int.from_bytes(blake3.blake3(own.encode()).digest(8)) < int(config.heldout * 2.0**64)
