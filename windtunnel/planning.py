@@ -293,20 +293,19 @@ def _memory_shown(item: Line) -> str:
 
 
 def _memory_parts(lines: list[Line]) -> list[RenderableType]:
-    """What the tensors of a step of each stage take in fp32 on a CPU, by what they are for."""
-    out: list[RenderableType] = []
+    """What the tensors of a step of each stage take in fp32 on a CPU, by what they are for; stages that take the same, once."""
+    alike: dict[str, list[str]] = {}
     for item in (item for item in lines if any(stage.own_steps for stage in item.stages)):
         m = line_memory(item)
         ways = [way for way, used in (("layers computed again", m.recompute), ("loss in chunks", m.chunked)) if used]
         lanes = f" in each of {m.lanes} processes" if m.lanes > 1 else ""
-        out.append(
-            line(
-                f"step of {item.name:10s} {bytes_size(m.tensors)}{lanes}: weights {bytes_size(m.weights)}, gradients"
-                f" {bytes_size(m.gradients)}, moments {bytes_size(m.moments)}, activations {bytes_size(m.activations)}, head or"
-                f" layer at work {bytes_size(m.work)}{''.join(f'; {way}' for way in ways)}"
-            )
+        text = (
+            f"{bytes_size(m.tensors)}{lanes}: weights {bytes_size(m.weights)}, gradients {bytes_size(m.gradients)}, moments"
+            f" {bytes_size(m.moments)}, activations {bytes_size(m.activations)}, head or layer at work {bytes_size(m.work)}"
+            f"{''.join(f'; {way}' for way in ways)}"
         )
-    return out
+        alike.setdefault(text, []).append(item.name)
+    return [line(f"a step of {', '.join(names)}: {text}") for text, names in alike.items()]
 
 
 def _schedule_parts(program: Program) -> list[RenderableType]:

@@ -121,12 +121,11 @@ def test_each_part_holds_its_documents_whole(tiny_corpus):
     assert facts["long"]["tokens"] + facts["short"]["tokens"] == (sizes - 1).sum()
 
 
-def test_shares_are_of_tokens_and_corpora_keep_their_weights_within_a_length():
-    part = {"fill": 0.5, "hash": "h"}
-    full = {**part, "fill": 1.0}
-    facts = {"a": {"long": part, "short": full}, "b": {"long": None, "short": full}}
+def test_shares_are_of_tokens_and_a_corpus_gives_of_each_length_as_it_has():
+    long, short = {"fill": 0.5, "tokens": 900}, {"fill": 1.0, "tokens": 100}
+    facts = {"a": {"long": long, "short": short}, "b": {"long": None, "short": short}}
     weights = dict(shared_by_length({"a": 1, "b": 3}, 0.44, facts))
-    assert weights == pytest.approx({"a:long": 0.88, "a:short": 0.14, "b:short": 0.42})
+    assert weights == pytest.approx({"a:long": 0.88, "a:short": 0.56 * 0.1 / 3.1, "b:short": 0.56 * 3 / 3.1})
     assert {corpus_of(name) for name in weights} == {"a", "b"}
     assert dict(shared_by_length({"a": 2}, 0.25, {})) == pytest.approx({"a:long": 0.25, "a:short": 0.75})
 

@@ -110,26 +110,30 @@ def length_facts(corpus: Corpus, row: int, long_from: int) -> dict[str, Any]:
 def shared_by_length(
     mixture: Mapping[str, float], share: float, facts: Mapping[str, Mapping[str, Any]]
 ) -> tuple[tuple[str, float], ...]:
-    """Weights of rows that give long documents a share of the *tokens*, each length divided over corpora by the mixture.
+    """Weights of rows that give long documents a share of the *tokens*.
+
+    Within a length, a corpus counts by its weight times its own share of tokens of that length: books give long documents,
+    notes short ones, and neither reads a few of the other kind again and again.
 
     Args:
-        facts: ``length_facts`` of each corpus; of one that is missing, both parts are assumed, with full rows. A corpus without
-            long documents gives short ones alone.
+        facts: ``length_facts`` of each corpus; of one that is missing, both parts are assumed, with full rows.
     """
     out: dict[str, float] = {}
     for part, whole in (("long", share), ("short", 1 - share)):
-        fill = {name: _fill(facts.get(name), part) for name in mixture}
-        there = {name: weight for name, weight in mixture.items() if fill[name] and weight > 0}
+        found = {name: _own_share_and_fill(facts.get(name), part) for name in mixture}
+        there = {name: weight * found[name][0] for name, weight in mixture.items() if weight * found[name][0] > 0}
         for name, weight in there.items():
-            out[f"{name}:{part}"] = whole * weight / sum(there.values()) / fill[name]
+            out[f"{name}:{part}"] = whole * weight / sum(there.values()) / found[name][1]
     return tuple(sorted(out.items()))
 
 
-def _fill(facts: Mapping[str, Any] | None, part: str) -> float:
-    """How full the rows of a part are; 0 if it has no documents, 1 if nothing is known of it."""
+def _own_share_and_fill(facts: Mapping[str, Any] | None, part: str) -> tuple[float, float]:
+    """The share of a corpus' tokens that lie in a part, and how full its rows are; a half and 1 if nothing is known of it."""
     if facts is None:
-        return 1.0
-    return facts[part]["fill"] if facts[part] else 0.0
+        return 0.5, 1.0
+    if not facts[part]:
+        return 0.0, 1.0
+    return facts[part]["tokens"] / sum(facts[p]["tokens"] for p in ("long", "short") if facts[p]), facts[part]["fill"]
 
 
 def pack(stream: TokenStream, row: int, chosen: np.ndarray | None = None) -> RowIndex:

@@ -31,7 +31,7 @@ DIGITS = (3, 4, 6, 7, 8)
 MOST = 200_000
 _NAME = re.compile(r"made:long/(\d{1,6})/(\d{1,8})(?:/(\d{1,9}))?\+(.+)")
 _LEAST = 400
-_EVERY = 450
+_EVERY = 300
 """Characters of text for each thing that is asked, 24 at most."""
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
@@ -194,7 +194,7 @@ def _key(draw: random.Random) -> str:
 
 def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
     """Sentences of consecutive real documents from a random one on, about ``length`` characters less what the questions take."""
-    out, room, place = [], round(length * 0.7), draw.randrange(len(texts))
+    out, room, place = [], round(length * 0.5), draw.randrange(len(texts))
     while room > 0:
         for sentence in _SENTENCE.split(texts[place % len(texts)]):
             if room > 0 and sentence.strip():
