@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart story test test-slow check format bench lock clean-venv
+.PHONY: help install quickstart story test test-slow check format bench bench-search lock clean-venv
 
 help:
 	@echo "make quickstart   real text to a forecast, a trained small model, a report and a chat (4 to 12 minutes on 2 cores)"
 	@echo "make test         the test suite (up to 8 minutes)"
 	@echo "make check        ruff, pyright, import arrows"
 	@echo "make bench        the speed comparisons, one after the other"
+	@echo "make bench-search a search against a grid of 625 trials, and more of its kind (40 minutes on 2 cores)"
 	@echo "make story        the whole program on one page: docs/story.sh"
 
 install: $(STAMP)
@@ -51,7 +52,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script --json || exit 1; done
+	@for script in $(filter-out bench/search.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script --json || exit 1; done
+
+bench-search: $(STAMP)
+	PYTHONPATH=. $(BIN)/python bench/search.py --json
 
 # Exact versions of everything, development tools included, from a clean environment.
 lock:
