@@ -36,7 +36,8 @@ FIELDS = {
     "tunnel": "preset proxies tokens seeds trials space sampler prune per_round on_edge stop noise repeats trial_tokens search_size check_size forms "
     "transfer batch",
     "tunnel.space": "learning_rate init_std scale_emb scale_depth weight_decay beta2 warmup qk_norm optimizer decay",
-    "tunnel.transfer": "axes factors width layers tokens rates spacing centre seeds parametrizations batch_rule horizon_exponent",
+    "tunnel.transfer": "axes over factors width layers tokens rates spacing centre seeds parametrizations batch_rule "
+    "horizon_exponent",
     "tunnel.batch": "sizes batches tokens seeds rate_rule levels factors branch_tokens tolerance",
     "trunk": "start tokens batch batch_schedule warmup mixture masking checkpoint_every keep dynamics",
     "trunk.batch_schedule": "after batch",

@@ -159,7 +159,7 @@ LINES = [
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nnoise = 1', 'tunnel.noise: expected a number below 1'),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nrepeats = 1', 'tunnel.repeats: expected a number of at least 2'),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nstop = "never"', "tunnel.stop: expected 'trials' or 'enough', got 'never'"),
-    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nsampler = "grid"', "tunnel.sampler: expected 'tpe', 'gp', 'sobol' or 'random', got 'grid'"),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nsampler = "latin"', "tunnel.sampler: expected 'tpe', 'gp', 'sobol', 'random' or 'grid', got 'latin'"),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\non_edge = "extend"', "tunnel.on_edge: expected 'say', 'widen' or 'refuse', got 'extend'"),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nper_round = 0', 'tunnel.per_round: expected a number of at least 1'),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["1M", "2M", "3M"]\nforms = ["cubic"]', "tunnel.forms[1]: expected"),
