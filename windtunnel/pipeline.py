@@ -27,6 +27,7 @@ from windtunnel.preparation import check_supply, note_target, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, differences, introduction, shipped
 from windtunnel.report.page import write_report
+from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
 from windtunnel.study import choose, mean_loss, seal_forecast, train_part
 from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
@@ -105,6 +106,8 @@ def run(
             return forecast_view(job.program, job.sealed, remaining)
         if share is not None:
             return _part_view(job, share)
+        if until == "search" and job.program.choices:
+            return search_view(desk.home, job.program)
         return View({"program": recipe.name, "until": until}, (f"'{recipe.name}' is done up to '{until}'",))
 
 
