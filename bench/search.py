@@ -51,7 +51,7 @@ class Bench:
         with Desk(self._home, self.recipe().name, quiet=True) as desk:
             program = choose(desk, open_program(desk, self.recipe(*more)))
             names = [axis.name for axis in program.space]
-            path = self._home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json"
+            path = self._home.search(program.name, program.search_key)
         found = read_json(path)
         trials = [Trial(t["number"], {name: t[name] for name in names}, t["loss"]) for t in found["trials"]]
         return trials, {name: found["choices"][name] for name in names}

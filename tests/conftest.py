@@ -69,6 +69,43 @@ def denormals() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
+TINY = """
+name = "{name}"
+seed = 3
+[corpus.plain]
+source = "plain.jsonl"
+heldout = 0.1
+[tokenizer]
+vocab = 320
+[model]
+family = "tiny"
+size = "0.2M"
+row = 32
+[trunk]
+tokens = "{tokens}"
+batch = "{batch}"
+{trunk}
+[branch.same]
+tokens = "20%"
+[tunnel]
+proxies = ["0.02M", "0.05M", "0.1M"]
+tokens = ["2560", "3840", "5120"]
+{tunnel}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Callable[..., str]:
+    """The text of a recipe with a tunnel over one made-up corpus; ``tunnel`` ends it, so that it may open tables of its own."""
+
+    def made(
+        tunnel: str = "trials = 0", *, name: str = "tiny", tokens: str = "7680", batch: str = "128", trunk: str = ""
+    ) -> str:
+        return TINY.format(name=name, tokens=tokens, batch=batch, trunk=trunk, tunnel=tunnel)
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def write_made_up() -> Callable[..., Path]:
     return write_text

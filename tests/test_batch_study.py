@@ -23,31 +23,12 @@ from windtunnel.report.page import render
 from windtunnel.train.stage import Stage
 
 STUDIES = Path(__file__).parents[1] / "docs" / "studies"
-RECIPE = """
-name = "tiny"
-seed = 3
-[corpus.plain]
-source = "plain.jsonl"
-heldout = 0.1
-[tokenizer]
-vocab = 320
-[model]
-family = "tiny"
-size = "0.2M"
-row = 32
-[tunnel]
-proxies = ["0.02M", "0.05M", "0.1M"]
-tokens = ["2560", "3840", "5120"]
+TUNNEL = """
 trials = 0
 [tunnel.batch]
 batches = [64, 128, 256, 512, 1024, 2048]
 tokens = ["5N", "10N", "20N"]
 seeds = 2
-[trunk]
-tokens = "2M"
-batch = "256"
-[branch.same]
-tokens = "20%"
 """
 WORLD = ThreeTermLaw(
     {"E": 1.5, "A": 25.0, "a": 0.3, "B": 4.0, "b": 0.6, "C": 6.0, "c": 0.4}, (2e4, 1e5), (64.0, 2048.0), (1e5, 2e6), 0.0
@@ -55,10 +36,10 @@ WORLD = ThreeTermLaw(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_made_up) -> Path:
+def folder(tmp_path_factory, write_made_up, tiny_recipe) -> Path:
     made = tmp_path_factory.mktemp("batch")
     write_made_up(made / "plain.jsonl", 1500)
-    (made / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (made / "tiny.toml").write_text(tiny_recipe(TUNNEL, tokens="2M", batch="256"), encoding="utf-8")
     return made
 
 

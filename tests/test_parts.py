@@ -20,36 +20,10 @@ from windtunnel.merging import merge
 from windtunnel.pipeline import run
 from windtunnel.recipe import load_recipe
 
-RECIPE = """
-name = "parts"
-seed = 3
-
-[corpus.plain]
-source = "plain.jsonl"
-heldout = 0.1
-
-[tokenizer]
-vocab = 320
-
-[model]
-family = "tiny"
-size = "0.2M"
-row = 32
-
-[tunnel]
-proxies = ["0.02M", "0.05M", "0.1M"]
-tokens = ["2560", "3840", "5120"]
+TUNNEL = """
 trials = 14
 trial_tokens = "1280"
 sampler = "sobol"
-
-[trunk]
-tokens = "7680"
-batch = "128"
-warmup = "4 steps"
-
-[branch.same]
-tokens = "20%"
 """
 
 
@@ -106,10 +80,10 @@ def fleet(monkeypatch) -> Planted:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_made_up) -> Path:
+def folder(tmp_path_factory, write_made_up, tiny_recipe) -> Path:
     made = tmp_path_factory.mktemp("parts")
     write_made_up(made / "plain.jsonl", 300)
-    (made / "parts.toml").write_text(RECIPE, encoding="utf-8")
+    (made / "parts.toml").write_text(tiny_recipe(TUNNEL, name="parts", trunk='warmup = "4 steps"'), encoding="utf-8")
     return made
 
 

@@ -28,7 +28,7 @@ def shown(home: Path, **changes: object) -> str:
         "check": {"size": "0.1M", "rates": [0.01, 0.02, 0.04], "losses": [1.71, 1.69, None], "carries_over": True},
         **changes,
     }  # fmt: skip
-    write_json(Home(home).program("quickstart") / "studies" / f"search-{program.search_key[:12]}.json", fact)
+    write_json(Home(home).search("quickstart", program.search_key), fact)
     console = Console(width=200, record=True)
     console.print(search_view(Home(home), program))
     return console.export_text()

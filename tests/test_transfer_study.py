@@ -22,21 +22,7 @@ from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import transfer
 
 STUDIES = Path(__file__).parents[1] / "docs" / "studies"
-RECIPE = """
-name = "tiny"
-seed = 3
-[corpus.plain]
-source = "plain.jsonl"
-heldout = 0.1
-[tokenizer]
-vocab = 320
-[model]
-family = "tiny"
-size = "0.2M"
-row = 32
-[tunnel]
-proxies = ["0.02M", "0.05M", "0.1M"]
-tokens = ["2560", "3840", "5120"]
+TUNNEL = """
 trials = 0
 [tunnel.transfer]
 factors = [1, 2, 4]
@@ -44,19 +30,14 @@ tokens = "25600"
 seeds = 2
 centre = { mup = 0.01, standard = 0.01 }
 parametrizations = ["mup", "standard"]
-[trunk]
-tokens = "7680"
-batch = "128"
-[branch.same]
-tokens = "20%"
 """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_made_up) -> Path:
+def folder(tmp_path_factory, write_made_up, tiny_recipe) -> Path:
     made = tmp_path_factory.mktemp("transfer")
     write_made_up(made / "plain.jsonl", 300)
-    (made / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    (made / "tiny.toml").write_text(tiny_recipe(TUNNEL), encoding="utf-8")
     return made
 
 

@@ -51,3 +51,7 @@ class Home:
     def runs(self, program: str) -> Path:
         """The folder that holds a program's run folders."""
         return self.program(program) / "runs"
+
+    def search(self, program: str, key: str) -> Path:
+        """The record of a program's search with that key."""
+        return self.program(program) / "studies" / f"search-{key[:12]}.json"

@@ -19,7 +19,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
 from windtunnel.home import Home
 from windtunnel.rebuild import put_run_folder, run_row
-from windtunnel.recipe import differences
+from windtunnel.recipe import differences, with_defaults
 from windtunnel.train.folder import RESULT, STAGE
 from windtunnel.train.stage import Stage
 from windtunnel.views import View, line
@@ -113,6 +113,7 @@ def _same_recipe(program: str, places: Sequence[Path]) -> None:
         recipe = _fact(home, program, "recipe", "resolved")
         if recipe is None:
             continue
+        recipe = with_defaults(recipe)
         if first is None:
             first = home, recipe
         elif found := differences(first[1], recipe):

@@ -25,7 +25,7 @@ from windtunnel.planning import known_pins, pin_key
 from windtunnel.preference_study import study_beta
 from windtunnel.preparation import check_supply, note_target, prepare
 from windtunnel.program import Program
-from windtunnel.recipe import Recipe, differences, introduction, shipped
+from windtunnel.recipe import Recipe, differences, introduction, shipped, with_defaults
 from windtunnel.report.page import write_report
 from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
@@ -389,7 +389,7 @@ def _note_change(desk: Desk, recipe: Recipe) -> None:
     from_before = desk.book.fact(recipe.name, "recipe", "resolved")
     now = recipe.resolved()
     if from_before is not None and from_before != now:
-        for difference in differences(from_before, now)[:5]:
+        for difference in differences(with_defaults(from_before), now)[:5]:
             desk.screen.say(f"the recipe has changed since the last run: {difference}")
     with desk.book as book:
         book.put_fact(recipe.name, "recipe", "resolved", now)

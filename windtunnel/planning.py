@@ -94,7 +94,9 @@ def plan(recipe: Recipe, home: Path, *, measure: bool = True) -> View:
     parts.extend(_memory_parts(lines))
     if recipe.machine is not None:
         parts.append(
-            line("  counted in fp32 for this machine's CPU; on devices weights, gradients and moments are divided among them")
+            line(
+                "  counted in fp32 for this machine's CPU; on devices weights, gradients and moments are divided among them"
+            )
         )
     parts.extend(_schedule_parts(program))
     parts.append(table(("derived", "value", "source"), [(d.name, d.value, d.source) for d in program.derived()]))

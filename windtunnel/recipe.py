@@ -90,6 +90,14 @@ def parse_recipe(tables: Mapping[str, Any], overrides: Sequence[str] = (), origi
     return recipe
 
 
+def with_defaults(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored ``Recipe.resolved()`` with the defaults of keys that recipes have gained since, if it is still a recipe."""
+    try:
+        return Recipe.model_validate(tables).resolved()
+    except ValidationError:
+        return dict(tables)
+
+
 class Difference(NamedTuple):
     """One value that two recipes do not share; None where one of them has no such key."""
 

@@ -22,7 +22,7 @@ def search_view(home: Home, program: Program) -> View:
     Raises:
         ArtefactError: there is none.
     """
-    fact = read_json(home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json")
+    fact = read_json(home.search(program.name, program.search_key))
     return View({"program": program.name, "until": "search", **fact}, tuple(_parts(program.name, fact)))
 
 

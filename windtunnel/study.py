@@ -45,7 +45,7 @@ def choose(desk: Desk, program: Program) -> Program:
     recipe = program.recipe
     if recipe.tunnel is None or not recipe.tunnel.trials or not program.searched:
         return program
-    record = desk.home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json"
+    record = desk.home.search(program.name, program.search_key)
     try:
         known = read_json(record)
         for study, runs in known["runs"].items():
@@ -110,7 +110,7 @@ def with_known_choices(home: Any, program: Program) -> Program:
     if program.recipe.tunnel is None or not program.recipe.tunnel.trials:
         return program
     try:
-        known = read_json(home.program(program.name) / "studies" / f"search-{program.search_key[:12]}.json")
+        known = read_json(home.search(program.name, program.search_key))
     except ArtefactError:
         return program
     return program.with_choices(known["choices"], known.get("warmup"))

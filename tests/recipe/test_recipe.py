@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 import typing
 from pathlib import Path
@@ -16,7 +17,7 @@ from windtunnel.base.units import Length
 from windtunnel.laws.loss import NAMED
 from windtunnel.model.family import FAMILIES
 from windtunnel.program import Program
-from windtunnel.recipe import check_files, differences, load_recipe, parse_recipe, shipped, shipped_path
+from windtunnel.recipe import check_files, differences, load_recipe, parse_recipe, shipped, shipped_path, with_defaults
 from windtunnel.recipe_errors import table_model, unwrapped
 from windtunnel.recipe_new import new_recipe
 from windtunnel.recipe_reference import recipe_reference
@@ -214,6 +215,17 @@ def test_differences_name_the_key_and_both_values() -> None:
         "trunk.tokens: 6400000 → 12800000", "branch.better: a table → nothing", "optimizer.lr: nothing → 0.02",
         "export.branch: better → nothing",
     }  # fmt: skip
+
+
+def test_a_key_that_recipes_have_gained_since_is_no_change():
+    now = load_recipe("quickstart").resolved()
+    stored = json.loads(json.dumps(now))
+    del stored["model"]["recompute"]
+    assert [d.key for d in differences(stored, now)] == ["model.recompute"]
+    assert not differences(with_defaults(stored), now)
+    stored["seed"] = 7
+    assert [str(d) for d in differences(with_defaults(stored), now)] == ["seed: 7 → 1"]
+    assert with_defaults({"no": "recipe"}) == {"no": "recipe"}
 
 
 def test_the_budget_names_exactly_the_laws_that_exist() -> None:
