@@ -1,4 +1,4 @@
-"""Early stopping of a search: trials judged after a short decay against trials judged at the plateau, on planted trials.
+"""Early stopping of a search on planted trials: those go on that are forecast to win, the best after a decay, or at the plateau.
 
     PYTHONPATH=. python bench/pruning.py [--json] [--tables 20] [--orders 100]
 
@@ -17,13 +17,18 @@ import json
 import numpy as np
 
 from windtunnel.tunnel.halving import replay, rungs_of
+from windtunnel.tunnel.promotion import ByForecast, ByRank, Promotion
 
 TRIALS = 64
 SHARES = (1 / 16, 1 / 4, 1.0)
+TITLES = {
+    "forecast": "by forecast, judged after a short decay:", "decay": "best quarter, judged after a short decay:",
+    "plateau": "best quarter, judged at the plateau (plain ASHA):",
+}  # fmt: skip
 
 
-def planted(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Losses after a decay and at the plateau, each of shape (trials, rungs)."""
+def planted(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses after a decay and at the plateau, each of shape (trials, rungs), and places of shape (trials, 3)."""
     draw = np.random.default_rng(seed)
     place = draw.uniform(-1, 1, (TRIALS, 3))
     optimum, weight = draw.uniform(-0.4, 0.4, 3), draw.uniform(0.05, 0.2, 3)
@@ -34,22 +39,25 @@ def planted(seed: int) -> tuple[np.ndarray, np.ndarray]:
         loss = level + ((place - optimum - drift) ** 2 @ weight) + draw.normal(0, 0.004 * (1, 0.7, 0.4)[rung], TRIALS)
         decayed.append(loss)
         plateau.append(loss + 0.08 * np.exp(0.8 * place[:, 0]) + draw.normal(0, 0.004, TRIALS))
-    return np.stack(decayed, 1), np.stack(plateau, 1)
+    return np.stack(decayed, 1), np.stack(plateau, 1), place
 
 
 def measure(tables: int, orders: int, steps: int = 1600) -> dict[str, dict[str, float]]:
-    """Medians over orders of all tables, for both ways of judging."""
+    """Medians over orders of all tables, for each way of promotion."""
     rungs = rungs_of(steps, 0.2, steps // 50, SHARES)
     out = {}
-    for name in ("decay", "plateau"):
+    for name in ("forecast", "decay", "plateau"):
         shares, failed, lost = [], [], []
         for number in range(tables):
-            decayed, plateau = planted(number)
+            decayed, plateau, place = planted(number)
+            rule: Promotion = (
+                ByForecast(rungs, lambda those, place=place: place[list(those)], 0) if name == "forecast" else ByRank()
+            )
             final = decayed[:, -1]
             draw = np.random.default_rng(1000 + number)
             for _ in range(orders):
                 order = draw.permutation(TRIALS).tolist()
-                found = replay(decayed, order, rungs, plateau=None if name == "decay" else plateau)
+                found = replay(decayed, order, rungs, rule=rule, plateau=plateau if name == "plateau" else None)
                 shares.append(found.share)
                 failed.append(found.kept != int(final.argmin()))
                 lost.append(float(final[found.kept] / final.min() - 1))
@@ -73,7 +81,7 @@ def main() -> None:
         return
     for name, row in found.items():
         print(
-            f"judged after a short {name}:" if name == "decay" else "judged at the plateau (plain ASHA):",
+            TITLES[name],
             f"{100 * row['median_share_of_tokens']:.1f} % of the tokens (largest {100 * row['largest_share_of_tokens']:.1f} %),"
             f" best of {TRIALS} not kept in {100 * row['best_not_kept']:.1f} % of {row['replays']:.0f} replays,"
             f" loss of the kept one above the best {100 * row['mean_loss']:.3f} % (mean)",

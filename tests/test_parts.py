@@ -214,8 +214,11 @@ def test_a_search_is_extended_and_shrunk_without_training_a_trial_again(folder, 
     assert table(tmp_path / "home")["trials"] == longer["trials"][:4]
 
 
-def test_a_pruned_search_trains_fewer_tokens_finishes_its_best_and_survives_kills_as_well(folder, tmp_path, fleet):
-    options = ("tunnel.prune=halving", "tunnel.sampler=tpe", "tunnel.trials=24", "tunnel.trial_tokens=20480")
+@pytest.mark.parametrize("rule", ["halving", "forecast"])
+def test_a_pruned_search_trains_fewer_tokens_finishes_its_best_and_survives_kills_as_well(
+    folder, tmp_path, fleet, rule
+):
+    options = (f"tunnel.prune={rule}", "tunnel.sampler=tpe", "tunnel.trials=24", "tunnel.trial_tokens=20480")
     searched(folder, tmp_path / "whole", *options)
     whole, fact = sorted(fleet.trained), table(tmp_path / "whole")
     finished = [t for t in fact["trials"] if t["loss"] is not None]

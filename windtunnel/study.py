@@ -22,6 +22,7 @@ from windtunnel.program import Program
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.enough import Gap, remaining_gap
 from windtunnel.tunnel.halving import Ladder, rungs_of
+from windtunnel.tunnel.promotion import ByForecast, ByRank, places_of, rate_column
 from windtunnel.tunnel.propose import BLIND, Trial
 from windtunnel.tunnel.search import SearchResult, numbered_points, search
 from windtunnel.tunnel.space import Axis, Space, Values, apply, apply_to_shape, inside, to_dicts
@@ -153,7 +154,7 @@ def _search(desk: Desk, program: Program) -> tuple[SearchResult, Gap | None]:
         return [_loss(results[stage.key], mixture) for stage in stages]
 
     enough = _Enough(desk, program)
-    ladder = Halving(desk, program) if tunnel.prune == "halving" else None
+    ladder = Rungs(desk, program) if tunnel.prune != "none" else None
     found = search(
         program.space, tunnel.trials, program.recipe.seed, ladder.evaluate if ladder else evaluate, per_round=tunnel.per_round,
         first=inside(program.space, program.starting_values()), sampler=tunnel.sampler, on_edge=tunnel.on_edge,
@@ -163,8 +164,8 @@ def _search(desk: Desk, program: Program) -> tuple[SearchResult, Gap | None]:
     return found, remaining_gap(found.space, found.trials, enough.noise(found.best.loss))
 
 
-class Halving:
-    """Trials as trunks with a decay branch on each rung: the better quarter of a rung's trunks goes on to the next.
+class Rungs:
+    """Trials as trunks with a decay branch on each rung, of which only some go on to the next: the best, or the most promising.
 
     ``rungs`` are the judged lengths, shortest first; ``values`` the hyper-parameters of each trial by its number.
     """
@@ -180,8 +181,9 @@ class Halving:
         self._warmup = warmup
         longest = max([warmup, *(round(share * self._steps) for share in shares)])
         self.rungs = rungs_of(self._steps, _TRIAL_DECAY, longest)
-        self._ladder = Ladder(self.rungs)
         self.values: dict[int, Values] = {}
+        by_forecast = ByForecast(self.rungs, places_of(program.space, self.values), rate_column(program.space))
+        self._ladder = Ladder(self.rungs, by_forecast if tunnel.prune == "forecast" else ByRank())
 
     def evaluate(self, points: Sequence[tuple[int, Values]]) -> list[float | None]:
         self.values.update(points)

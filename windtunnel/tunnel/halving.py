@@ -1,33 +1,22 @@
 """Early stopping that knows WSD: trials are judged after a short decay from their trunk, never at the plateau. Needs no torch.
 
-Every trial is a trunk at stable learning rate. On each rung a branch decays from its checkpoint and is scored; only the better
-trials' trunks go on to the next rung. What is judged is therefore a finished, shorter model: at the plateau a high learning
-rate looks worse than it is (arXiv 2404.06395, section 4). Judged there, the best of 64 planted trials is
-lost in 22 % of orders instead of 4 % (``bench/pruning.py``); on 64 recorded ones of 0.02M it made no difference
-(``bench/search.py pruning``). The trunk is shared by the rungs of one trial; the
-decays are the price, and are counted.
+Every trial is a trunk at stable learning rate. On each rung a branch decays from its checkpoint and is scored; only some trunks
+go on to the next rung. What is judged is therefore a finished, shorter model: at the plateau a high learning rate looks worse
+than it is (arXiv 2404.06395, section 4). On recorded trials of 0.02M that made no difference, the rule of promotion does
+(``bench/search.py pruning``). The trunk is shared by the rungs of one trial; the decays are the price, and are counted.
 
-The rule is that of asynchronous successive halving (arXiv 1810.05934): after each round of trials, those in the best 1/eta of
-all that were judged on a rung go on, however early they were judged.
+Who goes on is asked after each round of trials, of all that were judged on a rung, however early (``promotion.py``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-ETA = 4
+from windtunnel.tunnel.promotion import ByRank, Promotion, Rung
+
 RUNGS = (1 / 16, 1 / 4, 1.0)
 """Lengths of the judged models as shares of a whole trial."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One rung in steps: the trunk's length where the branch leaves it, and the branch's own."""
-
-    trunk: int
-    decay: int
 
 
 def rungs_of(steps: int, decay_share: float, warmup: int, shares: Sequence[float] = RUNGS) -> tuple[Rung, ...]:
@@ -51,24 +40,18 @@ class Ladder:
     """
 
     rungs: tuple[Rung, ...]
-    eta: int = ETA
+    rule: Promotion = field(default_factory=ByRank)
     judged: list[dict[int, float | None]] = field(default_factory=list[dict[int, float | None]])
 
     def __post_init__(self) -> None:
         self.judged = self.judged or [{} for _ in self.rungs]
 
-    def promoted(self, rung: int) -> list[int]:
-        """The trials that may go from a rung to the next and have not: the best 1/eta, rounded up, of those judged there."""
-        known = sorted((loss, number) for number, loss in self.judged[rung].items() if loss is not None)
-        best = [number for _, number in known[: math.ceil(len(self.judged[rung]) / self.eta)]]
-        return sorted(number for number in best if number not in self.judged[rung + 1])
-
     def climb(self, new: Sequence[int], judge: Callable[[int, Sequence[int]], Mapping[int, float | None]]) -> None:
-        """Judges new trials on the first rung and lets the better of all climb as far as they may."""
+        """Judges new trials on the first rung and lets those that the rule chooses among all climb as far as they may."""
         if new:
             self.judged[0].update(judge(0, new))
         for rung in range(len(self.rungs) - 1):
-            if numbers := self.promoted(rung):
+            if numbers := self.rule.promoted(self.judged, rung):
                 self.judged[rung + 1].update(judge(rung + 1, numbers))
 
     def finished(self, number: int) -> float | None:
@@ -76,18 +59,8 @@ class Ladder:
         return self.judged[-1].get(number)
 
     def guess(self, number: int) -> float | None:
-        """What a trial that was given up would probably have reached: its last loss, less what others gained from there on."""
-        for rung in range(len(self.rungs) - 2, -1, -1):
-            loss = self.judged[rung].get(number)
-            if loss is None:
-                continue
-            both = [
-                (self.judged[rung][other], last) for other, last in self.judged[-1].items()
-                if last is not None and self.judged[rung].get(other) is not None
-            ]  # fmt: skip
-            gains = sorted(float(here or 0.0) - last for here, last in both)
-            return loss - (gains[len(gains) // 2] if gains else 0.0)
-        return None
+        """What a trial that was given up would probably have reached."""
+        return self.rule.guess(self.judged, number)
 
     def steps_spent(self, *, decays: bool = True) -> int:
         """Steps that all trials took: each trunk once up to its last rung, and a decay on every rung."""
@@ -110,18 +83,19 @@ class Replay:
 
 
 def replay(
-    table: Sequence[Sequence[float]], order: Sequence[int], rungs: tuple[Rung, ...], *, per_round: int = 4, eta: int = ETA,
-    plateau: Sequence[Sequence[float]] | None = None,
+    table: Sequence[Sequence[float]], order: Sequence[int], rungs: tuple[Rung, ...], *, per_round: int = 4,
+    rule: Promotion | None = None, plateau: Sequence[Sequence[float]] | None = None,
 ) -> Replay:  # fmt: skip
     """Runs the pruner on recorded trials.
 
     Args:
         table: for each trial its loss after the decay on each rung.
         order: the order in which the trials come.
-        plateau: the losses at the plateau instead; then no decay is spent except on the last rung. This is plain asynchronous
-            halving.
+        rule: who goes on; without it, the best quarter.
+        plateau: the losses at the plateau instead; then no decay is spent except on the last rung. With the best quarter this
+            is plain asynchronous halving.
     """
-    ladder = Ladder(rungs, eta)
+    ladder = Ladder(rungs, rule or ByRank())
     last = len(rungs) - 1
 
     def judge(rung: int, numbers: Sequence[int]) -> dict[int, float | None]:
