@@ -153,7 +153,7 @@ def _regress(features: Array, gains: Array) -> tuple[Array, Array]:
     """Mean and covariance of the weights of a linear regression with a normal prior around nothing."""
     prior = np.full(features.shape[1], _WEIGHT)
     prior[0] = _LEVEL
-    spread = np.linalg.inv(features.T @ features / _NOISE**2 + np.diag(prior**-2.0))
+    spread: Array = np.linalg.inv(features.T @ features / _NOISE**2 + np.diag(prior**-2.0)).astype(np.float64)
     return spread @ features.T @ gains / _NOISE**2, spread
 
 
