@@ -240,8 +240,8 @@ class _Enough:
         if self.noise(best.loss) is None or not gap.enough:
             return ""
         self._desk.screen.say(
-            f"search: enough after {len(done)} trials: the best lies at most {gap.high:.2g} nats per byte above the tuned "
-            f"optimum, the seed noise is {gap.noise:.2g}"
+            f"search: enough after {len(done)} trials: about {gap.value:.2g} nats per byte are left to find (90 %: at most "
+            f"{gap.high:.2g}), the seed noise is {gap.noise:.2g}"
         )
         return f"the gap to the optimum is under the seed noise after {len(done)} trials"
 

@@ -81,7 +81,7 @@ def test_with_hardly_any_noise_the_gap_of_a_quadratic_is_known_within_a_tenth():
     assert 0.9 * (loss.min() - 2) < gap.high < 1.5 * (loss.min() - 2)
     assert not gap.enough
     assert gap.more > 0
-    assert replace(gap, high=0.5e-4).enough
+    assert replace(gap, value=0.5e-4).enough
 
 
 def test_an_estimate_is_the_same_every_time_and_a_diverged_trial_or_too_few_say_nothing():

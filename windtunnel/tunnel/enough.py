@@ -1,15 +1,16 @@
 """Has the search gone on long enough? The gap between its best trial and the tuned optimum, with an interval. Needs no torch.
 
 The losses of a search are a smooth surface over the unit cube (each axis from its low to its high end, on the axis's own
-logarithm) with noise from the seed. The surface gets a Gaussian-process prior: a constant, a full quadratic and a Matérn-5/2
-part for what is not quadratic, with hyper-parameters drawn from a fixed quasi-random set and weighed by their likelihood, so
-that their uncertainty is part of the interval. Surfaces drawn from the posterior are lowered to their minimum over a cloud of
-candidates; the gap of a draw is its value at the best trial minus that minimum.
+logarithm) with noise from the seed. Far above the best they are compressed logarithmically, as far as the data say so: walls say
+"not here" and their steepness little more. The surface gets a Gaussian-process prior: a constant, a full quadratic and a
+Matérn-5/2 part for what is not quadratic, each axis with a weight of its own, since a loss usually hangs on two of four
+hyper-parameters. Amplitudes, length, noise, weights and the compression are drawn from their posterior by a Metropolis walk with
+a fixed seed, so that their uncertainty is part of the interval. Surfaces drawn from the posterior are lowered to their minimum
+over a cloud of candidates; the gap of a draw is its value at the best trial minus that minimum.
 
 Limits. It believes in smoothness: a second, narrow valley that no trial has met is not foreseen. It knows the space it was
 given: a better point beyond an edge is not counted, and the minimum is looked for over a finite cloud. Below about two trials
-for each axis it says nothing. Trials that diverged are left out, and losses far above the first round's median are lowered to
-where they only say "not here".
+for each axis it says nothing. Trials that diverged are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,11 @@ from windtunnel.tunnel.propose import Trial
 from windtunnel.tunnel.space import Axis, Space
 
 Array = NDArray[np.float64]
-_HYPER = 128
-"""Hyper-parameter sets that are weighed; the posterior is drawn from those that the likelihood leaves."""
+_FIRST, _WALK, _PACE = 200, 1200, 0.25
+"""Hyper-parameter sets among which the walk's start is looked for, its steps, and a step's deviation as a share of each range."""
 _SETS, _DRAWS = 12, 32
+NOISE, WARP, WEIGHTS = 3, 4, slice(5, None)
+"""Where a hyper-parameter set has its noise, the height from which losses are compressed, and the axes' weights."""
 _GLOBAL, _LOCAL = 64, 128
 _MOST = 160
 """Trials that enter the estimate: its cost grows with their cube."""
@@ -54,8 +56,8 @@ class Gap:
 
     @property
     def enough(self) -> bool:
-        """Whether the upper end of the gap is under the seed noise: no further trial can be told from the best."""
-        return self.high < self.noise
+        """Whether the gap is under the seed noise: what is left to find can no longer be told from the best."""
+        return self.value < self.noise
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "enough": self.enough}
@@ -95,27 +97,37 @@ def remaining_gap(space: Space, trials: Sequence[Trial], noise: float | None = N
 
 def gap_of(points: Array, losses: Array, noise: float | None = None, seed: int = 0) -> Gap:
     """The gap for points in the unit cube, shape (trials, axes), and their losses, shape (trials,)."""
-    y = _lowered(losses, points.shape[1])
-    centre, scale = float(np.median(y)), float(np.std(y)) or 1.0
-    sets = _posterior_sets(points, (y - centre) / scale, None if noise is None else noise / scale, seed)
+    scale = _far(losses, points.shape[1])
+    y = (losses - losses.min()) / scale
+    sets = _posterior_sets(points, y, None if noise is None else noise / scale, seed)
     best = int(np.argmin(losses))
     cloud = _candidates(points, losses, seed)
-    draws = np.concatenate([_draw(points, (y - centre) / scale, cloud, one, seed + i) for i, one in enumerate(sets)])
-    at_best = draws[:, best]
-    gaps = scale * (at_best - draws.min(axis=1))
-    sigma = noise if noise is not None else scale * float(np.median([one[3] for one in sets]))
-    middle, high = (float(q) for q in np.quantile(gaps, (0.5, 0.9)))
+    gaps = []
+    for i, one in enumerate(sets):
+        draws = _draw(points, _softened(y, one[WARP]), cloud, one, seed + i)
+        gaps.append(_hardened(draws[:, best], one[WARP]) - _hardened(draws.min(axis=1), one[WARP]))
+    sigma = noise if noise is not None else scale * float(np.median(sets[:, NOISE]))
+    middle, high = (scale * float(q) for q in np.quantile(np.concatenate(gaps), (0.5, 0.9)))
     return Gap(middle, 0.0, high, float(sigma), _more(middle, sigma, len(losses), points.shape[1]))
 
 
-def _lowered(losses: Array, axes: int) -> Array:
-    """Losses of which none exceeds four times what the first round's median lies above the best: the far walls say no more.
+def _far(losses: Array, axes: int) -> float:
+    """How far above the best the first round's median lies; the unit of everything below.
 
     The first round covers the space; later ones crowd around the best, so that their spread says nothing about the walls.
     """
-    best = float(losses.min())
-    far = float(np.median(losses[: max(4, 2 * axes)])) - best
-    return np.minimum(losses, best + 4 * far) if far > 0 else losses
+    far = float(np.median(losses[: max(4, 2 * axes)]) - losses.min())
+    return far or float(np.std(losses)) or 1.0
+
+
+def _softened(y: Array, warp: float) -> Array:
+    """Losses above the best, those beyond ``warp`` compressed logarithmically; near the best as they are."""
+    return warp * np.log1p(y / warp)
+
+
+def _hardened(y: Array, warp: float) -> Array:
+    """The inverse of ``_softened``."""
+    return warp * np.expm1(y / warp)
 
 
 def _more(gap: float, noise: float, trials: int, axes: int) -> int:
@@ -139,46 +151,60 @@ def _spread(number: int, dimensions: int, seed: int) -> Array:
     return (np.random.default_rng(seed).random(dimensions) + np.arange(1, number + 1)[:, None] * steps) % 1.0
 
 
-@cache
-def _hyper(seed: int) -> Array:
-    """Sets of (quadratic part, Matérn part, its length, noise), log-uniform, in units of the losses' deviation."""
-    unit = _spread(_HYPER, 4, seed)
-    low = np.log([0.3, 0.0003, 0.3, 0.0005])
-    high = np.log([6.0, 1.0, 3.0, 0.5])
-    return np.exp(low + unit * (high - low))
+def _ranges(axes: int) -> tuple[Array, Array]:
+    """Logarithms of the lowest and highest (quadratic part, Matérn part, its length, noise, warp, weight of each axis).
+
+    Between their ends all are equally likely beforehand.
+    """
+    low, high = [0.3, 0.0003, 0.3, 0.0005, 0.5], [6.0, 1.0, 3.0, 0.5, 16.0]
+    return np.log(low + [0.1] * axes), np.log(high + [1.5] * axes)
 
 
 def _posterior_sets(x: Array, y: Array, noise: float | None, seed: int) -> Array:
-    """Hyper-parameter sets drawn in proportion to their likelihood, shape (sets, 4)."""
-    sets = _hyper(seed).copy()
-    if noise is not None:
-        sets[:, 3] = max(noise, 1e-4)
-    polynomial, distance = _polynomial(x, x), _distance(x, x)
-    size = len(y)
-    kernels = np.stack([_kernel(polynomial, distance, one) for one in sets])
-    kernels += (sets[:, 3, None, None] ** 2 + _JITTER) * np.eye(size)
-    factor = np.linalg.cholesky(kernels)
-    half = np.linalg.solve(factor, np.broadcast_to(y[:, None], (len(sets), size, 1)))[..., 0]
-    fit = -0.5 * (half**2).sum(axis=1) - np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
-    weight = np.exp(fit - fit.max())
-    steps = (np.arange(_SETS) + 0.5) / _SETS
-    return sets[np.searchsorted(np.cumsum(weight) / weight.sum(), steps).clip(max=len(sets) - 1)]
+    """Hyper-parameter sets drawn from their posterior, shape (sets, 5 + axes)."""
+    low, high = _ranges(x.shape[1])
+    random = np.random.default_rng(seed)
+
+    def as_set(place: Array) -> Array:
+        one = np.exp(low + place * (high - low))
+        if noise is not None:
+            one[NOISE] = max(noise, 1e-4)
+        return one
+
+    starts = _spread(_FIRST, len(low), seed)
+    fits = [_log_likelihood(x, y, as_set(place)) for place in starts]
+    at, fit = starts[int(np.argmax(fits))], max(fits)
+    found = []
+    for step in range(_WALK):
+        moved = random.random(len(low)) < 0.35
+        place = at + moved * _PACE * random.standard_normal(len(low))
+        if ((place >= 0) & (place <= 1)).all():
+            new = _log_likelihood(x, y, as_set(place))
+            if math.log(1 - random.random()) < new - fit:
+                at, fit = place, new
+        if step >= _WALK // 4 and (step + 1) % (_WALK * 3 // 4 // _SETS) == 0:
+            found.append(as_set(at))
+    return np.array(found)
 
 
-def _polynomial(a: Array, b: Array) -> Array:
-    """Kernel of a constant, linear and quadratic terms of coordinates from −1 to 1."""
-    dimensions = a.shape[1]
-    return (1 + (2 * a - 1) @ (2 * b - 1).T / math.sqrt(dimensions)) ** 2
+def _log_likelihood(x: Array, y: Array, hyper: Array) -> float:
+    """Of the losses as they are, so that warps compete: the density of the softened ones, and their slopes. Up to a constant."""
+    soft = _softened(y, hyper[WARP])
+    own = _covariance(x, x, hyper) + (hyper[NOISE] ** 2 + _JITTER) * np.eye(len(y))
+    factor = np.linalg.cholesky(own)
+    half = np.linalg.solve(factor, soft - np.median(soft))
+    slopes = np.log1p(y / hyper[WARP]).sum()
+    return float(-0.5 * half @ half - np.log(np.diagonal(factor)).sum() - slopes)
 
 
-def _distance(a: Array, b: Array) -> Array:
+def _covariance(a: Array, b: Array, hyper: Array) -> Array:
+    """A constant, linear and quadratic terms of the weighed coordinates from −1 to 1, and a Matérn-5/2 part."""
+    quadratic, rest, length = hyper[:3]
+    a, b = (2 * a - 1) * hyper[WEIGHTS], (2 * b - 1) * hyper[WEIGHTS]
+    axes = a.shape[1]
+    polynomial = (1 + a @ b.T / math.sqrt(axes)) ** 2
     square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * a @ b.T
-    return np.sqrt(np.maximum(square, 0.0) / a.shape[1])
-
-
-def _kernel(polynomial: Array, distance: Array, hyper: Array) -> Array:
-    quadratic, rest, length, _ = hyper
-    r = math.sqrt(5) * distance / length
+    r = math.sqrt(5) * np.sqrt(np.maximum(square, 0.0) / (4 * axes)) / length
     return quadratic**2 * polynomial / 4 + rest**2 * (1 + r + r**2 / 3) * np.exp(-r)
 
 
@@ -195,11 +221,12 @@ def _candidates(x: Array, losses: Array, seed: int) -> Array:
 
 def _draw(x: Array, y: Array, cloud: Array, hyper: Array, seed: int) -> Array:
     """Surfaces from the posterior at the cloud's points, shape (draws, points)."""
-    own = _kernel(_polynomial(x, x), _distance(x, x), hyper) + (hyper[3] ** 2 + _JITTER) * np.eye(len(x))
-    cross = _kernel(_polynomial(x, cloud), _distance(x, cloud), hyper)
+    own = _covariance(x, x, hyper) + (hyper[NOISE] ** 2 + _JITTER) * np.eye(len(x))
+    cross = _covariance(x, cloud, hyper)
     factor = np.linalg.cholesky(own)
     half = np.linalg.solve(factor, cross)
-    mean = half.T @ np.linalg.solve(factor, y)
-    spread = _kernel(_polynomial(cloud, cloud), _distance(cloud, cloud), hyper) - half.T @ half
+    middle = float(np.median(y))
+    mean = middle + half.T @ np.linalg.solve(factor, y - middle)
+    spread = _covariance(cloud, cloud, hyper) - half.T @ half
     root = np.linalg.cholesky(spread + 1e-8 * (1 + float(np.trace(spread)) / len(cloud)) * np.eye(len(cloud)))
     return mean + np.random.default_rng(seed).standard_normal((_DRAWS, len(cloud))) @ root.T
