@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from trainer import RATE, STD, trainer_trial
 from trials import BATCH, ROW, VOCAB, Silent, stages, text
 
 from windtunnel.corpus.build import build_corpus, build_tokenizer
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.store import open_corpus
-from windtunnel.model.family import FAMILIES
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.fleet import Fleet, Job
 from windtunnel.tunnel.search import Trial, Values, propose
@@ -40,46 +40,13 @@ ROUND, THEIRS = 4, 2
 def theirs(corpus: Path, tokens: int) -> None:
     """Waits for a line, runs two trials of one Optuna study over the Trainer, says how long they took; and again."""
     import optuna
-    import torch
-    import transformers
 
-    shape, opened = FAMILIES["tiny"].shape("0.1M", VOCAB), open_corpus(corpus)
-    train, heldout = (
-        torch.from_numpy(np.array(part.tokens[: len(part.tokens) // ROW * ROW], dtype=np.int64).reshape(-1, ROW))
-        for part in (opened.train, opened.heldout)
-    )
-    steps = max(4, tokens // (ROW * BATCH))
+    trial_of = trainer_trial(corpus, tokens, ROW, BATCH, VOCAB)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-    class Data(torch.utils.data.Dataset):
-        def __init__(self, rows: torch.Tensor) -> None:
-            self.rows = rows
-
-        def __len__(self) -> int:
-            return len(self.rows)
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            return {"input_ids": self.rows[index], "labels": self.rows[index]}
-
     def objective(trial: Any) -> float:
-        rate = trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
-        config = transformers.LlamaConfig(
-            hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim, intermediate_size=shape.ff, vocab_size=VOCAB,
-            max_position_embeddings=ROW, tie_word_embeddings=True, use_cache=False,
-            initializer_range=trial.suggest_float("init_std", 0.01, 0.1, log=True),
-        )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = transformers.TrainingArguments(
-                folder, per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH, max_steps=steps,
-                learning_rate=rate, optim="adamw_torch_fused", lr_scheduler_type="warmup_stable_decay",
-                lr_scheduler_kwargs={"num_decay_steps": steps // 5}, warmup_steps=10, report_to=[], save_strategy="no",
-                logging_strategy="no", use_cpu=True, disable_tqdm=True, seed=trial.number,
-            )  # fmt: skip
-            model = transformers.LlamaForCausalLM(config)
-            run = transformers.Trainer(model, arguments, train_dataset=Data(train), eval_dataset=Data(heldout))
-            run.train()
-            return run.evaluate()["eval_loss"]
+        rate, std = (trial.suggest_float(name, *ends, log=True) for name, ends in (("rate", RATE), ("std", STD)))
+        return trial_of(rate, std, trial.number)
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     print(json.dumps({"ready": True}), flush=True)

@@ -189,10 +189,14 @@ class Rungs:
         self.values.update(points)
         numbers = [number for number, _ in points]
         self._ladder.climb(numbers, self._judge)
-        return [self._ladder.finished(number) for number in numbers]
+        return [self.finished(number) for number in numbers]
+
+    def finished(self, number: int) -> float | None:
+        """The loss of a trial that went to its end, else None."""
+        return self._ladder.finished(number)
 
     def revise(self, trial: Trial) -> Trial:
-        loss = self._ladder.finished(trial.number)
+        loss = self.finished(trial.number)
         return replace(trial, loss=loss, guess=self._ladder.guess(trial.number) if loss is None else None)
 
     def _judge(self, rung: int, numbers: Sequence[int]) -> dict[int, float | None]:
