@@ -20,7 +20,7 @@ from windtunnel.base.lock import FolderLock
 from windtunnel.home import Home
 from windtunnel.rebuild import put_run_folder, run_row
 from windtunnel.recipe import differences, with_defaults
-from windtunnel.train.folder import RESULT, STAGE
+from windtunnel.train.folder import FAILED, RESULT, STAGE
 from windtunnel.train.stage import Stage
 from windtunnel.views import View, line
 
@@ -161,9 +161,9 @@ def _take_shared(program: str, home: Path, into: Path) -> None:
 
 
 def _take_run(book: LabBook, program: str, run: Path, into: Path) -> bool:
-    """Copies a run that the target lacks, or has only begun, and writes its rows; returns whether it did."""
+    """Copies a run that the target lacks, or has got less far with, and writes its rows; returns whether it did."""
     target = Home(into).runs(program) / run.name
-    if (target / RESULT).is_file() or (target.is_dir() and not (run / RESULT).is_file()):
+    if target.is_dir() and _worth(target) >= _worth(run):
         return False
     if target.is_dir():
         shutil.rmtree(target)
@@ -171,6 +171,11 @@ def _take_run(book: LabBook, program: str, run: Path, into: Path) -> bool:
     with book:
         put_run_folder(book, run_row(into, program, target), target)
     return True
+
+
+def _worth(run: Path) -> int:
+    """A result is worth more than a failure, and that more than what was only begun."""
+    return 2 if (run / RESULT).is_file() else 1 if (run / FAILED).is_file() else 0
 
 
 def _copy(source: Path, target: Path) -> None:
