@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from windtunnel import desk as desk_module
 from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
+from windtunnel.batch_study import batch
 from windtunnel.corpus.store import open_corpus
 from windtunnel.home import Home
 from windtunnel.manage import clean
@@ -22,6 +24,7 @@ from windtunnel.merging import merge
 from windtunnel.pipeline import run
 from windtunnel.rebuild import rebuild
 from windtunnel.recipe import load_recipe
+from windtunnel.transfer_study import transfer
 from windtunnel.tunnel.fleet import orphaned
 
 TUNNEL = """
@@ -46,6 +49,7 @@ class Planted:
         self.die_after: int | None = None
         self.fails: dict[str, Any] = {}
         self.high = 0.03
+        self.on: dict[str, Any] = {}
 
     def __call__(self, *_, **__) -> Planted:
         return self
@@ -77,7 +81,7 @@ class Planted:
             result = {
                 "key": stage.key, "step": stage.steps, "tokens": stage.tokens, "skipped": 0, "score_tokens": stage.score_tokens,
                 "scores": {name: {**score, "corpus": open_corpus(job.corpora[name]).hash} for name in stage.score},
-                "loss": loss, "numeric_class": {}, "peak_memory": 0, "seconds": {"step": 1.0}, "timed_tokens": 1,
+                "loss": loss, "numeric_class": self.on, "peak_memory": 0, "seconds": {"step": 1.0}, "timed_tokens": 1,
                 "flops": stage.flops,
             }  # fmt: skip
             for step in stage.keep:
@@ -149,6 +153,37 @@ def test_parts_trained_in_different_homes_join_into_the_search_that_one_home_wou
     assert sorted(rows["joined"], key=str) == sorted(rows["alone"], key=str)
 
 
+SMALL = {
+    transfer: 'tunnel.transfer={axes=["width","batch"],factors=[1,2],tokens="2560",seeds=2,layers=2}',
+    batch: 'tunnel.batch={sizes=["0.02M","0.05M"],batches=[64,128,256],tokens=["2560","5120"],seeds=2}',
+}
+
+
+@pytest.mark.parametrize("study", [transfer, batch])
+def test_a_transfer_or_batch_study_is_cut_into_parts_as_a_search_is(folder, tmp_path, fleet, study):
+    recipe = load_recipe(folder / "parts.toml", (SMALL[study],))
+    alone = study(recipe, tmp_path / "alone", quiet=True)
+    whole, homes, parts = sorted(fleet.trained), [tmp_path / f"laptop-{i}" for i in (1, 2, 3)], []
+    for number, home in enumerate(homes, 1):
+        fleet.trained.clear()
+        view = study(recipe, home, quiet=True, part=f"{number}/3")
+        assert view.data == {"program": "parts", "part": [number, 3], "trials": len(fleet.trained)}
+        parts.append(list(fleet.trained))
+    first = sorted(name for part in parts for name in part)
+    assert len(set(first)) == len(first)
+    assert max(map(len, parts)) - min(map(len, parts)) <= (
+        1 if study is transfer else 3
+    )  # a trunk and its decays stay together
+    assert len(first) == (3 * 5 * 2 if study is transfer else 2 * 3 * 2 * 3)
+    merge(homes, tmp_path / "joined")
+    fleet.trained.clear()
+    joined = study(recipe, tmp_path / "joined", quiet=True)
+    assert sorted(first + fleet.trained) == whole
+    assert joined.data == alone.data
+    with pytest.raises(UserError, match="--part: expected a share such as 3/28, got '4/3'"):
+        study(recipe, homes[0], quiet=True, part="4/3")
+
+
 def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_copied(
     folder, tmp_path, fleet, write_made_up
 ):
@@ -180,6 +215,22 @@ def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_cop
         assert "\n" not in str(error.value)
         assert not (tmp_path / "into" / "labbook.sqlite").exists()
         assert not list((tmp_path / "into").rglob("stage.json"))
+
+
+def test_trials_that_ran_on_different_things_are_joined_only_where_that_is_wanted(folder, tmp_path, fleet):
+    homes = [tmp_path / "one", tmp_path / "two"]
+    for number, home in enumerate(homes, 1):
+        fleet.on = {"device": "x86_64", "threads": 1, "torch": f"2.{11 + number}.0"}
+        searched(folder, home, part=f"{number}/2")
+    with pytest.raises(UserError) as error:
+        merge(homes, tmp_path / "into")
+    assert re.search(
+        r"two: expected the search of 'parts' to run on torch 2.12.0, as in .*one, got torch 2.13.0", str(error.value)
+    )
+    assert "device" not in str(error.value)
+    assert str(error.value).endswith("or merge all the same with --mixed-numerics")
+    assert not (tmp_path / "into" / "labbook.sqlite").exists()
+    assert merge(homes, tmp_path / "into", mixed=True).data["copied"] == 14
 
 
 @pytest.mark.parametrize(
