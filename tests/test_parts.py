@@ -406,6 +406,31 @@ def test_a_trial_that_was_given_up_is_named_and_clean_lets_it_be_tried_again(fol
     assert not list((tmp_path / "home").rglob("failed.json"))
 
 
+def test_a_renamed_search_takes_its_trials_over_and_says_so(folder, tmp_path, fleet, capsys):
+    fleet.fails = DIVERGED
+    searched(folder, tmp_path / "home")
+    fact, lost = table(tmp_path / "home"), failed_trials(tmp_path / "home")
+    fleet.trained.clear()
+    renamed = load_recipe(folder / "parts.toml", ("name=other", "tunnel.trials=16"))
+    run(renamed, tmp_path / "home", until="search")
+    assert trials(fleet.trained) == ["trial-014", "trial-015"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("search: runs of 'parts' in this home that are the same are taken over, not trained again") == 1
+    book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
+    again = book.fact("other", "study", "search")
+    rows = {row["name"]: row for row in book.runs(program="other", study="search")}
+    book.close()
+    assert again["trials"][:14] == fact["trials"]
+    assert {row["status"] for row in rows.values()} == {"done", "failed"}
+    assert {name for name, row in rows.items() if row["status"] == "failed"} >= {
+        n for n in lost if n.startswith("trial")
+    }
+    assert all(row["folder"].startswith("programs/other/runs/") for row in rows.values())
+    fleet.trained.clear()
+    run(renamed, tmp_path / "elsewhere", quiet=True, until="search")
+    assert len(trials(fleet.trained)) == 16
+
+
 def test_a_target_that_failed_is_tried_again_by_the_same_command(folder, tmp_path, fleet):
     fleet.fails = DIVERGED
     recipe = load_recipe(folder / "parts.toml", ("tunnel.trials=0", "optimizer.lr=0.05"))

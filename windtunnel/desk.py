@@ -24,6 +24,7 @@ from windtunnel.base.lock import FolderLock
 from windtunnel.base.units import si
 from windtunnel.home import FACTS, RECORD, Home
 from windtunnel.program import Prepared
+from windtunnel.takeover import take_over
 from windtunnel.track import Mirror
 from windtunnel.train.control import Control, StopOnSignals
 from windtunnel.train.folder import checkpoint_path, forget_failure, read_failure, read_result, write_failure
@@ -102,6 +103,7 @@ class Desk:
         self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
         self._fleets: dict[str, Fleet | RayFleet] = {}
         self._used: dict[str, dict[str, None]] = {}
+        self._taken: set[tuple[str, str]] = set()
         self._eager = self.machine.device in ("", "cpu") and not has_compiler()
         if self._eager:
             self.screen.say(NO_COMPILER)
@@ -158,6 +160,7 @@ class Desk:
         jobs: list[Job] = []
         hashes = dict(prepared.hashes())
         self.use(study, [stage.folder_name for stage in stages])
+        self._take_over(study, stages, hashes)
         for stage in stages:
             run = self.run_folder(stage)
             with explained(run):
@@ -191,6 +194,16 @@ class Desk:
         for job in jobs:
             results[job.stage.key] = outcome[str(job.run)]
         return results
+
+    def _take_over(self, study: str, stages: Sequence[Stage], corpora: dict[str, str]) -> None:
+        """Takes what other programs have trained for a study, each named once; a target is trained under its own name."""
+        others = take_over(self.home, self.program, stages, corpora) if study else []
+        for other in others:
+            if (study, other) not in self._taken:
+                self.screen.say(
+                    f"{study}: runs of '{other}' in this home that are the same are taken over, not trained again"
+                )
+        self._taken |= {(study, other) for other in others}
 
     def _say_given_up(self, stages: Sequence[Stage], results: dict[str, Result]) -> None:
         """Names what is not tried again although another try might go better."""
