@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from windtunnel import desk as desk_module
 from windtunnel.base.artefact import read_json, write_json
-from windtunnel.base.errors import UserError
+from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
+from windtunnel.batch_study import batch
 from windtunnel.corpus.store import open_corpus
 from windtunnel.home import Home
+from windtunnel.manage import clean
 from windtunnel.merging import merge
 from windtunnel.pipeline import run
+from windtunnel.rebuild import rebuild
 from windtunnel.recipe import load_recipe
+from windtunnel.transfer_study import transfer
+from windtunnel.tunnel.fleet import orphaned
 
 TUNNEL = """
 trials = 14
@@ -32,11 +39,17 @@ class Killed(BaseException):
 
 
 class Planted:
-    """A fleet that trains nothing: a stage's loss is a bowl around a rate of 0.02; it can be killed before any job."""
+    """A fleet that trains nothing: a stage's loss is a bowl around a rate of 0.02; it can be killed before any job.
+
+    What rates above ``high`` meet is in ``fails``; of a trunk's steps they meet it on the second rung.
+    """
 
     def __init__(self) -> None:
         self.trained: list[str] = []
         self.die_after: int | None = None
+        self.fails: dict[str, Any] = {}
+        self.high = 0.03
+        self.on: dict[str, Any] = {}
 
     def __call__(self, *_, **__) -> Planted:
         return self
@@ -50,9 +63,17 @@ class Planted:
             if self.die_after == 0:
                 raise Killed
             self.die_after = None if self.die_after is None else self.die_after - 1
-            stage = job.stage
-            self.trained.append(stage.name)
-            watcher.started(job)
+            stage, parent = job.stage, str(job.parent.parent.parent) if job.parent else ""
+            if (end := orphaned(job, results.get(parent, {}))) is None:
+                self.trained.append(stage.name)
+                watcher.started(job)
+                write_json(job.run / "stage.json", {"key": stage.key, **stage.to_dict()})
+                high = stage.optimizer.learning_rate > self.high and (stage.kind != "trunk" or stage.steps > 8)
+                end = self.fails if high and self.fails and job.parent is None else None
+            if end is not None:
+                results[str(job.run)] = end
+                watcher.done(job, end, end["failed"])
+                continue
             loss = 1.5 + 0.1 * math.log(stage.optimizer.learning_rate / 0.02) ** 2
             loss += 0.05 * math.log(stage.parametrization.init_std / 0.1) ** 2
             loss += 0.01 * (int(stage.key[:8], 16) / 2**32 - 0.5)  # each seed has its own luck
@@ -60,12 +81,11 @@ class Planted:
             result = {
                 "key": stage.key, "step": stage.steps, "tokens": stage.tokens, "skipped": 0, "score_tokens": stage.score_tokens,
                 "scores": {name: {**score, "corpus": open_corpus(job.corpora[name]).hash} for name in stage.score},
-                "loss": loss, "numeric_class": {}, "peak_memory": 0, "seconds": {"step": 1.0}, "timed_tokens": 1,
+                "loss": loss, "numeric_class": self.on, "peak_memory": 0, "seconds": {"step": 1.0}, "timed_tokens": 1,
                 "flops": stage.flops,
             }  # fmt: skip
             for step in stage.keep:
                 (job.run / "checkpoints" / f"step-{step:09d}").mkdir(parents=True, exist_ok=True)
-            write_json(job.run / "stage.json", {"key": stage.key, **stage.to_dict()})
             write_json(job.run / "result.json", result)
             results[str(job.run)] = {**result, "wall": 0.0}
             watcher.done(job, results[str(job.run)], "")
@@ -133,6 +153,37 @@ def test_parts_trained_in_different_homes_join_into_the_search_that_one_home_wou
     assert sorted(rows["joined"], key=str) == sorted(rows["alone"], key=str)
 
 
+SMALL = {
+    transfer: 'tunnel.transfer={axes=["width","batch"],factors=[1,2],tokens="2560",seeds=2,layers=2}',
+    batch: 'tunnel.batch={sizes=["0.02M","0.05M"],batches=[64,128,256],tokens=["2560","5120"],seeds=2}',
+}
+
+
+@pytest.mark.parametrize("study", [transfer, batch])
+def test_a_transfer_or_batch_study_is_cut_into_parts_as_a_search_is(folder, tmp_path, fleet, study):
+    recipe = load_recipe(folder / "parts.toml", (SMALL[study],))
+    alone = study(recipe, tmp_path / "alone", quiet=True)
+    whole, homes, parts = sorted(fleet.trained), [tmp_path / f"laptop-{i}" for i in (1, 2, 3)], []
+    for number, home in enumerate(homes, 1):
+        fleet.trained.clear()
+        view = study(recipe, home, quiet=True, part=f"{number}/3")
+        assert view.data == {"program": "parts", "part": [number, 3], "trials": len(fleet.trained)}
+        parts.append(list(fleet.trained))
+    first = sorted(name for part in parts for name in part)
+    assert len(set(first)) == len(first)
+    assert max(map(len, parts)) - min(map(len, parts)) <= (
+        1 if study is transfer else 3
+    )  # a trunk and its decays stay together
+    assert len(first) == (3 * 5 * 2 if study is transfer else 2 * 3 * 2 * 3)
+    merge(homes, tmp_path / "joined")
+    fleet.trained.clear()
+    joined = study(recipe, tmp_path / "joined", quiet=True)
+    assert sorted(first + fleet.trained) == whole
+    assert joined.data == alone.data
+    with pytest.raises(UserError, match="--part: expected a share such as 3/28, got '4/3'"):
+        study(recipe, homes[0], quiet=True, part="4/3")
+
+
 def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_copied(
     folder, tmp_path, fleet, write_made_up
 ):
@@ -164,6 +215,22 @@ def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_cop
         assert "\n" not in str(error.value)
         assert not (tmp_path / "into" / "labbook.sqlite").exists()
         assert not list((tmp_path / "into").rglob("stage.json"))
+
+
+def test_trials_that_ran_on_different_things_are_joined_only_where_that_is_wanted(folder, tmp_path, fleet):
+    homes = [tmp_path / "one", tmp_path / "two"]
+    for number, home in enumerate(homes, 1):
+        fleet.on = {"device": "x86_64", "threads": 1, "torch": f"2.{11 + number}.0"}
+        searched(folder, home, part=f"{number}/2")
+    with pytest.raises(UserError) as error:
+        merge(homes, tmp_path / "into")
+    assert re.search(
+        r"two: expected the search of 'parts' to run on torch 2.12.0, as in .*one, got torch 2.13.0", str(error.value)
+    )
+    assert "device" not in str(error.value)
+    assert str(error.value).endswith("or merge all the same with --mixed-numerics")
+    assert not (tmp_path / "into" / "labbook.sqlite").exists()
+    assert merge(homes, tmp_path / "into", mixed=True).data["copied"] == 14
 
 
 @pytest.mark.parametrize(
@@ -249,6 +316,130 @@ def test_a_pruned_search_trains_fewer_tokens_finishes_its_best_and_survives_kill
             kills += 1
     assert sorted(fleet.trained) == whole
     assert table(tmp_path / "killed") == fact
+
+
+DIVERGED = {"failed": "10 updates in a row were not finite", "diverged": True}
+CRASHED = {"failed": "the worker ended with code 7"}
+
+
+def failed_trials(home: Path) -> list[str]:
+    book = LabBook(Home(home).labbook, readonly=True)
+    rows = [row["name"] for row in book.runs(program="parts", status="failed")]
+    book.close()
+    return sorted(rows)
+
+
+@pytest.mark.parametrize("end", [DIVERGED, CRASHED])
+def test_a_trial_that_failed_is_a_result_too_in_a_search_that_is_killed_extended_merged_or_rebuilt(
+    folder, tmp_path, fleet, end
+):
+    fleet.fails = end
+    options = ("tunnel.trials=26", "tunnel.sampler=tpe", "tunnel.per_round=3", "tunnel.on_edge=widen")
+    searched(folder, tmp_path / "whole", *options)
+    whole, fact = sorted(fleet.trained), table(tmp_path / "whole")
+    lost = failed_trials(tmp_path / "whole")
+    assert 3 <= sum(t["loss"] is None for t in fact["trials"]) <= len(lost)
+    fleet.trained.clear()
+    draw, kills = random.Random(5), 0
+    while True:
+        fleet.die_after = draw.choice((0, 1, 1, 2)) if kills < 20 else None
+        try:
+            searched(folder, tmp_path / "killed", *options)
+            break
+        except Killed:
+            kills += 1
+    assert sorted(fleet.trained) == whole
+    assert table(tmp_path / "killed") == fact
+    fleet.trained.clear()
+    searched(folder, tmp_path / "killed", *options, "tunnel.trials=30", "tunnel.on_edge=say")
+    assert not set(lost) & set(trials(fleet.trained))
+    homes = [tmp_path / "laptop-1", tmp_path / "laptop-2"]
+    for number, home in enumerate(homes, 1):
+        searched(folder, home, part=f"{number}/2")
+    fleet.trained.clear()
+    merge(homes, tmp_path / "joined")
+    rebuild(tmp_path / "joined")
+    apart = failed_trials(tmp_path / "joined")
+    assert apart == sorted(failed_trials(homes[0]) + failed_trials(homes[1]))
+    assert apart
+    searched(folder, tmp_path / "joined")
+    assert trials(fleet.trained) == []
+    assert set(apart) <= set(failed_trials(tmp_path / "joined"))
+
+
+def test_pruned_trials_that_diverge_on_a_later_rung_are_not_tried_again_and_their_decays_not_at_all(
+    folder, tmp_path, fleet
+):
+    fleet.fails, fleet.high = DIVERGED, 0.02
+    options = ("tunnel.prune=halving", "tunnel.sampler=tpe", "tunnel.trials=16", "tunnel.trial_tokens=20480")
+    space = "tunnel.space={learning_rate=[0.01,0.08]}"
+    searched(folder, tmp_path / "home", *options, space)
+    fact, lost = table(tmp_path / "home"), failed_trials(tmp_path / "home")
+    assert [name for name in lost if name.endswith("rung1")]
+    assert not [name for name in lost if name in fleet.trained and "rung" in name]
+    fleet.trained.clear()
+    for record in Home(tmp_path / "home").program("parts").glob("studies/search-*.json"):
+        record.unlink()
+    searched(folder, tmp_path / "home", *options, space)
+    assert fleet.trained == []
+    assert table(tmp_path / "home") == fact
+    assert failed_trials(tmp_path / "home") == lost
+
+
+def test_a_trial_that_was_given_up_is_named_and_clean_lets_it_be_tried_again(folder, tmp_path, fleet, capsys):
+    fleet.fails = CRASHED
+    searched(folder, tmp_path / "home")
+    lost = failed_trials(tmp_path / "home")
+    fleet.trained.clear()
+    run(load_recipe(folder / "parts.toml", ("tunnel.trials=16",)), tmp_path / "home", until="search")
+    assert "not tried again: trial-" in capsys.readouterr().err.replace("\n", " ")
+    listed = clean(tmp_path / "home", failed=True).data
+    assert len([name for name in listed["folders"] if name.endswith("failed.json")]) >= len(lost)
+    assert not [name for name in clean(tmp_path / "home").data["folders"] if "failed" in name]
+    clean(tmp_path / "home", really=True, failed=True)
+    fleet.fails = {}
+    fleet.trained.clear()
+    searched(folder, tmp_path / "home", "tunnel.trials=16")
+    assert set(lost) <= set(fleet.trained)
+    assert set(trials(fleet.trained)) <= set(lost) | {"trial-014", "trial-015"}
+    assert failed_trials(tmp_path / "home") == []
+    assert not list((tmp_path / "home").rglob("failed.json"))
+
+
+def test_a_renamed_search_takes_its_trials_over_and_says_so(folder, tmp_path, fleet, capsys):
+    fleet.fails = DIVERGED
+    searched(folder, tmp_path / "home")
+    fact, lost = table(tmp_path / "home"), failed_trials(tmp_path / "home")
+    fleet.trained.clear()
+    renamed = load_recipe(folder / "parts.toml", ("name=other", "tunnel.trials=16"))
+    run(renamed, tmp_path / "home", until="search")
+    assert trials(fleet.trained) == ["trial-014", "trial-015"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("search: runs of 'parts' in this home that are the same are taken over, not trained again") == 1
+    book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
+    again = book.fact("other", "study", "search")
+    rows = {row["name"]: row for row in book.runs(program="other", study="search")}
+    book.close()
+    assert again["trials"][:14] == fact["trials"]
+    assert {row["status"] for row in rows.values()} == {"done", "failed"}
+    assert {name for name, row in rows.items() if row["status"] == "failed"} >= {
+        n for n in lost if n.startswith("trial")
+    }
+    assert all(row["folder"].startswith("programs/other/runs/") for row in rows.values())
+    fleet.trained.clear()
+    run(renamed, tmp_path / "elsewhere", quiet=True, until="search")
+    assert len(trials(fleet.trained)) == 16
+
+
+def test_a_target_that_failed_is_tried_again_by_the_same_command(folder, tmp_path, fleet):
+    fleet.fails = DIVERGED
+    recipe = load_recipe(folder / "parts.toml", ("tunnel.trials=0", "optimizer.lr=0.05"))
+    for _ in range(2):
+        fleet.trained.clear()
+        with pytest.raises(WindtunnelError, match="not finite; the same command tries again"):
+            run(recipe, tmp_path / "home", quiet=True, until="trunk")
+        assert len(fleet.trained) >= 1
+        assert not list((tmp_path / "home").rglob("trunk-*/failed.json"))
 
 
 def test_a_search_stops_by_itself_when_its_gap_is_under_the_noise_that_repeats_of_its_best_trial_measured(

@@ -29,10 +29,12 @@ from windtunnel.laws.batch_terms import BatchPoint, ThreeTermLaw, fit_three_term
 from windtunnel.laws.fit import LawError
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
+from windtunnel.study import part_view
 from windtunnel.train.noise import SQUARE, TRACE, noise_scale
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program
 from windtunnel.tunnel.batch import Cell, branch_points, cells, go_on, usual_batches
+from windtunnel.tunnel.search import part_of, share_of
 from windtunnel.tunnel.study_config import BatchConfig
 from windtunnel.views import View, line, table
 
@@ -45,18 +47,26 @@ _REACH = 8.0
 Fact = dict[str, Any]
 
 
-def batch(recipe: Recipe, home: Path, *, devices: str | None = None, quiet: bool = False, crew: Crew = USUAL) -> View:
+def batch(
+    recipe: Recipe, home: Path, *, devices: str | None = None, quiet: bool = False, part: str | None = None, crew: Crew = USUAL
+) -> View:  # fmt: skip
     """Trains every size with every batch, fits both laws, goes on from checkpoints with larger batches, and answers.
+
+    Args:
+        part: ``3/28`` trains only that share of the trunks with their branches, and nothing after it.
 
     Raises:
         UserError: the recipe has no proxies and names no sizes.
         Stopped: a stop was asked for; the same command continues.
     """
     config = (recipe.tunnel.batch if recipe.tunnel else None) or BatchConfig()
+    share = part_of(part) if part is not None else None
     if recipe.tunnel is None:
         raise UserError(recipe.where("tunnel"), "expected proxies for the batch study, found no [tunnel]")
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, crew=crew) as desk:
         study = Study(desk, open_program(desk, recipe), config)
+        if share is not None:
+            return part_view(study.program, share, study.train(share))
         study.train()
         fact = study.fact(study.critical())
         with desk.book as book:
@@ -106,10 +116,14 @@ class Study:
         ]
         return cells(sizes, self.batches, lengths, self.seeds, program.setting(), program.decay(), self.exponent)
 
-    def train(self) -> None:
-        """Trunks and decays of all cells."""
-        stages = [s for cell in self.cells() for s in (cell.run.trunk, *(b for _, b in cell.run.branches))]
-        self._train(f"batch: {len(self.batches)} batches at each size", stages)
+    def train(self, part: tuple[int, int] = (1, 1)) -> int:
+        """Trunks and decays of all cells, or of a share of these; returns how many there are."""
+        own = share_of(self.cells(), part)
+        stages = [s for cell in own for s in (cell.run.trunk, *(b for _, b in cell.run.branches))]
+        if stages:
+            share = f", part {part[0]} of {part[1]}" if part != (1, 1) else ""
+            self._train(f"batch: {len(self.batches)} batches at each size{share}", stages)
+        return len(stages)
 
     def _train(self, title: str, stages: Sequence[Stage]) -> None:
         prepared = self.program.prepared

@@ -271,13 +271,16 @@ def finish(name: RunName, devices: Devices = None, home: Home = HOME) -> None:
 @app.command()
 def clean(
     really: Annotated[bool, typer.Option("--really", help="Remove it; without this, it is only listed.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Also the notes of failed trials, to try them again.")
+    ] = False,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
     """List what can go; never a parent or an only copy."""
     from windtunnel.manage import clean as call
 
-    show(call(home, really=really), as_json)
+    show(call(home, really=really, failed=failed), as_json)
 
 
 # -- groups ----------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable"
 """Of every group of commands."""
 
 
+Part = Annotated[str | None, typer.Option("--part", metavar="K/N", help="Only this share of the trials: 3/28.")]
 Workers = Annotated[
     str, typer.Option("--workers", metavar="auto|N", help="Workers for small stages; auto: one for each core or GPU.")
 ]

@@ -15,6 +15,7 @@ from windtunnel.cli_options import (
     Devices,
     Home,
     Overrides,
+    Part,
     PerGpu,
     RecipeFile,
     Workers,
@@ -29,9 +30,7 @@ app = typer.Typer(help="The studies on tiny models, one at a time.", **SETTINGS)
 def tunnel_search(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    part: Annotated[
-        str | None, typer.Option("--part", metavar="K/N", help="Only this share of the trials: 3/28.")
-    ] = None,
+    part: Part = None,
     devices: Devices = None,
     workers: Workers = "auto",
     per_gpu: PerGpu = "1",
@@ -67,6 +66,7 @@ def tunnel_transfer(
     axes: Annotated[
         str | None, typer.Option("--axes", help="Of width, depth, batch, horizon, size: --axes width,depth.")
     ] = None,
+    part: Part = None,
     devices: Devices = None,
     workers: Workers = "auto",
     per_gpu: PerGpu = "1",
@@ -78,13 +78,14 @@ def tunnel_transfer(
     from windtunnel.transfer_study import transfer as call
 
     wanted = [name.strip() for name in axes.split(",") if name.strip()] if axes else []
-    show(call(loaded, home, axes=wanted, devices=devices, crew=Crew(workers, per_gpu)), as_json)
+    show(call(loaded, home, axes=wanted, devices=devices, part=part, crew=Crew(workers, per_gpu)), as_json)
 
 
 @app.command("batch")
 def tunnel_batch(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    part: Part = None,
     devices: Devices = None,
     workers: Workers = "auto",
     per_gpu: PerGpu = "1",
@@ -95,7 +96,7 @@ def tunnel_batch(
     loaded = load(recipe, overrides)
     from windtunnel.batch_study import batch as call
 
-    show(call(loaded, home, devices=devices, crew=Crew(workers, per_gpu)), as_json)
+    show(call(loaded, home, devices=devices, part=part, crew=Crew(workers, per_gpu)), as_json)
 
 
 @app.command("coordinates")
@@ -117,8 +118,11 @@ def tunnel_coordinates(
 def tunnel_merge(
     homes: Annotated[list[Path], typer.Argument(metavar="HOME ...", help="Homes in which parts were trained.")],
     into: Annotated[Path, typer.Option("--into", help="Home that receives all runs; made if it is new.")],
+    mixed: Annotated[
+        bool, typer.Option("--mixed-numerics", help="Also trials of different devices, dtypes, threads or torches.")
+    ] = False,
 ) -> None:
     """Join the runs of several homes into one study."""
     from windtunnel.merging import merge as call
 
-    show(call(homes, into))
+    show(call(homes, into, mixed=mixed))

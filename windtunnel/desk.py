@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from windtunnel.base.artefact import explained, write_json
+from windtunnel.base.artefact import MANIFEST, explained, write_json
 from windtunnel.base.compiler import NO_COMPILER, has_compiler
 from windtunnel.base.devices import USUAL, Crew, gpu_numbers, visible_gpus
 from windtunnel.base.errors import ArtefactError, WindtunnelError
@@ -24,13 +24,14 @@ from windtunnel.base.lock import FolderLock
 from windtunnel.base.units import si
 from windtunnel.home import FACTS, RECORD, Home
 from windtunnel.program import Prepared
+from windtunnel.takeover import take_over
 from windtunnel.track import Mirror
 from windtunnel.train.control import Control, StopOnSignals
-from windtunnel.train.folder import checkpoint_path, read_result
+from windtunnel.train.folder import checkpoint_path, forget_failure, read_failure, read_result, write_failure
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.cluster import RayFleet
-from windtunnel.tunnel.fleet import Fleet, Job
+from windtunnel.tunnel.fleet import Fleet, Job, orphaned
 from windtunnel.tunnel.packing import measure_together, pack
 from windtunnel.tunnel.watch import Screen
 
@@ -102,6 +103,7 @@ class Desk:
         self.mirror = Mirror(track, home.program(program) / "track", program, self.screen.say)
         self._fleets: dict[str, Fleet | RayFleet] = {}
         self._used: dict[str, dict[str, None]] = {}
+        self._taken: set[tuple[str, str]] = set()
         self._eager = self.machine.device in ("", "cpu") and not has_compiler()
         if self._eager:
             self.screen.say(NO_COMPILER)
@@ -144,6 +146,8 @@ class Desk:
     ) -> dict[str, Result]:  # fmt: skip
         """Trains what is not done yet and returns the results of all, by stage key.
 
+        A trial that diverged has its result, and so has one that was given up; only what belongs to no study is tried again.
+
         Args:
             large: one run with all of the machine, if it is large enough, instead of one single-threaded process a core.
             finish: a file whose appearance ends an open-ended stage at its next step.
@@ -156,17 +160,25 @@ class Desk:
         jobs: list[Job] = []
         hashes = dict(prepared.hashes())
         self.use(study, [stage.folder_name for stage in stages])
+        self._take_over(study, stages, hashes)
         for stage in stages:
             run = self.run_folder(stage)
             with explained(run):
                 run.mkdir(parents=True, exist_ok=True)
-            if (result := read_result(run, stage, hashes)) is not None:
+            result = read_result(run, stage, hashes) or (read_failure(run, stage) if study else None)
+            if result is not None:
                 results[stage.key] = result
                 self._record_if_new(stage, study, result)
                 continue
             needed = {name for name, _ in stage.corpora} | set(stage.score)
             folders = {name: self.home.root / prepared.corpora[name]["folder"] for name in needed}
-            jobs.append(Job(stage, run, folders, self.parent_checkpoint(stage), finish if stage.open_ended else None))
+            job = Job(stage, run, folders, self.parent_checkpoint(stage), finish if stage.open_ended else None)
+            if stage.start and (result := orphaned(job, results.get(stage.start.stage, {}))) is not None:
+                results[stage.key] = result
+                self._record_if_new(stage, study, result)
+            else:
+                jobs.append(job)
+        self._say_given_up(stages, results)
         if not jobs:
             return results
         with self.book as book:
@@ -182,6 +194,29 @@ class Desk:
         for job in jobs:
             results[job.stage.key] = outcome[str(job.run)]
         return results
+
+    def _take_over(self, study: str, stages: Sequence[Stage], corpora: dict[str, str]) -> None:
+        """Takes what other programs have trained for a study, each named once; a target is trained under its own name."""
+        others = take_over(self.home, self.program, stages, corpora) if study else []
+        for other in others:
+            if (study, other) not in self._taken:
+                self.screen.say(
+                    f"{study}: runs of '{other}' in this home that are the same are taken over, not trained again"
+                )
+        self._taken |= {(study, other) for other in others}
+
+    def _say_given_up(self, stages: Sequence[Stage], results: dict[str, Result]) -> None:
+        """Names what is not tried again although another try might go better."""
+        found = [
+            (s, r["failed"]) for s in stages if "failed" in (r := results.get(s.key, {})) and not r.get("diverged")
+        ]
+        if found:
+            first, reason = found[0]
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            self.screen.say(
+                f"not tried again: {first.name}{more}, given up by an earlier call ({reason}); "
+                "windtunnel clean --failed --really lets the next call try"
+            )
 
     def use(self, study: str, runs: Sequence[str]) -> None:
         """Notes which run folders this session needs, so that ``clean`` knows them from those of earlier recipes."""
@@ -207,7 +242,12 @@ class Desk:
         note_run(self.book, self.run_id(stage), self.run_folder(stage))
 
     def _record(self, stage: Stage, study: str, result: Result) -> None:
-        run = self.run_id(stage)
+        run, parent = self.run_id(stage), self.parent_checkpoint(stage)
+        if "failed" not in result:
+            forget_failure(self.run_folder(stage), stage)
+        elif study and (parent is None or (parent / MANIFEST).is_file()):  # what never began is up to its parent
+            diverged = result.get("diverged", False)
+            write_failure(self.run_folder(stage), stage, result["failed"], diverged=diverged)
         with self.book as book:
             if "failed" in result:
                 book.put_run(
@@ -229,8 +269,12 @@ class Desk:
         self.mirror.run(stage, rows)
 
     def _record_if_new(self, stage: Stage, study: str, result: Result) -> None:
-        known = self.book.run(self.run_id(stage))
-        if known is None or known["status"] != "done" or known["steps"] != result["step"]:
+        known = self.book.run(self.run_id(stage)) or {"status": ""}
+        if "failed" in result:
+            new = (known["status"], known.get("reason")) != ("failed", result["failed"])
+        else:
+            new = known["status"] != "done" or known["steps"] != result["step"]
+        if new:
             self.record(stage, study, result)
 
     def _columns(self, stage: Stage, study: str) -> dict[str, Any]:
@@ -276,14 +320,17 @@ class Desk:
         return cast(RayFleet, self._fleets["cluster"])
 
     def need_all(self, stages: Sequence[Stage], results: dict[str, Result]) -> None:
-        """Raises if a stage failed.
+        """Raises if a stage failed, and lets the next call try those again.
 
         Raises:
             WindtunnelError: naming the first failed stage and the reason.
         """
-        for stage in stages:
-            if "failed" in (result := results[stage.key]):
-                raise WindtunnelError(f"{stage.name} failed: {result['failed']}; the same command tries again")
+        failed = [stage for stage in stages if "failed" in results[stage.key]]
+        for stage in failed:
+            forget_failure(self.run_folder(stage), stage)
+        if failed:
+            reason = results[failed[0].key]["failed"]
+            raise WindtunnelError(f"{failed[0].name} failed: {reason}; the same command tries again")
 
 
 def put_scores(book: LabBook, run: str, corpus: str, score: dict[str, Any]) -> None:
@@ -317,6 +364,6 @@ class _Recorder:
     def say(self, text: str) -> None:
         self._desk.screen.say(text)
 
-    def done(self, job: Job, result: Result | None, reason: str) -> None:
-        self._desk.record(job.stage, self._study, result if result is not None else {"failed": reason})
+    def done(self, job: Job, result: Result, reason: str) -> None:
+        self._desk.record(job.stage, self._study, result)
         self._desk.screen.done(job, result, reason)

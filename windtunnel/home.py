@@ -3,7 +3,7 @@
 home/labbook.sqlite                     runs, metrics, scores, facts
 home/downloads/                         fetched packages
 home/text/  home/tokenizers/  home/corpora/     shared by all programs, named by content
-home/programs/NAME/runs/STAGE-KEY/      one folder a run: stage.json, metrics.jsonl, checkpoints/, result.json, record.json
+home/programs/NAME/runs/STAGE-KEY/  one a run: stage.json, metrics.jsonl, checkpoints/, result.json or failed.json, record.json
 home/programs/NAME/                     prepared.json, facts.json, studies/, forecasts/, exports/, report.html
 """
 

@@ -33,7 +33,7 @@ from windtunnel.preparation import prepare
 from windtunnel.recipe import Recipe, parse_recipe
 from windtunnel.recipe_schema import Origin
 from windtunnel.report.page import write_report
-from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.folder import FAILED, checkpoint_path, steps_saved
 from windtunnel.train.stage import FINISHED
 from windtunnel.views import View, line, table
 
@@ -141,11 +141,15 @@ def _last_sign(run_folder: Path) -> float:
         return 0.0
 
 
-def clean(home: Path, *, really: bool = False) -> View:
+def clean(home: Path, *, really: bool = False, failed: bool = False) -> View:
     """Lists what can go: runs and built text that no current recipe of this home needs. Removes it only if asked.
 
     Kept are runs of the latest version of each program, all their parents, every checkpoint that is an only copy of a
     finished model, the corpora and tokenizers in use, and everything that was not made by windtunnel.
+
+    Args:
+        failed: also what says that trials diverged or were given up, and the searches that counted with it: the next call of
+            their study tries them again.
     """
     place, book = Home(home), open_book(home)
     doomed: list[tuple[Path, str]] = []
@@ -155,6 +159,7 @@ def clean(home: Path, *, really: bool = False) -> View:
         runs = sorted(place.runs(program).glob("*-??????????"))
         old = [run for run in runs if run.name not in current and (run / "stage.json").is_file()]
         doomed += [(run, "a run of an earlier version of its recipe that nothing grows from") for run in old]
+        doomed += _failures(place, program, [run for run in runs if run not in old]) if failed else []
         try:
             prepared = read_json(place.program(program) / "prepared.json")
             used |= {prepared["tokenizer"], *(c["folder"] for c in prepared["corpora"].values())}
@@ -172,10 +177,21 @@ def clean(home: Path, *, really: bool = False) -> View:
     if really:
         for path, _ in doomed:
             with explained(path):
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     word = "removed" if really else "can go (windtunnel clean --really removes it)"
     parts = (table(("folder", "size", "why"), rows, right=(1,)), line(f"{bytes_size(sum(sizes))} {word}"))
     return View({"folders": [r[0] for r in rows], "bytes": sum(sizes), "removed": really}, parts)
+
+
+def _failures(home: Home, program: str, runs: Sequence[Path]) -> list[tuple[Path, str]]:
+    """The notes of failed trials among some runs, and the records of searches that used these."""
+    failed = [run for run in runs if (run / FAILED).is_file()]
+    names = {run.name for run in failed}
+    records = sorted((home.program(program) / "studies").glob("search-*.json"))
+    used = {path: {run for part in read_json(path)["runs"].values() for run in part} for path in records}
+    return [(run / FAILED, f"a trial failed: {read_json(run / FAILED)['reason']}") for run in failed] + [
+        (path, "a search that counted with it") for path, its in used.items() if its & names
+    ]
 
 
 def _current_runs(home: Home, book: LabBook, program: str) -> set[str]:

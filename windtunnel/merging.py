@@ -6,21 +6,19 @@ and merging twice changes nothing.
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from windtunnel.base.artefact import explained, read_json
+from windtunnel.base.artefact import copy_folder, read_json
 from windtunnel.base.errors import ArtefactError, UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
 from windtunnel.home import Home
 from windtunnel.rebuild import put_run_folder, run_row
 from windtunnel.recipe import differences, with_defaults
-from windtunnel.train.folder import RESULT, STAGE
+from windtunnel.train.folder import FAILED, RESULT, STAGE
 from windtunnel.train.stage import Stage
 from windtunnel.views import View, line
 
@@ -28,12 +26,15 @@ _KINDS = ("recipe", "corpus")
 """Facts that a merged home takes over where it has none."""
 
 
-def merge(homes: Sequence[Path], into: Path) -> View:
+def merge(homes: Sequence[Path], into: Path, *, mixed: bool = False) -> View:
     """Joins the programs of several homes: their run folders, lab books, corpora and tokenizers.
 
+    Args:
+        mixed: also where the trials of one study ran on different devices, dtypes, threads or versions of torch.
+
     Raises:
-        UserError: a home has no program; two homes differ in data, tokenizer or recipe; a run was trained with other numerics;
-            another command is at work in one of the homes.
+        UserError: a home has no program; two homes differ in data, tokenizer, recipe or what their trials ran on; a run was
+            trained with other numerics; another command is at work in one of the homes.
     """
     sources = [path for path in homes if path.resolve() != into.resolve()]
     programs = {path: _programs(path) for path in sources}
@@ -48,6 +49,8 @@ def merge(homes: Sequence[Path], into: Path) -> View:
             _same_recipe(name, places)
             for path in places[1:]:
                 _sound(name, path)
+            if not mixed:
+                _same_class(name, places)
         book = LabBook(target.labbook)
         for path in sources:
             for name in programs[path]:
@@ -146,6 +149,22 @@ def _sound(program: str, home: Path) -> None:
             )  # fmt: skip
 
 
+def _same_class(program: str, places: Sequence[Path]) -> None:
+    """Refuses trials of one study that ran on different things, by which equal trials differ in their last digits."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for home in places:
+        for run in (run for run in _runs(program, home) if (run / RESULT).is_file()):
+            study, own = run_row(home, program, run)["study"], read_json(run / RESULT)["numeric_class"]
+            known = first.setdefault(study, (home, own)) if study else (home, own)
+            if other := [name for name in sorted({*own, *known[1]}) if own.get(name) != known[1].get(name)]:
+                wanted, got = (", ".join(f"{name} {one.get(name)}" for name in other) for one in (known[1], own))
+                raise UserError(
+                    str(home),
+                    f"expected the {study} of '{program}' to run on {wanted}, as in {known[0]}, got {got} ({run.name})",
+                    "train that part again on the same, or merge all the same with --mixed-numerics",
+                )
+
+
 def _take_shared(program: str, home: Path, into: Path) -> None:
     """Copies what the program's corpora and tokenizer need, named by content, where it is missing."""
     source, target = Home(home), Home(into)
@@ -153,7 +172,7 @@ def _take_shared(program: str, home: Path, into: Path) -> None:
     folders = [prepared["tokenizer"], *(corpus["folder"] for corpus in prepared["corpora"].values())]
     for folder in folders:
         if (home / folder).is_dir():
-            _copy(home / folder, into / folder)
+            copy_folder(home / folder, into / folder)
     for name in ("prepared.json", "pinned.json"):
         path = target.program(program) / name
         if (source.program(program) / name).is_file() and not path.exists():
@@ -161,27 +180,21 @@ def _take_shared(program: str, home: Path, into: Path) -> None:
 
 
 def _take_run(book: LabBook, program: str, run: Path, into: Path) -> bool:
-    """Copies a run that the target lacks, or has only begun, and writes its rows; returns whether it did."""
+    """Copies a run that the target lacks, or has got less far with, and writes its rows; returns whether it did."""
     target = Home(into).runs(program) / run.name
-    if (target / RESULT).is_file() or (target.is_dir() and not (run / RESULT).is_file()):
+    if target.is_dir() and _worth(target) >= _worth(run):
         return False
     if target.is_dir():
         shutil.rmtree(target)
-    _copy(run, target)
+    copy_folder(run, target)
     with book:
         put_run_folder(book, run_row(into, program, target), target)
     return True
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A folder whole or not at all: into a neighbour, then renamed."""
-    if target.exists():
-        return
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, beside)
-        os.replace(beside, target)
+def _worth(run: Path) -> int:
+    """A result is worth more than a failure, and that more than what was only begun."""
+    return 2 if (run / RESULT).is_file() else 1 if (run / FAILED).is_file() else 0
 
 
 def _take_facts(book: LabBook, program: str, home: Path) -> None:

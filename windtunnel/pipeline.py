@@ -29,12 +29,12 @@ from windtunnel.recipe import Recipe, differences, introduction, shipped, with_d
 from windtunnel.report.page import write_report
 from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
-from windtunnel.study import choose, mean_loss, seal_forecast, train_part
+from windtunnel.study import choose, mean_loss, part_view, seal_forecast, train_part
 from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
 from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
 from windtunnel.train.stage import AdamW, Stage, check_ranks, optimizer_of
 from windtunnel.tunnel.search import part_of
-from windtunnel.views import View, line
+from windtunnel.views import View
 
 FINISH = "finish.json"
 
@@ -105,7 +105,7 @@ def run(
             remaining = remaining_cost(desk, job.program)
             return forecast_view(job.program, job.sealed, remaining)
         if share is not None:
-            return _part_view(job, share)
+            return part_view(job.program, share, job.trials)
         if until == "search" and job.program.choices:
             return search_view(desk.home, job.program)
         return View({"program": recipe.name, "until": until}, (f"'{recipe.name}' is done up to '{until}'",))
@@ -116,14 +116,6 @@ def _check_ranks(desk: Desk, recipe: Recipe) -> None:
     target = recipe.target_shape()
     if target is None or target.body >= THREADED_FROM:
         check_ranks(optimizer_of(recipe.optimizer.kind, AdamW()), desk.machine.ranks)
-
-
-def _part_view(job: Job, part: tuple[int, int]) -> View:
-    text = (
-        f"part {part[0]} of {part[1]}: {job.trials} trials are done; when all parts are, join their homes with: "
-        "windtunnel tunnel merge HOME HOME ... --into HOME"
-    )
-    return View({"program": job.program.name, "part": list(part), "trials": job.trials}, (line(text),))
 
 
 def _steps(job: Job) -> list[tuple[str, Callable[[Job], None]]]:

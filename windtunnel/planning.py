@@ -25,7 +25,7 @@ from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import size_for_budget, with_budget
 from windtunnel.study import search_stages, with_known_choices
-from windtunnel.train.folder import as_far_as_trained, read_result, steps_saved
+from windtunnel.train.folder import as_far_as_trained, read_failure, read_result, steps_saved
 from windtunnel.train.memory import StepMemory, step_memory
 from windtunnel.train.stage import NOT_IDENTITY, Muon, Stage
 from windtunnel.views import View, blocks, line, table
@@ -166,7 +166,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> l
 def _group_state(program: Program, home: Home, stages: tuple[Stage, ...]) -> str:
     if program.prepared is None or not stages:
         return "new"
-    done = sum(read_result(home.runs(program.name) / stage.folder_name, stage) is not None for stage in stages)
+    folders = [(home.runs(program.name) / stage.folder_name, stage) for stage in stages]
+    done = sum((read_result(*one) or read_failure(*one)) is not None for one in folders)
     return "done" if done == len(stages) else "new" if not done else f"continues ({done} of {len(stages)} done)"
 
 

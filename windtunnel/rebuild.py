@@ -14,7 +14,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
 from windtunnel.desk import put_scores
 from windtunnel.home import FACTS, RECORD, Home
-from windtunnel.train.folder import RESULT, STAGE
+from windtunnel.train.folder import FAILED, RESULT, STAGE
 from windtunnel.train.metrics import read_metrics
 from windtunnel.views import View, line
 
@@ -63,10 +63,11 @@ def run_row(home: Path, program: str, run: Path) -> dict[str, Any]:
     noted = _read(run / RECORD, {}).get("row")
     if noted:
         return {**noted, "config": stage}
-    result = _read(run / RESULT, {})
+    result, failure = _read(run / RESULT, {}), _read(run / FAILED, {})
     row = {
         "id": f"{program}/{run.name}", "program": program, "kind": stage["kind"], "name": stage["name"], "study": "",
-        "parent": "", "status": "done" if result else "stopped", "reason": "", "folder": str(run.relative_to(home)),
+        "parent": "", "status": "failed" if failure else "done" if result else "stopped", "reason": failure.get("reason", ""),
+        "folder": str(run.relative_to(home)),
         "config": stage, "started": None, "ended": None, "steps": None, "tokens": None, "flops": None, "seconds": None,
     }  # fmt: skip
     if result:

@@ -24,8 +24,9 @@ from windtunnel.tunnel.enough import Gap, remaining_gap
 from windtunnel.tunnel.halving import Ladder, rungs_of
 from windtunnel.tunnel.promotion import ByForecast, ByRank, places_of, rate_column
 from windtunnel.tunnel.propose import BLIND, Trial
-from windtunnel.tunnel.search import SearchResult, numbered_points, search
+from windtunnel.tunnel.search import SearchResult, numbered_points, search, share_of
 from windtunnel.tunnel.space import Axis, Space, Values, apply, apply_to_shape, inside, to_dicts
+from windtunnel.views import View, line
 
 _CHECK_FACTORS = (0.5, 1.0, 2.0)
 _TRIAL_DECAY = 0.2
@@ -99,11 +100,20 @@ def train_part(desk: Desk, program: Program, part: tuple[int, int]) -> int:
         program.space, tunnel.trials, program.recipe.seed, tunnel.sampler, tunnel.per_round,
         inside(program.space, program.starting_values()),
     )  # fmt: skip
-    own = [point for point in points if point[0] % part[1] == part[0] - 1]
+    own = share_of(points, part)
     if own:
         stages = search_stages(program, own)
         desk.train(f"search: part {part[0]} of {part[1]}, {len(own)} trials", "search", stages, prepared)
     return len(own)
+
+
+def part_view(program: Program, part: tuple[int, int], trials: int) -> View:
+    """What a command says that trained a share of a study."""
+    text = (
+        f"part {part[0]} of {part[1]}: {trials} trials are done; when all parts are, join their homes with: "
+        "windtunnel tunnel merge HOME HOME ... --into HOME"
+    )
+    return View({"program": program.name, "part": list(part), "trials": trials}, (line(text),))
 
 
 def with_known_choices(home: Any, program: Program) -> Program:

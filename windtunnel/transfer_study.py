@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from windtunnel.preparation import note_target, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.sizing import with_budget
-from windtunnel.study import mean_loss, with_known_choices
+from windtunnel.study import mean_loss, part_view, with_known_choices
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_tables import transfer_parts
 from windtunnel.tunnel.audit import Audit, Slope, audit, find_valley, regret_of
 from windtunnel.tunnel.decay_rules import DecayRule, decay_rules
+from windtunnel.tunnel.search import part_of, share_of
 from windtunnel.tunnel.study_config import TransferAxis, TransferConfig
 from windtunnel.tunnel.transfer import (
     Cell,
@@ -35,6 +36,7 @@ from windtunnel.tunnel.transfer import (
     Rung,
     best_rate,
     bridging_rates,
+    first_rates,
     make_trial,
     next_rates,
     rate_at,
@@ -55,22 +57,27 @@ def transfer(
     axes: Sequence[str] = (),
     devices: str | None = None,
     quiet: bool = False,
+    part: str | None = None,
     crew: Crew = USUAL,
 ) -> View:
     """Trains small grids of learning rates along each axis and says whether the smallest model's best one carries over.
 
     Args:
         axes: instead of those in the recipe's [tunnel.transfer].
+        part: ``3/28`` trains only that share of the first grids, whose rates do not depend on results.
 
     Raises:
         UserError: an axis is unknown, or the axis ``size`` has no proxies to go by.
         Stopped: a stop was asked for; the same command continues.
     """
-    config = study_config(recipe, axes)
+    config, share = study_config(recipe, axes), part_of(part) if part is not None else None
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, crew=crew) as desk:
         study = Study(desk, open_program(desk, recipe), config)
         ladders = study.ladders()
-        study.fill(ladder[i].cell for ladder in ladders.values() for i in range(len(ladder)))
+        cells = list(dict.fromkeys(rung.cell for ladder in ladders.values() for rung in ladder))
+        if share is not None:
+            return part_view(study.program, share, study.train_part(cells, share))
+        study.fill(cells)
         study.bridge(ladders)
         slopes = study.slopes(ladders)
         found = {axis: _fact(study, axis, ladders, slopes) for axis in config.axes}
@@ -169,11 +176,18 @@ class Study:
                 out[axis, parametrization.name] = ladder
         return out
 
-    def fill(self, cells: Iterable[Cell]) -> None:
+    def train_part(self, cells: Sequence[Cell], part: tuple[int, int]) -> int:
+        """Trains one share of the first grids; returns the number of its trials."""
+        points = [(cell, k) for cell in cells for k in first_rates(self.config.rates)]
+        own = share_of(list(self.stages(points, self.seeds).values()), part)
+        if own:
+            self._train(f"transfer: part {part[0]} of {part[1]}", own)
+        return len(own)
+
+    def fill(self, cells: Sequence[Cell]) -> None:
         """Trains all grids, round by round, until each has what it needs around its best rate."""
-        wanted = list(dict.fromkeys(cells))
         for turn in range(1, _MOST_ROUNDS + 1):
-            todo = {cell: next_rates(self.grids.get(cell, {}), self.config.rates) for cell in wanted}
+            todo = {cell: next_rates(self.grids.get(cell, {}), self.config.rates) for cell in cells}
             if not any(todo.values()):
                 return
             self.train(f"transfer: round {turn}", [(cell, k) for cell, ks in todo.items() for k in ks])
@@ -223,29 +237,31 @@ class Study:
 
     def train(self, title: str, points: Sequence[tuple[Cell, int]], seeds: Sequence[int] | None = None) -> None:
         """Trains cells at rates, every seed, and keeps their losses."""
-        prepared, mixture = self.program.prepared, self.program.recipe.mixture
-        assert prepared is not None
         if not points:
             return
         seeds = self.seeds if seeds is None else seeds
-        setting = self.program.setting()
-        stages = {
-            (cell, k, seed): make_trial(cell, self.rate(cell, k), seed, setting, self.config.over)
-            for cell, k in points for seed in seeds
-        }  # fmt: skip
-        self._warn_of_epochs(list(stages.values()))
-        results = self.desk.train(f"{title}, {len(stages)} trials", STUDY, list(stages.values()), prepared)
+        stages = self.stages(points, seeds)
+        results = self._train(title, list(stages.values()))
         self.results |= results
         for cell, k in points:
             ended = [results[stages[cell, k, seed].key] for seed in seeds]
-            self.grids.setdefault(cell, {})[k] = [_loss(result, mixture) for result in ended]
+            self.grids.setdefault(cell, {})[k] = [_loss(result, self.program.recipe.mixture) for result in ended]
 
-    def _warn_of_epochs(self, stages: Sequence[Stage]) -> None:
-        assert self.program.prepared is not None
+    def stages(self, points: Sequence[tuple[Cell, int]], seeds: Sequence[int]) -> dict[tuple[Cell, int, int], Stage]:
+        """The trials of cells at rates, by cell, rate and seed."""
+        setting, over = self.program.setting(), self.config.over
+        return {
+            (cell, k, seed): make_trial(cell, self.rate(cell, k), seed, setting, over)
+            for cell, k in points for seed in seeds
+        }  # fmt: skip
+
+    def _train(self, title: str, stages: Sequence[Stage]) -> dict[str, Result]:
+        prepared = self.program.prepared
+        assert prepared is not None
         longest = max(stages, key=lambda stage: stage.tokens)
-        rows = self.program.prepared.rows(longest.plan.row)
-        for warning in check_epochs(longest.plan, rows, longest.steps * longest.batch):
+        for warning in check_epochs(longest.plan, prepared.rows(longest.plan.row), longest.steps * longest.batch):
             self.desk.screen.say(f"{longest.name}: {warning}")
+        return self.desk.train(f"{title}, {len(stages)} trials", STUDY, stages, prepared)
 
 
 def factor_of(axis: str, ladder: Sequence[Rung]) -> float:

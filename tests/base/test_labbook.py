@@ -115,7 +115,7 @@ def test_a_newer_book_and_a_foreign_file_are_refused_and_left_alone(tmp_path):
     newer, foreign = tmp_path / "newer.sqlite", tmp_path / "foreign.sqlite"
     LabBook(newer).close()
     with sqlite3.connect(newer) as db:
-        db.execute(f"PRAGMA user_version = {labbook.SCHEMA + 1}")
+        db.execute(f"PRAGMA user_version = {len(labbook.MIGRATIONS) + 1}")
     db.close()
     foreign.write_bytes(b"this is a shopping list, not a database" * 50)
     for path, words in ((newer, "expected a lab book up to version 1, found 2"), (foreign, "damaged or foreign file")):
@@ -126,6 +126,66 @@ def test_a_newer_book_and_a_foreign_file_are_refused_and_left_alone(tmp_path):
     with pytest.raises(ArtefactError, match="expected a lab book, found none"):
         LabBook(tmp_path / "none.sqlite", readonly=True)
     assert not (tmp_path / "none.sqlite").exists()
+
+
+OLD = """
+CREATE TABLE run (id TEXT PRIMARY KEY, program TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, status TEXT NOT NULL,
+    folder TEXT NOT NULL, config TEXT NOT NULL);
+CREATE TABLE metric (run TEXT, step INTEGER, name TEXT, value REAL, PRIMARY KEY (run, step, name))"""
+NEWER = (
+    "ALTER TABLE run ADD COLUMN study TEXT NOT NULL DEFAULT ''; UPDATE run SET study = 'search' WHERE kind = 'trial'",
+    "ALTER TABLE run ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
+)
+
+
+@pytest.fixture
+def old_book(tmp_path) -> Path:
+    """A book of an earlier schema, two versions behind, as another version of the program left it."""
+    path = tmp_path / "labbook.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript(OLD)
+        db.execute("PRAGMA user_version = 1")
+        db.execute("INSERT INTO run VALUES ('p/a', 'p', 'trial', 'trial-000', 'done', 'f', '{\"steps\": 4}')")
+        db.executemany("INSERT INTO metric VALUES ('p/a', ?, 'loss', ?)", [(1, 3.0), (2, 2.5)])
+    db.close()
+    return path
+
+
+def test_an_older_book_is_brought_to_the_newest_version_with_all_its_rows_and_a_copy_beside(old_book, monkeypatch):
+    monkeypatch.setattr(labbook, "MIGRATIONS", (OLD, *NEWER))
+    for _ in range(2):  # once, and then no more
+        book = LabBook(old_book)
+        assert book.runs(study="search")[0] == {
+            "id": "p/a", "program": "p", "kind": "trial", "name": "trial-000", "study": "search", "status": "done", "reason": "",
+            "folder": "f", "config": {"steps": 4},
+        }  # fmt: skip
+        assert book.metrics("p/a", "loss") == ([1, 2], [3.0, 2.5])
+        with book:
+            book.put_run("p/a", reason="none")
+            book.put_run("p/a", reason="")
+        book.close()
+    copies = sorted(path.name for path in old_book.parent.glob("*.old"))
+    assert copies == ["labbook.sqlite.version-1.old"]
+    with sqlite3.connect(old_book.parent / copies[0]) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT COUNT(*) FROM metric").fetchone() == (2,)
+        assert len(db.execute("SELECT * FROM run").fetchone()) == 7
+    db.close()
+
+
+def test_a_migration_that_fails_halfway_leaves_the_older_book_as_it_was(old_book, monkeypatch):
+    monkeypatch.setattr(labbook, "MIGRATIONS", (OLD, *NEWER, "ALTER TABLE absent ADD COLUMN x"))
+    with pytest.raises(UserError, match="no such table: absent"):
+        LabBook(old_book)
+    monkeypatch.setattr(labbook, "MIGRATIONS", (OLD, *NEWER))
+    book = LabBook(old_book)
+    assert book.run("p/a")["study"] == "search"
+    book.close()
+
+
+def test_a_new_book_has_the_newest_version_and_no_copy(book):
+    assert book._db.execute("PRAGMA user_version").fetchone()[0] == len(labbook.MIGRATIONS)
+    assert not list(book.path.parent.glob("*.old"))
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "lustre", "ext4", "tmpfs"])

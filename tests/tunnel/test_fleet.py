@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from windtunnel.base.artefact import write_json
 from windtunnel.base.devices import gpu_numbers
 from windtunnel.base.errors import Stopped, WindtunnelError
 from windtunnel.train.folder import checkpoint_path, steps_saved
@@ -188,12 +189,15 @@ def test_branches_of_a_trunk_that_failed_are_given_up_with_its_reason_and_a_miss
     stub, job, tmp_path
 ):
     trunk = job("diverge")
-    branch = job("ok.branch", checkpoint_path(trunk.run, 4))
+    branch, saved = (job(f"ok.branch{at}", checkpoint_path(trunk.run, at)) for at in (4, 2))
+    write_json(checkpoint_path(trunk.run, 2) / "manifest.json", {})
     other, notes = job("ok.other"), Notes()
-    with Fleet(2, tmp_path / "log") as fleet:
-        results = fleet.run([branch, trunk, other], notes)
-        assert results[str(branch.run)] == {"failed": "the run that it grows from failed (it diverged at step 7)"}
+    with Fleet(1, tmp_path / "log") as fleet:
+        results = fleet.run([branch, trunk, saved, other], notes)
+        reason = "the run that it grows from failed (it diverged at step 7)"
+        assert results[str(branch.run)] == {"failed": reason, "diverged": True}
         assert "failed" not in results[str(other.run)]
+        assert "failed" not in results[str(saved.run)]  # whenever it came to its turn
         with pytest.raises(WindtunnelError, match=r"no running stage will write: ok\.orphan"):
             fleet.run([job("ok.orphan", tmp_path / "nowhere")], notes)
 

@@ -46,7 +46,7 @@ def test_each_line_has_trial_parameters_loss_and_time_left_and_the_best_trial_st
         screen.progress(second[0], WORD)
         if screen._progress is not None:
             screen._progress.refresh()
-        screen.done(second[0], None, "it diverged")
+        screen.done(second[0], {"failed": "it diverged"}, "it diverged")
     said = out.getvalue()
     assert "trial-003 · 23.7k" in said
     for words in ("loss 3.250", "12 s left", "best so far 1.2500 nats per byte (trial-001)", "trial-003: it diverged"):

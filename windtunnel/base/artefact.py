@@ -194,6 +194,24 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """Copies a folder whole or not at all; one that is there already stays.
+
+    Raises:
+        UserError: full disk or read-only folder.
+    """
+    if target.exists():
+        return
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with explained(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, beside)
+            os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def sweep(folder: Path) -> None:
     """Deletes what killed writes left in a folder: temporary and outdated neighbours of artefacts and files.
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from windtunnel.base.artefact import explained
 from windtunnel.base.errors import ArtefactError, UserError
 
-SCHEMA = 1
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "lustre", "beegfs", "glusterfs", "ceph", "afs"}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS run (
@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS fact (
     PRIMARY KEY (program, kind, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS run_program ON run (program, study, kind);
 """
+MIGRATIONS = (_TABLES,)
+"""What leads from one version of the schema to the next: the first entry makes a new book. Entries are added, never changed."""
 
 
 def network_file_system(path: Path) -> str:
@@ -91,18 +93,31 @@ class LabBook:
     def _open(self) -> None:
         self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
         self._db.row_factory = sqlite3.Row
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
+        newest, version = len(MIGRATIONS), self._version()
+        if version > newest:
             raise ArtefactError(
-                str(self.path), f"expected a lab book up to version {SCHEMA}, found {version}", "use a newer windtunnel"
+                str(self.path), f"expected a lab book up to version {newest}, found {version}", "use a newer windtunnel"
             )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        if version < SCHEMA:
-            with self:
-                for statement in _TABLES.split(";"):
+        if version < newest:
+            self._migrate()
+
+    def _version(self) -> int:
+        return self._db.execute("PRAGMA user_version").fetchone()[0]
+
+    def _migrate(self) -> None:
+        """Brings an older book to the newest version in one transaction, a copy of it beside; an empty file becomes a book."""
+        with self:
+            version = self._version()  # another process may have been faster
+            if 0 < version < len(MIGRATIONS):
+                copy = self.path.with_name(f"{self.path.name}.version-{version}.old")
+                with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(copy)) as target:
+                    source.backup(target)
+            for step in MIGRATIONS[version:]:
+                for statement in step.split(";"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={SCHEMA}")
+            self._db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
 
     def __enter__(self) -> LabBook:
         try:

@@ -1,4 +1,4 @@
-"""A run's folder for those who only look: its checkpoints, its result. Needs no torch."""
+"""A run's folder for those who only look: its checkpoints, its result or why there is none. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from windtunnel.base.artefact import read_json
+from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.train.stage import Stage
 
 RESULT = "result.json"
+FAILED = "failed.json"
 STAGE = "stage.json"
 
 
@@ -43,6 +44,30 @@ def read_result(run: Path, stage: Stage, corpora: Mapping[str, str] | None = Non
     )
     scored = scored and all(hashes.get(name, scores[name]["corpus"]) == scores[name]["corpus"] for name in stage.score)
     return result if whole and scored else None
+
+
+def write_failure(run: Path, stage: Stage, reason: str, *, diverged: bool) -> None:
+    """Notes in a run folder that a stage diverged, or was given up, on its way to the steps that were asked for."""
+    write_json(run / FAILED, {"key": stage.key, "steps": stage.steps, "reason": reason, "diverged": diverged})
+
+
+def read_failure(run: Path, stage: Stage) -> dict[str, Any] | None:
+    """``{"failed": reason}``, with ``"diverged": True`` if it did, as the fleet said it of this stage; None if it said nothing.
+
+    What stopped a trunk on a longer way says nothing about fewer steps.
+    """
+    if not (run / FAILED).is_file():
+        return None
+    noted = read_json(run / FAILED)
+    if noted["key"] != stage.key or noted["steps"] > stage.steps:
+        return None
+    return {"failed": noted["reason"], **({"diverged": True} if noted["diverged"] else {})}
+
+
+def forget_failure(run: Path, stage: Stage) -> None:
+    """Lets a stage be tried again, or was right to: it has a result now."""
+    if read_failure(run, stage) is not None:
+        (run / FAILED).unlink()
 
 
 def as_far_as_trained(run: Path, stage: Stage) -> Stage:

@@ -140,7 +140,7 @@ class Seat:
     def progress(self, job: Job, word: dict[str, Any]) -> None:
         self._word = word
 
-    def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None: ...
+    def done(self, job: Job, result: dict[str, Any], reason: str) -> None: ...
 
     def say(self, text: str) -> None:
         self._said.append(text)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,12 +62,19 @@ class Job:
         }
 
 
+def orphaned(job: Job, parent: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What becomes of a job if the run that it grows from, with this result, failed before it wrote that checkpoint."""
+    if "failed" not in parent or job.parent is None or (job.parent / MANIFEST).is_file():
+        return None
+    return {**parent, "failed": f"the run that it grows from failed ({parent['failed']})"}
+
+
 class Watcher(Protocol):
     """Whoever shows what the fleet does."""
 
     def started(self, job: Job) -> None: ...
     def progress(self, job: Job, word: dict[str, Any]) -> None: ...
-    def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None: ...
+    def done(self, job: Job, result: dict[str, Any], reason: str) -> None: ...
     def say(self, text: str) -> None: ...
 
 
@@ -103,8 +110,7 @@ class Work:
     def finish(self, job: Job, result: dict[str, Any]) -> None:
         """Notes the outcome of a job and tells it."""
         self.results[str(job.run)] = result
-        failed = result.get("failed", "")
-        self.watcher.done(job, None if failed else result, failed)
+        self.watcher.done(job, result, result.get("failed", ""))
 
     def meet(self, job: Job, reason: str, code: int) -> None:
         """What a worker's error means: a result (diverged), another try, or the end of the whole call."""
@@ -122,13 +128,12 @@ class Work:
             raise failure
 
     def orphans(self) -> None:
-        """Gives up the jobs that start from a run that failed."""
-        lost = {run: result["failed"] for run, result in self.results.items() if "failed" in result}
+        """Gives up the jobs whose checkpoint a run that failed did not get to."""
         for job in list(self.waiting):
             run = str(job.parent.parent.parent) if job.parent else ""
-            if run in lost:
+            if (result := orphaned(job, self.results.get(run, {}))) is not None:
                 self.waiting.remove(job)
-                self.finish(job, {"failed": f"the run that it grows from failed ({lost[run]})"})
+                self.finish(job, result)
 
     def again_or_fail(self, job: Job, reason: str) -> None:
         """Puts a job in front of the queue once more, or gives it up with the reason."""

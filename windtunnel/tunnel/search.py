@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.tunnel.propose import Sampler, Trial, propose, propose_apart
 from windtunnel.tunnel.space import DEFAULT_SPACE, Axis, Space, Values, edges
 
 __all__ = ["OnEdge", "SearchResult", "Trial", "Values", "first_round", "numbered_points", "propose", "search"]
+Thing = TypeVar("Thing")
 OnEdge = Literal["say", "widen", "refuse"]
 _WIDENINGS = 3
 Evaluate = Callable[[Sequence[tuple[int, Values]]], Sequence[float | None]]
@@ -50,6 +51,11 @@ def part_of(text: str) -> tuple[int, int]:
     if slash and number.isdecimal() and whole.isdecimal() and 1 <= int(number) <= int(whole) <= 100_000:
         return int(number), int(whole)
     raise UserError("--part", f"expected a share such as 3/28, got {text[:40]!r}", "parts count from 1")
+
+
+def share_of(things: Sequence[Thing], part: tuple[int, int]) -> list[Thing]:
+    """Every n-th thing, so that neighbours, which cost alike, go to different parts."""
+    return list(things[part[0] - 1 :: part[1]])
 
 
 @dataclass

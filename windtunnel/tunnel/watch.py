@@ -82,7 +82,7 @@ class Screen:
                 soft_wrap=True,
             )
 
-    def done(self, job: Job, result: dict[str, Any] | None, reason: str) -> None:
+    def done(self, job: Job, result: dict[str, Any], reason: str) -> None:
         self._done[str(job.run)] = job.stage.flops
         self._compare(job, result)
         if self._progress is not None:
@@ -93,9 +93,9 @@ class Screen:
         if reason:
             self.say(f"{job.stage.name}: {reason}")
 
-    def _compare(self, job: Job, result: dict[str, Any] | None) -> None:
+    def _compare(self, job: Job, result: dict[str, Any]) -> None:
         """Keeps the trial with the lowest held-out loss over the mixture it was trained on."""
-        scores = (result or {}).get("scores") or {}
+        scores = result.get("scores", {})
         mixture = job.stage.plan.segments[-1].mixture
         if job.stage.kind != "trial" or any(name not in scores for name, _ in mixture):
             return
