@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
+from rich.console import Console
 
 from windtunnel import coordinate_study
 from windtunnel.base.artefact import read_json
@@ -35,6 +38,22 @@ def quick(monkeypatch):
     monkeypatch.setattr(coordinate_study, "finishing", lambda verb, **job: VERBS[verb](job))
     monkeypatch.setattr(coordinate_study, "STEPS", (0, 1, 2))
     monkeypatch.setattr(coordinate_study, "SEEDS", (0, 1))
+
+
+def test_a_branch_of_experts_is_checked_beside_the_trunk_as_it_is_trained(tmp_path, write_made_up, quick, monkeypatch):
+    monkeypatch.setattr(coordinate_study, "SEEDS", (0,))
+    write_made_up(tmp_path / "plain.jsonl", 300)
+    branch = '[branch.wide]\nkind = "moe"\ntokens = "20%"\nexperts = { count = 3, top_k = 2, bias = 0.01 }\n'
+    (tmp_path / "tiny.toml").write_text(RECIPE + branch, encoding="utf-8")
+    view = coordinates(load_recipe(tmp_path / "tiny.toml"), tmp_path / "home", quiet=True)
+    assert list(view.data["checks"]) == ["mup, tied", "mup, untied", "mup, 2 of 3 experts"]
+    experts = view.data["checks"]["mup, 2 of 3 experts"]
+    assert "layers.0.mlp.router update" in experts["quantities"]
+    assert experts["bars"]["block"] > view.data["checks"]["mup, tied"]["bars"]["block"]
+    shown = Console(width=200, record=True, file=StringIO())
+    shown.print(*view.parts)
+    assert "sizes at init" in (text := shown.export_text())
+    assert "mup, 2 of 3 experts" in text
 
 
 def test_the_check_of_a_recipe_is_drawn_and_recorded_tied_and_untied(tmp_path, write_made_up, quick):

@@ -122,6 +122,30 @@ def test_rules_and_the_horizons_own_slope(folder, tmp_path, trained):
     assert horizon["parametrizations"]["mup"]["slope"]["value"] == pytest.approx(0.1, rel=1e-2)
 
 
+def test_each_parametrization_takes_its_own_tables_rules_and_the_record_says_which(folder, tmp_path, trained):
+    asked = recipe(folder, 'tunnel.transfer.parametrizations=["mup", "completep"]')
+    axes = transfer(asked, tmp_path, quiet=True, axes=["batch", "horizon"]).data["axes"]
+    assert axes["horizon"]["parametrizations"]["mup"]["rule"] == "base rate × 1"
+    assert (
+        axes["horizon"]["parametrizations"]["completep"]["rule"] == "base rate / factor^0.3, weight decay / factor^0.7"
+    )
+    assert axes["batch"]["rule"] == (
+        "mup: base rate × √factor; completep: base rate × √factor, weight decay × √factor, epsilon / factor^0.5, "
+        "the moments' half-life / factor^1"
+    )
+    assert axes["batch"]["parametrizations"]["completep"]["values"][1]["factors"]["half_life"] == 0.5
+    largest = {s.parametrization.name: s.optimizer for s in trained if s.batch == 4 * trained[0].batch}
+    assert largest["mup"].beta2 == 0.95
+    assert largest["completep"].beta2 == pytest.approx(0.95**4, abs=1e-4)
+    assert transfer(asked, tmp_path, quiet=True, axes=["batch"]).data["axes"]["batch"]["key"] == axes["batch"]["key"]
+    stated = recipe(
+        folder, 'tunnel.transfer.parametrizations=["mup", "completep"]', 'tunnel.transfer.batch_rule="none"'
+    )
+    other = transfer(stated, tmp_path, quiet=True, axes=["batch"]).data["axes"]["batch"]
+    assert other["key"] != axes["batch"]["key"]
+    assert other["rule"] == "base rate × 1"
+
+
 def test_rules_for_weight_decay_are_told_apart_in_a_world_where_the_timescale_is_kept(folder, tmp_path, monkeypatch):
     """Planted: a step shrinks a matrix best by one share at any width, by twice that at twice the batch."""
 

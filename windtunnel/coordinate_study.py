@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ from rich.console import RenderableType
 
 from windtunnel.base.artefact import write_bytes, write_json
 from windtunnel.desk import Desk
+from windtunnel.growth import balance_of
 from windtunnel.home import Home
 from windtunnel.pipeline import finishing
+from windtunnel.pretrain.config import ExpertsConfig
 from windtunnel.recipe import Recipe
 from windtunnel.report.studies import coordinate_figure
+from windtunnel.train.growth import Balance
 from windtunnel.transfer_study import Study, open_program, study_config
 from windtunnel.tunnel.transfer import make_trial
 from windtunnel.views import View, line, table
@@ -25,7 +28,8 @@ _BATCHES = 3
 
 
 def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: bool = False) -> View:
-    """Trains models of rising width for ten steps, tied and untied, and says whether what they compute changes alike.
+    """Trains models of rising width for ten steps, tied, untied, and with the experts that a branch of the recipe grows, and
+    says whether what they compute changes alike.
 
     Widths, depth and parametrizations are those of [tunnel.transfer]; the batches are the first of the recipe's own data.
 
@@ -42,13 +46,13 @@ def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: b
         found: dict[str, Any] = {}
         for (_, name), ladder in study.ladders().items():
             stage = make_trial(ladder[0].cell, study.centre(name), study.seeds[0], study.program.setting())
-            for tied in (True, False):
-                shapes = [replace(rung.cell.shape, tied=tied).to_dict() for rung in ladder]
-                word = f"{name}, {'tied' if tied else 'untied'}"
+            for kind, (changed, balance) in _kinds(recipe, ladder[0].cell.shape.tied).items():
+                word = f"{name}, {kind}"
                 with desk.screen.console.status(f"coordinates: {word}"):
                     found[word] = finishing(
-                        "coordinates", stage=stage.to_dict(), corpora=folders, shapes=shapes, seeds=list(SEEDS),
-                        steps=list(STEPS), batches=_BATCHES,
+                        "coordinates", stage=stage.to_dict(), corpora=folders, seeds=list(SEEDS), steps=list(STEPS),
+                        shapes=[replace(rung.cell.shape, **changed).to_dict() for rung in ladder], batches=_BATCHES,
+                        balance=asdict(balance) if balance else None,
                     )  # fmt: skip
         folder = desk.home.program(recipe.name) / "studies"
         target = out or folder / "coordinates.svg"
@@ -59,19 +63,35 @@ def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: b
     return View({"program": recipe.name, "figure": str(target), "checks": found}, tuple(_parts(found, target)))
 
 
+def _kinds(recipe: Recipe, tied: bool) -> dict[str, tuple[dict[str, Any], Balance | None]]:
+    """What is checked under each parametrization: what a shape changes, and how its experts are kept busy."""
+    out: dict[str, tuple[dict[str, Any], Balance | None]] = {
+        "tied": ({"tied": True}, None),
+        "untied": ({"tied": False}, None),
+    }
+    for branch in recipe.branch.values():
+        if branch.kind == "moe":
+            experts = branch.experts or ExpertsConfig()
+            shape = {"tied": tied, "experts": experts.count, "top_k": experts.top_k}
+            out[f"{experts.top_k} of {experts.count} experts"] = shape, balance_of(experts)
+    return out
+
+
 def _parts(found: Mapping[str, dict[str, Any]], figure: Path) -> Iterator[RenderableType]:
-    kinds = list(next(iter(found.values()))["bars"])
-    rows = []
+    first = next(iter(found.values()))
+    kinds, rows = list(first["bars"]), []
     for word, check in found.items():
-        steepest = []
-        for kind in kinds:
-            slopes = [s["value"] for s in check["slopes"] if s["kind"] == kind and s["step"]]
-            steepest.append(f"{max(slopes, key=abs):+.3f}")
-        rows.append((word, *steepest, "flat" if not check["failures"] else f"{len(check['failures'])} too steep"))
-    bars = next(iter(found.values()))["bars"]
-    columns = ("parametrization", *(f"{kind} (± {bars[kind]:g})" for kind in kinds), "verdict")
-    widths = ", ".join(map(str, next(iter(found.values()))["widths"]))
+        judged = [slope for slope in check["slopes"] if slope["judged"]]
+        at_init = [f"{kind} {_steepest(judged, kind, init=True)}" for kind in kinds if kind != "logits"]
+        cells = [f"{_steepest(judged, kind)} (± {check['bars'][kind]:g})" for kind in kinds]
+        failed = len(check["failures"])
+        rows.append((word, ", ".join(at_init), *cells, f"{failed} too steep" if failed else "flat"))
     yield table(
-        columns, rows, title=f"steepest slope of log change over log width, widths {widths}", right=(1, 2, 3, 4)
-    )
+        ("parametrization", "sizes at init", *kinds, "verdict"), rows, right=(2, 3, 4, 5),
+        title=f"steepest slope of log change over log width, widths {', '.join(map(str, first['widths']))}",
+    )  # fmt: skip
     yield line(f"the figure is {figure}")
+
+
+def _steepest(slopes: Iterable[Mapping[str, Any]], kind: str, *, init: bool = False) -> str:
+    return f"{max((s['value'] for s in slopes if s['kind'] == kind and init == (not s['step'])), key=abs):+.3f}"

@@ -33,6 +33,7 @@ from windtunnel.serve.chat import chat
 from windtunnel.train.bits_per_byte import score_heldout
 from windtunnel.train.checkpoint import load_model
 from windtunnel.train.dynamics import Sampling, second_pass
+from windtunnel.train.growth import Balance
 from windtunnel.train.loop import scorer
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.coordinates import check_coordinates
@@ -173,8 +174,9 @@ def coordinates(job: dict[str, Any]) -> dict[str, Any]:
     batches = [loader.rows(i * stage.batch, stage.batch) for i in range(job["batches"])]
     shapes = [Shape(**shape) for shape in job["shapes"]]
     check = check_coordinates(
-        stage.parametrization, shapes, batches, seeds=job["seeds"], steps=job["steps"], optimizer=stage.optimizer
-    )
+        stage.parametrization, shapes, batches, seeds=job["seeds"], steps=job["steps"], optimizer=stage.optimizer,
+        balance=Balance(**job["balance"]) if job["balance"] else None,
+    )  # fmt: skip
     return check.to_dict()
 
 

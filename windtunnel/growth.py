@@ -104,8 +104,13 @@ def upcycled(
         trunk, name, setting, at=at, stable=_whole(config.stable or config.length, tokens, step),
         decay=_whole(config.length, tokens, step), experts=experts.count, top_k=experts.top_k,
         batch=step // trunk.plan.row, surgery=Surgery(experts.drop, experts.router),
-        balance=Balance(experts.balance, experts.z, experts.bias), **_fall(config, tokens, step),
+        balance=balance_of(experts), **_fall(config, tokens, step),
     )  # fmt: skip
+
+
+def balance_of(experts: ExpertsConfig) -> Balance:
+    """What a recipe says about keeping its experts equally busy."""
+    return Balance(experts.balance, experts.z, experts.bias)
 
 
 def extended(

@@ -145,6 +145,13 @@ class Study:
     def rate(self, cell: Cell, k: int) -> float:
         return rate_at(self.centre(cell.parametrization.name), self.config.spacing, k)
 
+    @property
+    def axis_rules(self) -> Rules:
+        """How the optimizer's constants follow batch and tokens; what the recipe states comes before the table."""
+        stated = {"sqrt": 0.5, "none": 0.0, None: None}[self.config.batch_rule]
+        exponent = self.config.horizon_exponent
+        return Rules(stated, None if exponent is None else -exponent, self.program.setting().optimizer.decay)
+
     def rules(self, axis: str, ladder: Sequence[Rung]) -> tuple[DecayRule, ...]:
         """The rules for weight decay that are compared along an axis; none where the learning rate is looked for."""
         if self.config.over == "learning_rate":
@@ -153,7 +160,7 @@ class Study:
         by_table = last.parametrization.rule(Role.HIDDEN, last.shape).lr_multiplier
         by_table /= first.parametrization.rule(Role.HIDDEN, first.shape).lr_multiplier
         return decay_rules(
-            axis, rate=float(np.log(by_table * last.factor / first.factor) / np.log(factor_of(axis, ladder)))
+            axis, rate=float(np.log(by_table * last.factors.lr / first.factors.lr) / np.log(factor_of(axis, ladder)))
         )
 
     def ladders(self) -> Ladders:
@@ -162,7 +169,6 @@ class Study:
         width = config.width or recipe.model.base_width or recipe.family.base_width
         shape = recipe.shape_at(width, config.layers, self.program.vocab)
         tokens = config.tokens or 10 * shape.body
-        rules = Rules(0.5 if config.batch_rule == "sqrt" else 0.0, config.horizon_exponent)
         out: Ladders = {}
         for parametrization in self.parametrizations():
             base = Cell(parametrization, shape, self.program.batch, tokens)
@@ -172,7 +178,7 @@ class Study:
                     shapes = [(size, self.program.shape_of(size)) for size in recipe.tunnel.proxies]
                     ladder = [Rung(size, replace(base, shape=s)) for size, s in sorted(shapes, key=lambda p: p[1].body)]
                 else:
-                    ladder = rungs(axis, base, config.factors, rules)
+                    ladder = rungs(axis, base, config.factors, self.axis_rules)
                 out[axis, parametrization.name] = ladder
         return out
 
@@ -299,13 +305,12 @@ def _fact(study: Study, axis: str, ladders: Ladders, slopes: Mapping[tuple[str, 
     """Everything about one axis as JSON."""
     config, setting = study.config, study.program.setting()
     mine = {name: ladder for (own, name), ladder in ladders.items() if own == axis}
-    rules = {
-        "batch": f"base rate × {'√factor' if config.batch_rule == 'sqrt' else '1'}",
-        "horizon": f"base rate / factor^{config.horizon_exponent:g}" if config.horizon_exponent else "base rate × 1",
-    }
+    parts = {name: _part(study, axis, ladder, slopes.get((axis, name))) for name, ladder in mine.items()}
+    rules = dict.fromkeys(part["rule"] for part in parts.values())
+    by_name = "; ".join(f"{name}: {part['rule']}" for name, part in parts.items())
     results = study.results.values()
     out: dict[str, Any] = {
-        "axis": axis, "over": config.over, "rule": rules.get(axis, "by the parametrization"), "spacing": config.spacing,
+        "axis": axis, "over": config.over, "rule": by_name if len(rules) > 1 else next(iter(rules)), "spacing": config.spacing,
         "seeds": study.seeds,
         "row": setting.row, "unit": "nats per UTF-8 byte", "corpora": dict(setting.corpora), "mixture": dict(setting.mixture),
         "cost": {
@@ -313,10 +318,10 @@ def _fact(study: Study, axis: str, ladders: Ladders, slopes: Mapping[tuple[str, 
             "tokens": sum(r.get("tokens", 0) for r in results), "flops": sum(r.get("flops", 0.0) for r in results),
             "seconds": sum(sum(r.get("seconds", {}).values()) for r in results),
         },
-        "parametrizations": {name: _part(study, axis, ladder, slopes.get((axis, name))) for name, ladder in mine.items()},
+        "parametrizations": parts,
     }  # fmt: skip
     cells = [
-        [r.cell.shape.to_dict(), r.cell.batch, r.cell.tokens, r.cell.parametrization.to_dict()]
+        [r.cell.shape.to_dict(), r.cell.batch, r.cell.tokens, r.cell.parametrization.to_dict(), asdict(r.cell.factors)]
         for ls in mine.values()
         for r in ls
     ]
@@ -336,12 +341,13 @@ def _part(study: Study, axis: str, ladder: Sequence[Rung], slope: Slope | None) 
         grids.append([{r: grid[k][s] for r, k in zip(rates, ks, strict=True)} for s in range(len(study.seeds))])
         values.append({
             "label": rung.label, "parameters": cell.shape.body, "width": cell.shape.width, "layers": cell.shape.layers,
-            "batch": cell.batch * study.program.recipe.model.row, "tokens": cell.tokens, "factor_on_rate": cell.factor,
+            "batch": cell.batch * study.program.recipe.model.row, "tokens": cell.tokens, "factors": asdict(cell.factors),
             "rates": rates, "losses": [grid[k] for k in ks],
         })  # fmt: skip
     out: dict[str, Any] = {
         "centre": study.centre(ladder[0].cell.parametrization.name), "values": values,
-        "parametrization": ladder[0].cell.parametrization.to_dict(), "slope": asdict(slope) if slope else None,
+        "parametrization": ladder[0].cell.parametrization.to_dict(),
+        "rule": study.axis_rules.words(ladder[0].cell.parametrization, axis), "slope": asdict(slope) if slope else None,
     }  # fmt: skip
     try:
         found = audit(grids, slope)

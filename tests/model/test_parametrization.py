@@ -111,14 +111,20 @@ def test_every_table_says_what_it_does_with_every_role_and_axis(name) -> None:
 
 
 def test_batch_and_tokens_change_nothing_in_the_papers_table_and_keep_the_time_of_averaging_in_completep() -> None:
-    assert MUP.carried(batch=4, tokens=8, vocabulary=2) == Factors()
+    assert {MUP.over(axis).carried(4) for axis in TABLES["mup"].axes} == {Factors()}
     complete = Parametrization.named("completep")
-    for batch, tokens in ((4.0, 1.0), (1.0, 8.0), (2.0, 4.0)):
-        factors = complete.carried(batch=batch, tokens=tokens, vocabulary=3.0)
-        tau = batch / (factors.lr * factors.decay * tokens)  # B/(η·λ·D), arXiv 2405.13698
-        assert tau == pytest.approx(1.0)
-    assert complete.carried(batch=4.0) == Factors(2.0, 2.0, 0.5, 0.25)
-    assert complete.carried(tokens=10.0).lr == pytest.approx(10**-0.3)
+    for axis, tau in (("batch", 4.0), ("tokens", 0.25)):
+        factors = complete.over(axis).carried(4.0)
+        assert tau / (factors.lr * factors.decay) == pytest.approx(1.0)  # B/(η·λ·D), arXiv 2405.13698
+    assert complete.over("batch").carried(4.0) == Factors(2.0, 2.0, 0.5, 0.25)
+    assert complete.over("tokens").carried(10.0).lr == pytest.approx(10**-0.3)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_table_claims_a_rule_over_the_vocabulary(name) -> None:
+    rule = Parametrization.named(name).over("vocabulary")
+    assert not rule.known
+    assert rule.source.startswith("none known")
 
 
 def test_released_body_sizes_are_exact() -> None:

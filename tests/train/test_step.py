@@ -16,8 +16,9 @@ from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.control import Control
-from windtunnel.train.loop import Workshop, step_or_halve
-from windtunnel.train.noise import noise_scale, split
+from windtunnel.train.loop import Workshop, run_stage, step_or_halve
+from windtunnel.train.metrics import read_metrics
+from windtunnel.train.noise import EVERY_HALVED, noise_scale, split
 from windtunnel.train.optimizer import build_optimizer, set_learning_rate
 from windtunnel.train.stage import AdamW, optimizer_of
 from windtunnel.train.step import train_step
@@ -337,17 +338,59 @@ def test_the_noise_of_a_step_is_what_every_micro_batchs_own_gradient_says(worksh
     assert workshop.trainer(make_trunk(10)).noise_every > 0
 
 
-def test_measuring_the_noise_changes_no_bit_and_one_micro_batch_has_none(workshop, make_trunk, loader):
+@pytest.mark.parametrize(("micro", "halve"), [(2, False), (8, True)])
+def test_measuring_the_noise_changes_no_bit_of_weights_and_moments(workshop, make_trunk, loader, micro, halve):
     states = []
     for measure in (False, True):
         trainer = workshop.trainer(make_trunk(10))
-        trainer.micro = 2
-        for step in range(3):
-            train_step(trainer, loader.rows(8 * step, 8), 0.004, measure=measure)
+        trainer.micro = micro
+        found = [
+            train_step(trainer, loader.rows(8 * step, 8), 0.004, measure=measure, halve=halve and measure).noise
+            for step in range(3)
+        ]
+        assert all((noise is not None) == measure for noise in found)
         states.append(state_of(trainer))
     assert same(*states)
-    trainer.micro = 8
-    assert train_step(trainer, loader.rows(0, 8), 0.004, measure=True).noise is None
+
+
+@pytest.mark.parametrize("batch", [8, 5, 2])
+def test_the_only_micro_batch_of_a_step_is_measured_by_its_halves(workshop, make_trunk, loader, batch):
+    trainer = workshop.trainer(make_trunk(10))
+    trainer.micro = 8  # filled up with rows that nothing is asked of
+    rows = loader.rows(0, batch)
+    cuts = [rows.part(0, batch // 2), rows.part(batch // 2, batch)]
+    tokens = [float((cut.targets != IGNORED).sum()) for cut in cuts]
+    parts = [(m, gradient_square(trainer, cut)) for m, cut in zip(tokens, cuts, strict=True)]
+    wanted = split(parts, gradient_square(trainer, rows))
+    found = train_step(trainer, rows, 0.004, measure=True, halve=True).noise
+    assert found is not None
+    assert wanted is not None
+    assert found.trace == pytest.approx(wanted.trace, rel=1e-4)
+    assert found.square == pytest.approx(wanted.square, rel=1e-3, abs=1e-4 * wanted.trace)
+
+
+def test_one_micro_batch_is_halved_in_trunks_now_and_then_and_one_row_never(workshop, make_trunk, loader):
+    trunk = workshop.trainer(make_trunk(10))
+    assert trunk.halved_every == EVERY_HALVED
+    assert EVERY_HALVED % trunk.noise_every == 0  # only measured steps are halved
+    assert workshop.trainer(replace(make_trunk(10), kind="trial")).halved_every == 0
+    assert train_step(trunk, loader.rows(0, 1), 0.004, measure=True, halve=True).noise is None
+    assert train_step(trunk, loader.rows(0, 4), 0.004, measure=True).noise is None
+
+
+def test_a_trunk_of_one_micro_batch_a_step_records_its_noise_and_trains_bit_for_bit_as_without(
+    workshop, make_trunk, tiny_corpus, tmp_path, monkeypatch
+):
+    stage, losses = make_trunk(EVERY_HALVED + 3), []
+    for name, every in (("measured", EVERY_HALVED), ("not", 0)):
+        monkeypatch.setattr("windtunnel.train.loop.EVERY_HALVED", every)
+        run_stage(stage, tmp_path / name, {"tiny": tiny_corpus}, workshop)
+        rows = dict(read_metrics(tmp_path / name))
+        measured = [step for step, row in rows.items() if "noise_trace" in row]
+        assert measured == ([EVERY_HALVED] if every else [])
+        losses.append([row["loss"] for row in rows.values()])
+        losses.append([row["gradient_norm"] for row in rows.values()])
+    assert losses[:2] == losses[2:]
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (5, 1, 2), (4, 0, 4)])

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from windtunnel.corpus.loader import Rows
-from windtunnel.model.parametrization import WIDTH_MULTIPLIERS, Name, Parametrization
+from windtunnel.model.parametrization import TABLES, WIDTH_MULTIPLIERS, Column, Name, Parametrization, Power, Role
 from windtunnel.model.shape import Shape
 from windtunnel.report.studies import coordinate_figure
+from windtunnel.train.growth import Balance
 from windtunnel.train.stage import AdamW, optimizer_of
-from windtunnel.tunnel.coordinates import BARS, CoordinateCheck, check_coordinates
+from windtunnel.tunnel.coordinates import BARS, EXPERTS_BARS, CoordinateCheck, check_coordinates
 
 VOCAB = 64
 
@@ -137,17 +138,85 @@ def test_a_model_that_does_not_train_is_refused() -> None:
         check_coordinates(Parametrization(), _shapes()[:2], [silent], seeds=[0], steps=(1,))
 
 
-def test_the_spectral_norm_of_a_weight_update_is_flat_under_mup_and_grows_with_width_under_the_standard() -> None:
+def _experts(tied: bool = True) -> list[Shape]:
+    return [replace(shape, experts=4, top_k=2) for shape in _shapes(tied)]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_with_experts_sizes_at_init_and_changes_are_flat_and_those_of_router_and_experts_too(kind: str) -> None:
+    check = check_coordinates(
+        Parametrization(), _experts(kind == "muon"), _batches(), seeds=range(4), steps=(0, 1, 3, 10),
+        optimizer=optimizer_of(kind, AdamW()), balance=Balance(),
+    )  # fmt: skip
+    _show(f"experts {kind}", check)
+    assert check.bars == EXPERTS_BARS
+    assert check.failures() == []
+    judged = {slope.quantity for slope in check.slopes() if slope.judged and slope.step}
+    assert {f"layers.1.mlp.{name} update" for name in ("gate", "up", "down", "router")} <= judged
+    assert {"embedding update", "head update"} <= judged
+    router = [slope.value for slope in check.slopes() if slope.quantity.endswith("router update") and not slope.step]
+    assert router == pytest.approx([0.5, 0.5], abs=0.1)  # drawn like a hidden matrix, shown and not judged
+
+
+def test_a_missing_learning_rate_of_the_width_shows_in_experts_and_router() -> None:
+    check = check_coordinates(
+        Parametrization(without=("hidden_lr",)),
+        _experts(),
+        _batches(),
+        seeds=[0, 1],
+        steps=(0, 1, 3),
+        balance=Balance(),
+    )
+    failed = {slope.quantity: slope.value for slope in check.failures() if slope.step == 1}
+    for name in ("gate", "up", "down", "router"):
+        assert failed[f"layers.0.mlp.{name} update"] == pytest.approx(1, abs=0.1)
+    assert failed["layers.1"] > 0.5
+    assert not [slope for slope in check.failures() if not slope.step]  # nothing was trained yet
+
+
+def test_the_updates_of_every_role_are_flat_under_mup_and_tell_where_the_standard_parametrization_fails() -> None:
     mup, standard = (
-        check_coordinates(Parametrization.named(name), _shapes(), _batches(), seeds=[0, 1], steps=(0, 1, 3))
+        check_coordinates(Parametrization.named(name), _shapes(False), _batches(), seeds=[0, 1], steps=(0, 1, 3))
         for name in ("mup", "standard")
     )
     assert abs(mup.steepest("update").value) < BARS["update"]
-    assert standard.steepest("update").value > 0.6
     update = [s for s in mup.slopes() if s.kind == "update"]
     assert {s.quantity.split(".")[-1] for s in update} == {f"{m} update" for m in
-            ("query", "key", "value", "output", "gate", "up", "down")}  # fmt: skip
-    assert not [s for s in standard.failures() if s.step == 0]  # the state before training is shown, not judged
+            ("query", "key", "value", "output", "gate", "up", "down", "embedding", "head")}  # fmt: skip
+    at_one = {s.quantity: s.value for s in standard.failures() if s.step == 1}
+    assert min(at_one[f"layers.0.attention.{m} update"] for m in ("query", "key", "value", "output")) > 0.6
+    assert at_one["head update"] == pytest.approx(1, abs=0.1)
+    assert "embedding update" not in at_one  # one rate for all suits the embedding, whose inputs do not grow in number
+    logits = Parametrization(without=("logits",))
+    (head,) = [
+        s for s in check_coordinates(logits, _shapes(False), _batches(), seeds=[0], steps=(1,)).failures()
+        if s.kind == "update"
+    ]  # fmt: skip
+    assert head.quantity == "head update"
+    assert head.value > 0.7
+
+
+def test_an_embedding_trained_like_a_hidden_matrix_fails_on_its_own_update(monkeypatch) -> None:
+    rows = TABLES["mup"].rows
+    monkeypatch.setitem(
+        TABLES, "mup", replace(TABLES["mup"], rows={**rows, Role.EMBEDDING: replace(rows[Role.EMBEDDING], adamw=Column(lr=Power(-1.0)))})
+    )  # fmt: skip
+    check = check_coordinates(Parametrization(), _shapes(False), _batches(), seeds=[0], steps=(1,))
+    (slope,) = [s for s in check.failures() if s.quantity == "embedding update"]
+    assert slope.value == pytest.approx(-1, abs=0.05)
+
+
+def test_sizes_at_initialisation_are_flat_under_mup_and_show_a_missing_scale_of_the_hidden_init() -> None:
+    mup, bad = (
+        check_coordinates(Parametrization(without=without), _shapes(), _batches(), seeds=[0, 1], steps=(0, 1))
+        for without in ((), ("hidden_init",))
+    )
+    assert not [s for s in mup.failures() if not s.step]
+    at_init = {s.quantity: s.value for s in bad.failures() if not s.step}
+    assert at_init["layers.0.attention.query update"] == pytest.approx(0.5, abs=0.05)
+    assert at_init["layers.1.mlp"] > 1
+    free = [s for s in mup.slopes() if not s.step and s.quantity in ("logits", "all logits", "head update")]
+    assert all(not s.judged and -0.6 < s.value < -0.1 for s in free)
 
 
 def test_the_check_as_json_holds_what_the_figure_draws() -> None:
@@ -156,12 +225,14 @@ def test_the_check_as_json_holds_what_the_figure_draws() -> None:
     found = CoordinateCheck((32, 64, 128), (0, 1), names, changes).to_dict()
     assert json.loads(json.dumps(found)) == found
     assert {s["kind"] for s in found["slopes"]} == {"stream", "block", "logits", "all logits", "update"}
-    assert len(found["failures"]) == 4
+    assert len(found["failures"]) == 7  # at init all but the logits, after a step these too
     assert np.shape(found["changes"]) == (3, 2, 5)
     figure = coordinate_figure({"mup, tied": found})
     assert figure.startswith("<svg xmlns=")
-    assert figure.count("<path") == 4
-    assert "4 slopes too steep" in figure
+    assert figure.count("<path") == 8
+    assert figure.count('class="l1 dash"') == 4
+    assert "7 slopes too steep" in figure
+    assert "dashed: size at initialisation; pale to dark: change after 1 steps" in figure
     rise = [
         [float(v) for v in path.replace("M", "").replace("L", " ").split()]
         for path in re.findall(r'd="([^"]+)"', figure)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from windtunnel.base.errors import WindtunnelError
-from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.parametrization import Factors, Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Setting
-from windtunnel.train.stage import AdamW
+from windtunnel.train.stage import AdamW, Muon
 from windtunnel.tunnel.audit import BARS, Estimate, Slope, audit, find_valley, judge, loss_at
 from windtunnel.tunnel.transfer import (
     Cell,
@@ -165,16 +166,58 @@ def base() -> Cell:
 
 def test_each_axis_changes_its_own_dimension_and_nothing_else() -> None:
     wide, deep, batch, horizon = (
-        [r.cell for r in rungs(axis, base(), [1, 2, 8], Rules(0.5, 0.3))]
+        [r.cell for r in rungs(axis, base(), [1, 2, 8], Rules(0.5, -0.3))]
         for axis in ("width", "depth", "batch", "horizon")
     )
     assert wide[0] == deep[0] == batch[0] == horizon[0] == base()  # one cell, trained once for all axes
     assert [(c.shape.width, c.shape.heads, c.shape.ff) for c in wide] == [(32, 2, 80), (64, 4, 160), (256, 16, 640)]
     assert {(c.shape.head_dim, c.shape.base_width, c.shape.layers) for c in wide} == {(16, 32, 2)}
     assert [(c.shape.layers, c.shape.width) for c in deep] == [(2, 32), (4, 32), (16, 32)]
-    assert [(c.batch, c.tokens, c.factor) for c in batch] == [(4, 12_800, 1), (8, 12_800, 2**0.5), (32, 12_800, 8**0.5)]
+    assert [(c.batch, c.tokens, c.factors.lr) for c in batch] == [
+        (4, 12_800, 1),
+        (8, 12_800, 2**0.5),
+        (32, 12_800, 8**0.5),
+    ]
     assert [(c.batch, c.tokens) for c in horizon] == [(4, 12_800), (4, 25_600), (4, 102_400)]
-    assert horizon[2].factor == pytest.approx(8**-0.3)
+    assert horizon[2].factors == Factors(lr=pytest.approx(8**-0.3))
+
+
+def test_batch_and_tokens_follow_each_parametrizations_table_unless_the_recipe_says_otherwise() -> None:
+    complete = replace(base(), parametrization=Parametrization.named("completep"))
+    setting = replace(make_setting(), optimizer=Muon(epsilon=1e-6))
+    _, large = (make_trial(r.cell, 0.01, 5, setting).optimizer for r in rungs("batch", complete, [1, 4]))
+    assert isinstance(large, Muon)
+    assert (large.learning_rate, large.weight_decay, large.epsilon) == (0.02, 0.2, 5e-7)
+    for name in ("beta1", "beta2", "momentum"):  # as many tokens to forget half
+        assert getattr(large, name) == pytest.approx(getattr(setting.optimizer, name) ** 4, abs=1e-4)
+    _, long = (make_trial(r.cell, 0.01, 5, setting).optimizer for r in rungs("horizon", complete, [1, 8]))
+    assert (long.learning_rate, long.weight_decay) == (float(f"{0.01 * 8**-0.3:.4g}"), float(f"{0.1 * 8**-0.7:.4g}"))
+    assert (long.beta2, long.epsilon) == (0.95, 1e-6)
+    told = rungs("batch", complete, [4], Rules(0.0))
+    assert make_trial(told[0].cell, 0.01, 5, setting).optimizer == replace(setting.optimizer, learning_rate=0.01)
+
+
+@pytest.mark.parametrize("name", ["mup", "standard"])
+def test_where_a_table_is_silent_the_rate_alone_follows_the_root_of_the_batch_and_nothing_the_tokens(name) -> None:
+    cell = replace(base(), parametrization=Parametrization.named(name))
+    assert [r.cell.factors for r in rungs("batch", cell, [1, 2, 8])] == [Factors(lr=f**0.5) for f in (1, 2, 8)]
+    assert {r.cell.factors for r in rungs("horizon", cell, [1, 2, 8])} == {Factors()}
+
+
+def test_independent_decay_follows_rate_times_plain_decay_where_a_table_rules_and_stays_where_only_the_rate_follows() -> (
+    None
+):
+    independent = replace(make_setting(), optimizer=AdamW(decay="independent", weight_decay=0.001))
+    rules = Rules(decay="independent")
+    complete = replace(base(), parametrization=Parametrization.named("completep"))
+    shares = {
+        cell.parametrization.name: make_trial(rungs("batch", cell, [4], rules)[0].cell, 0.01, 5, independent)
+        for cell in (base(), complete)
+    }
+    assert {name: stage.optimizer.weight_decay for name, stage in shares.items()} == {"mup": 0.001, "completep": 0.004}
+    assert {stage.optimizer.learning_rate for stage in shares.values()} == {0.02}
+    assert rules.words(base().parametrization, "batch") == "base rate × √factor"
+    assert Rules().words(complete.parametrization, "horizon") == "base rate / factor^0.3, weight decay / factor^0.7"
 
 
 def test_a_trial_takes_its_rate_times_the_rules_factor_and_its_batch_at_equal_tokens() -> None:

@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from windtunnel.base.units import si
+from windtunnel.train.stage import Muon
 from windtunnel.tunnel import watch
 from windtunnel.tunnel.fleet import Job
 from windtunnel.tunnel.watch import Screen
@@ -18,7 +20,15 @@ WORD = {"step": 4, "steps": 8, "loss": 3.25, "tokens_per_second": 41_000.0, "eta
 
 @pytest.fixture
 def job(tmp_path, make_trial):
-    return lambda name: Job(replace(make_trial(8), name=name), tmp_path / name, {})
+    def made(name: str, rate: float = 0.01, std: float = 0.1) -> Job:
+        stage = make_trial(8)
+        values = {
+            "optimizer": replace(stage.optimizer, learning_rate=rate),
+            "parametrization": replace(stage.parametrization, init_std=std),
+        }
+        return Job(replace(stage, name=name, **values), tmp_path / name, {})
+
+    return made
 
 
 def scored(nats: float) -> dict:
@@ -26,13 +36,15 @@ def scored(nats: float) -> dict:
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_each_line_has_trial_parameters_loss_and_time_left_and_the_best_trial_stays_over_rounds(job, monkeypatch, live):
+def test_each_line_has_trial_size_values_loss_and_time_left_and_the_best_trial_stays_over_rounds(
+    job, monkeypatch, live
+):
     monkeypatch.setattr(watch, "_PLAIN_SECONDS", -1.0)
     screen = Screen()
     out = io.StringIO()
-    screen.console = Console(file=out, force_terminal=live, width=200, highlight=False)
+    screen.console = Console(file=out, force_terminal=live, width=240, highlight=False)
     screen._live = live
-    first = [job("trial-000"), job("trial-001"), job("trial-002")]
+    first = [job("trial-000"), job("trial-001", 0.0123456, 0.08), job("trial-002", 0.02)]
     with screen.task("search: trials 1–3 of 6", first):
         for one, nats in zip(first, (1.5, 1.25, math.nan), strict=True):
             screen.started(one)
@@ -40,7 +52,7 @@ def test_each_line_has_trial_parameters_loss_and_time_left_and_the_best_trial_st
             if screen._progress is not None:
                 screen._progress.refresh()
             screen.done(one, scored(nats), "")
-    second = [job("trial-003")]
+    second = [job("trial-003", 0.005)]
     with screen.task("search: trials 4–6 of 6", second):
         screen.started(second[0])
         screen.progress(second[0], WORD)
@@ -48,8 +60,21 @@ def test_each_line_has_trial_parameters_loss_and_time_left_and_the_best_trial_st
             screen._progress.refresh()
         screen.done(second[0], {"failed": "it diverged"}, "it diverged")
     said = out.getvalue()
-    assert "trial-003 · 23.7k" in said
-    for words in ("loss 3.250", "12 s left", "best so far 1.2500 nats per byte (trial-001)", "trial-003: it diverged"):
+    assert "trial-003 · 23.7k · lr 0.005, std 0.1" in said
+    best = "best so far 1.2500 nats per byte (trial-001 · 23.7k · lr 0.0123, std 0.08)"
+    for words in ("loss 3.250", "12 s left", best, "trial-003: it diverged"):
         assert words in said
-    with screen.task("scaling: trunks", [job("proxy")]):
+    with screen.task("scaling: trunks", [job("proxy", 0.3)]):
         assert screen._best is None
+        assert screen._words(job("proxy", 0.3).stage) == "proxy · 23.7k"
+
+
+def test_a_line_names_what_the_trials_of_its_study_differ_in_and_nothing_else(job):
+    screen = Screen(quiet=True)
+    trial = job("trial-000")
+    muon = replace(trial.stage, optimizer=Muon(), shape=replace(trial.stage.shape, qk_norm=True))
+    with screen.task("search: trials 1–2 of 2", [trial, replace(trial, stage=muon)]):
+        assert screen._words(muon).endswith("qk on, opt muon")
+        assert screen._words(trial.stage).endswith("qk off, opt adamw")
+        assert "lr" not in screen._words(muon)
+        assert screen._words(replace(muon, kind="trunk")) == f"trial-000 · {si(muon.shape.body)}"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Name = Literal["mup", "standard", "completep"]
 Kind = Literal["adamw", "muon"]
+Axis = Literal["batch", "tokens", "vocabulary"]
 P = TypeVar("P")
 
 
@@ -135,7 +136,11 @@ class Factors:
 class AxisRule:
     """Exponents of a ratio (of batch, tokens or vocabulary) in an optimizer's constants, and who says so.
 
-    ``decay`` is of plain weight decay; independent decay has the exponent ``lr + decay``.
+    ``decay`` is of plain weight decay; independent decay has the exponent ``lr + decay``. All exponents zero: no rule is known.
+
+    One rule for both columns. A stage has one base rate for Muon's matrices and AdamW's rest, and no source derives a rule of
+    Muon's own; Marin's ``completed_adamh.py`` takes √batch and tokens^-0.3 for matrices whose update has a fixed norm, as
+    Muon's has. Muon's momentum keeps its half-life with the moments; it has no epsilon.
     """
 
     lr: float = 0.0
@@ -143,6 +148,15 @@ class AxisRule:
     epsilon: float = 0.0
     half_life: float = 0.0
     source: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether the rule changes anything."""
+        return any((self.lr, self.decay, self.epsilon, self.half_life))
+
+    def carried(self, ratio: float) -> Factors:
+        """What becomes of an optimizer's constants where the axis changes by a ratio."""
+        return Factors(ratio**self.lr, ratio**self.decay, ratio**self.epsilon, ratio**self.half_life)
 
 
 @dataclass(frozen=True)
@@ -154,15 +168,17 @@ class Table:
         logits: the logits' exponent of m_N.
         layers: the residual branch's exponent of the number of layers itself.
         residual: the residual branch's exponent of m_L, on top.
-        axes: what it says about batch, tokens and vocabulary. A stage's constants are what its recipe says: these rules
-            are not applied to it, ``Parametrization.carried`` gives their factors to whoever asks.
+        axes: what it says about batch, tokens and vocabulary. A stage's constants are what its recipe says: these rules are
+            not applied to it. ``AxisRule.carried`` gives their factors to whoever changes an axis: the transfer study.
+            No table has a rule over the vocabulary, which one family keeps: the one source found scales the embedding's rate
+            by the width, not by the vocabulary.
     """
 
     rows: Mapping[Role, Row]
     logits: float
     layers: float
     residual: float = 0.0
-    axes: Mapping[str, AxisRule] = field(default_factory=dict)
+    axes: Mapping[Axis, AxisRule] = field(default_factory=dict[Axis, AxisRule])
 
 
 def _inside(width: float) -> Column:
@@ -175,20 +191,28 @@ _MUP_HIDDEN = Row(init=Power(-0.5), adamw=Column(lr=Power(-1.0)), muon=_FLAT_COL
 _MUP_DOWN = replace(_MUP_HIDDEN, muon=None)
 _MUP_ROUTER = replace(_MUP_HIDDEN, muon=None)
 _COMPLETE_HIDDEN = replace(_MUP_HIDDEN, adamw=Column(lr=Power(-1.0), decay=Power(1.0), epsilon=Power(-1.0, -1.0)))
-_PAPER_AXES = {
+_NO_VOCABULARY = AxisRule(
+    source="none known: arXiv 2506.15025 finds √width between the rates of embedding and hidden matrices where the vocabulary is "
+    "large, which is no exponent of the vocabulary; not adopted, not measured here"
+)
+_PAPER_AXES: dict[Axis, AxisRule] = {
     "batch": AxisRule(source="nothing: arXiv 2404.06395, section 3.3, keeps 0.01 while the batch follows its own law"),
     "tokens": AxisRule(source="nothing: arXiv 2404.06395, appendix A.1, finds equal rankings at 10N and 20N"),
-    "vocabulary": AxisRule(source="nothing: one vocabulary in arXiv 2404.06395"),
+    "vocabulary": _NO_VOCABULARY,
 }
-_NO_AXES = {axis: AxisRule(source="nothing") for axis in _PAPER_AXES}
-_SDE_AXES = {
+_NO_AXES: dict[Axis, AxisRule] = {
+    "batch": AxisRule(source="nothing"),
+    "tokens": AxisRule(source="nothing"),
+    "vocabulary": _NO_VOCABULARY,
+}
+_SDE_AXES: dict[Axis, AxisRule] = {
     "batch": AxisRule(
         lr=0.5, decay=0.5, epsilon=-0.5, half_life=-1.0,
         source="square-root rule of AdamW's stochastic differential equation, arXiv 2205.10287; decay keeps "
         "τ = B/(η·λ·D), arXiv 2405.13698",
     ),
     "tokens": AxisRule(lr=-0.3, decay=-0.7, source="η ~ D^-0.3, arXiv 2409.19913; decay keeps τ, arXiv 2405.13698"),
-    "vocabulary": AxisRule(source="nothing: arXiv 2506.15025 scales the embedding's rate; not adopted, not measured here"),
+    "vocabulary": _NO_VOCABULARY,
 }  # fmt: skip
 TABLES: dict[str, Table] = {
     "mup": Table(
@@ -203,7 +227,6 @@ TABLES: dict[str, Table] = {
             Role.HIDDEN: _COMPLETE_HIDDEN, Role.ROUTER: replace(_COMPLETE_HIDDEN, muon=None),
             Role.ADAPTER_DOWN: replace(_COMPLETE_HIDDEN, muon=None),
             Role.ADAPTER_UP: Row(adamw=_inside(-1.0)),
-            Role.HIDDEN: _COMPLETE_HIDDEN, Role.ROUTER: replace(_COMPLETE_HIDDEN, muon=None),
         },
         logits=-1.0, layers=-0.5, residual=-0.5, axes=_SDE_AXES,
     ),
@@ -281,14 +304,9 @@ class Parametrization:
         logits = 1.0 if "logits" in self.without else self.logits * m_N**table.logits
         return Multipliers(self.scale_emb, self.scale_depth * shape.layers**table.layers * m_L**table.residual, logits)
 
-    def carried(self, *, batch: float = 1.0, tokens: float = 1.0, vocabulary: float = 1.0) -> Factors:
-        """What the table makes of an optimizer's constants where batch, tokens and vocabulary change by these ratios."""
-        ratios, axes = {"batch": batch, "tokens": tokens, "vocabulary": vocabulary}, TABLES[self.name].axes
-        out = {f.name: 1.0 for f in fields(Factors)}
-        for axis, ratio in ratios.items():
-            for name in out:
-                out[name] *= ratio ** getattr(axes[axis], name)
-        return Factors(**out)
+    def over(self, axis: Axis) -> AxisRule:
+        """What the table says of a change of batch, tokens or vocabulary."""
+        return TABLES[self.name].axes[axis]
 
     def to_dict(self) -> dict[str, Any]:
         return {**as_identity(self), "without": list(self.without)}

@@ -160,15 +160,20 @@ _KINDS = {
 
 
 def coordinate_figure(checks: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row of panels for each check: change since initialisation over width, a line a quantity, pale for the first steps.
+    """A row of panels for each check: change since initialisation over width, a line a quantity, pale for the first steps; dashed
+    the sizes at initialisation.
 
     Both axes are logarithmic; under a parametrization that carries over the lines lie flat. An SVG file of its own.
     """
-    panel, tall, left, top = 210, 190, 46, 30
+    panel, tall, left, top = 210, 190, 46, 52
     canvas = Canvas(
         left + (panel + 44) * len(_KINDS), (tall + 84) * len(checks) + top,
         "Change of what the network computes over its width: " + "; ".join(checks),
     )  # fmt: skip
+    steps = [step for step in next(iter(checks.values()))["steps"] if step]
+    canvas.text(
+        0, 4, f"dashed: size at initialisation; pale to dark: change after {' '.join(map(str, steps))} steps", "m"
+    )
     for row, (name, check) in enumerate(checks.items()):
         head = top + (tall + 84) * row
         failed = len(check["failures"])
@@ -184,8 +189,10 @@ def _panel(
 ) -> None:
     left, right, top, base = place
     mine = [q for q, name in enumerate(check["quantities"]) if _kind(check, name) == kind]
-    steps = [(s, step) for s, step in enumerate(check["steps"]) if step]
-    values = [check["changes"][w][s][q] for w in range(len(check["widths"])) for s, _ in steps for q in mine]
+    trained = sum(step > 0 for step in check["steps"])
+    values = [
+        value for of_width in check["changes"] for of_step in of_width for q, value in enumerate(of_step) if q in mine
+    ]
     canvas.text(left, top - 8, words, "m")
     if not values:
         return
@@ -193,8 +200,9 @@ def _panel(
     y = Axis.over(values, base, top, log=True)
     y_axis(canvas, y, left, right, "", count=4, show=compact)
     x_axis(canvas, x, base, "width", show=compact, count=4)
-    for order, (s, _) in enumerate(steps):
-        style = f"ql{_shade(order, len(steps))}"
+    styles = (f"ql{_shade(order, trained)}" for order in range(trained))
+    for s, step in enumerate(check["steps"]):
+        style = next(styles) if step else "l1 dash"
         for q in mine:
             canvas.path([(x(w), y(check["changes"][i][s][q])) for i, w in enumerate(check["widths"])], style)
 

@@ -27,7 +27,7 @@ from windtunnel.train.control import Control, Progress
 from windtunnel.train.folder import RESULT, STAGE, steps_saved
 from windtunnel.train.memory import MICRO_TOKENS, micro_rows, recomputes
 from windtunnel.train.metrics import Metrics, last_loss
-from windtunnel.train.noise import EVERY as NOISE_EVERY
+from windtunnel.train.noise import EVERY, EVERY_HALVED
 from windtunnel.train.objectives import OBJECTIVES, objective_of
 from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.pairs import LiveProbe, watched
@@ -85,12 +85,23 @@ class Workshop:
         micro = micro_rows(stage, kind, self.runtime.world)
         return_large_blocks(model.recompute)
         masked = stage.masking == "document"
-        every = NOISE_EVERY if stage.objective == "lm" else 0
+        every = EVERY if stage.objective == "lm" else 0
+        halved = EVERY_HALVED if stage.kind == "trunk" else 0
         probe = LiveProbe(model, stage.dynamics_every, self.runtime) if stage.dynamics_every else None
         if probe is not None:
             optimizer = watched(optimizer, probe)
         return Trainer(
-            model, optimizer, objective, compute, self.runtime, micro, stage.optimizer.clip, masked, every, probe
+            model,
+            optimizer,
+            objective,
+            compute,
+            self.runtime,
+            micro,
+            stage.optimizer.clip,
+            masked,
+            every,
+            halved,
+            probe,
         )
 
 
@@ -265,9 +276,10 @@ def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control, *,
     """
     while True:
         try:
-            return train_step(
-                trainer, rows, rate, measure=bool(trainer.noise_every) and step % trainer.noise_every == 0
+            measure, halve = (
+                bool(every) and step % every == 0 for every in (trainer.noise_every, trainer.halved_every)
             )
+            return train_step(trainer, rows, rate, measure=measure, halve=halve)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if "memory" not in str(error).lower():
                 raise

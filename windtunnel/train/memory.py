@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from windtunnel.model.chunked_size import chunk_positions, is_chunked
 from windtunnel.model.shape import Shape
-from windtunnel.train.noise import EVERY
+from windtunnel.train.noise import EVERY, EVERY_HALVED
 from windtunnel.train.stage import Muon, Stage
 
 MICRO_TOKENS = {"cpu": 1024, "cuda": 32768}
@@ -34,7 +34,7 @@ class StepMemory:
     """Bytes in one process, by what they are for, and how many such processes there are.
 
     ``activations`` is what layers keep for the backward pass, ``work`` what the head or one layer that is computed again needs
-    beside it. Gradients are there only when the activations have gone, unless ``earlier`` micro-batches have left theirs.
+    beside it. Gradients are there only when the activations have gone, unless ``earlier`` passes have left theirs.
     """
 
     weights: int
@@ -110,8 +110,13 @@ def step_memory(stage: Stage, device: str = "cpu", lanes: int = 1) -> StepMemory
     activations = shape.layers * (stream if again else layer)
     work = max(head, layer + 2 * _FLOAT * positions * shape.ff) if again else head
     moments = trained + _second(stage, trained)
-    earlier = -(-stage.batch // lanes) > micro
+    earlier = -(-stage.batch // lanes) > micro or (lanes == 1 and is_halved(stage))
     return StepMemory(weights, gradients, moments, activations, work, earlier, again, chunked, lanes)
+
+
+def is_halved(stage: Stage) -> bool:
+    """Whether half of a step's only micro-batch passes once more, now and then, to measure the gradient's noise."""
+    return stage.kind == "trunk" and stage.balance is None and stage.batch > 1 and stage.own_steps >= EVERY_HALVED
 
 
 def _copies(stage: Stage, micro: int, lanes: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class Trainer:
     masked: bool = True
     noise_every: int = 0
     """Steps from one measurement of the gradient's noise to the next; 0 for none."""
+    halved_every: int = 0
+    """The same where a step is one micro-batch, which takes a second pass."""
     probe: LiveProbe | None = None
     """Looks at pairs of updates, where the stage asks for it."""
 
@@ -64,12 +66,14 @@ def make_compute(objective: Objective, *, compiled: bool) -> Any:
     return torch.compile(compute, dynamic=False, fullgraph=True) if compiled else compute
 
 
-def train_step(trainer: Trainer, rows: Rows, learning_rate: float, *, measure: bool = False) -> StepReport:
+def train_step(
+    trainer: Trainer, rows: Rows, learning_rate: float, *, measure: bool = False, halve: bool = False
+) -> StepReport:
     """Updates the weights once with this rank's rows, or leaves them as they were if anything is not finite.
 
     The sums of all micro-batches and ranks are divided by counts over all of them. A non-finite loss or gradient norm,
     which all ranks see alike, skips the update: neither weights nor moments change. With ``measure`` the report has the
-    gradient's noise; the update is the same, bit for bit.
+    gradient's noise, where the step has several parts, or with ``halve`` two made of one; the update is the same, bit for bit.
     """
     device, objective, world = trainer.runtime.torch_device, trainer.objective, trainer.runtime.world
     *counts, batch = sum_over_ranks(np.append(objective.counts(rows), len(rows)), trainer.runtime).tolist()
@@ -79,17 +83,19 @@ def train_step(trainer: Trainer, rows: Rows, learning_rate: float, *, measure: b
     begins = range(0, math.ceil(batch / world), trainer.micro)  # as many on every rank: sharded weights need all
     if isinstance(objective, Balanced):
         begin_step(trainer, [to_device(rows, begin, trainer) for begin in begins])
-    parts = (
-        NormsOfParts(trainer.model, len(begins), trainer.runtime)
-        if measure and (len(begins) > 1 or world > 1)
-        else None
-    )
+    one = len(begins) == 1 and world == 1
+    halve = (
+        halve and one and len(rows) > 1 and not isinstance(objective, Balanced)
+    )  # whose terms are no sums over tokens
+    parts = NormsOfParts(trainer.model, len(begins), trainer.runtime) if measure and (halve or not one) else None
     for begin in begins:
         loss, part = trainer.compute(trainer.model, *to_device(rows, begin, trainer), scale)
         loss.backward()
         sums += part
-        if parts is not None:
+        if parts is not None and not halve:
             parts.add(objective.counts(rows.part(begin, trainer.micro))[0])
+    if parts is not None and halve:
+        parts.add_halves(trainer, rows, scale)
     average_gradients(trainer.model, trainer.runtime)
     norm = global_norm_clip(trainer.model, trainer.clip)
     means = sum_over_ranks(sums.cpu().numpy(), trainer.runtime) / np.maximum(counts, 1)
@@ -125,6 +131,29 @@ class NormsOfParts:
         self._before = [gradient.clone() for gradient in now] if self._left else []
         self._counts.append(count)
         self._squares.append(torch.stack(norms).double().square().sum())
+
+    def add_halves(self, trainer: Trainer, rows: Rows, scale: Tensor) -> None:
+        """After the backward pass of the only micro-batch: a second one of the same compiled shape, in which nothing is asked of
+        the later half of the rows, gives the first half's gradient; what the whole has more is the other's.
+
+        The whole gradient is put back as it was.
+        """
+        whole = [p.grad for p in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        targets, half = rows.targets.copy(), len(rows) // 2
+        targets[half:] = IGNORED
+        first = replace(rows, targets=targets)
+        trainer.compute(trainer.model, *to_device(first, 0, trainer), scale)[0].backward()
+        pairs = [
+            (p.grad, g) for p, g in zip(self._parameters, whole, strict=True) if p.grad is not None and g is not None
+        ]
+        norms = [[torch.linalg.vector_norm(of(g, h)) for h, g in pairs] for of in (lambda _, h: h, torch.sub)]
+        self._squares += [torch.stack(of_half).double().square().sum() for of_half in norms]
+        every, own = (trainer.objective.counts(part)[0] for part in (rows, first))
+        self._counts += [own, every - own]
+        for parameter, gradient in zip(self._parameters, whole, strict=True):
+            parameter.grad = gradient
 
     def noise(self, whole: float) -> Noise | None:
         """What they say together with the norm of the whole, before clipping; nothing where the step is one part."""

@@ -82,15 +82,19 @@ class TransferConfig(Config):
         description="parametrizations that are compared; without it, the recipe's own",
         examples=[["mup", "standard"]],
     )
-    batch_rule: Literal["sqrt", "none"] = Field(
-        default="sqrt", description="learning rate along the batch axis: times √factor, or as it is", examples=["sqrt"]
+    batch_rule: Literal["sqrt", "none"] | None = Field(
+        default=None,
+        description="learning rate along the batch axis: times √factor, or as it is; without it, what the parametrization's "
+        "table makes of all constants, and √factor where that has no rule (mup, standard)",
+        examples=["sqrt"],
     )
-    horizon_exponent: float = Field(
-        default=0.0,
+    horizon_exponent: float | None = Field(
+        default=None,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="learning rate along the horizon axis: divided by factor to this power",
+        description="learning rate along the horizon axis: divided by factor to this power; without it, what the "
+        "parametrization's table makes of all constants: nothing under mup and standard",
         examples=[0.3],
     )
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from windtunnel.base.units import si
-from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.parametrization import AxisRule, Factors, Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trial_stage
-from windtunnel.train.stage import Stage
+from windtunnel.train.stage import AdamW, Decay, Muon, Stage
 
 SPACINGS = {"sqrt2": math.sqrt(2), "2": 2.0}
 DECAY = 0.2
@@ -28,13 +28,13 @@ _FARTHEST = 14
 
 @dataclass(frozen=True)
 class Cell:
-    """Parametrization, shape, batch in sequences, tokens, and the rule's factor on the base learning rate."""
+    """Parametrization, shape, batch in sequences, tokens, and what the axis's rule makes of the optimizer's constants."""
 
     parametrization: Parametrization
     shape: Shape
     batch: int
     tokens: int
-    factor: float = 1.0
+    factors: Factors = field(default_factory=Factors)
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,47 @@ Grid = Mapping[int, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Rules:
-    """How the learning rate follows the batch and the tokens: times factor^batch, divided by factor^horizon."""
+    """How an optimizer's constants follow the batch and the tokens: as the parametrization's table says, or with an exponent of
+    the learning rate that is given here, which is then all that follows.
 
-    batch: float = 0.5
-    horizon: float = 0.0
+    Where a table has no rule over the batch, the learning rate follows its square root (arXiv 2205.10287), as in the batch study.
+    ``decay``: the optimizer's kind of weight decay.
+    """
+
+    batch: float | None = None
+    horizon: float | None = None
+    decay: Decay = "plain"
+
+    def of(self, parametrization: Parametrization, axis: str) -> AxisRule:
+        """The rule over an axis; one that changes nothing where the parametrization's rows do."""
+        if axis not in ("batch", "horizon"):
+            return AxisRule()
+        given, table = getattr(self, axis), parametrization.over("batch" if axis == "batch" else "tokens")
+        if given is None and axis == "batch" and not table.known:
+            given = 0.5
+        # An independent decay is plain decay times the rate: for it to stay, the plain one falls as the rate grows.
+        return table if given is None else AxisRule(lr=given, decay=-given if self.decay == "independent" else 0.0)
+
+    def words(self, parametrization: Parametrization, axis: str) -> str:
+        """The rule over an axis, as it is shown."""
+        if axis not in ("batch", "horizon"):
+            return "by the parametrization"
+        rule = self.of(parametrization, axis)
+        decay = rule.decay + (rule.lr if self.decay == "independent" else 0.0)
+        rest = {"weight decay": decay, "epsilon": rule.epsilon, "the moments' half-life": rule.half_life}
+        powers = {"base rate": rule.lr, **{name: power for name, power in rest.items() if power}}
+        return ", ".join(f"{name} {_power(power)}" for name, power in powers.items())
+
+
+def _power(exponent: float) -> str:
+    if exponent in (0, 0.5):
+        return "× √factor" if exponent else "× 1"
+    return f"{'×' if exponent > 0 else '/'} factor^{abs(exponent):g}"
 
 
 def rungs(axis: str, base: Cell, factors: Sequence[int], rules: Rules = Rules()) -> list[Rung]:
     """The values of an axis from one base cell: one of width, depth, batch and horizon, all else kept."""
-    out = []
+    out, rule = [], rules.of(base.parametrization, axis)
     for factor in factors:
         shape, cell = base.shape, base
         if axis == "width":
@@ -73,9 +105,9 @@ def rungs(axis: str, base: Cell, factors: Sequence[int], rules: Rules = Rules())
             label, cell = f"{deep.layers} layers", replace(base, shape=deep)
         elif axis == "batch":
             label = f"batch × {factor}"
-            cell = replace(base, batch=base.batch * factor, factor=base.factor * factor**rules.batch)
+            cell = replace(base, batch=base.batch * factor, factors=rule.carried(factor))
         else:
-            cell = replace(base, tokens=base.tokens * factor, factor=base.factor * factor**-rules.horizon)
+            cell = replace(base, tokens=base.tokens * factor, factors=rule.carried(factor))
             label = f"{si(cell.tokens)} tokens"
         out.append(Rung(label, cell))
     return out
@@ -86,19 +118,39 @@ def rate_at(centre: float, spacing: str, k: int) -> float:
     return float(f"{centre * SPACINGS[spacing] ** k:.4g}")
 
 
+def carried(optimizer: AdamW, factors: Factors) -> AdamW:
+    """The constants after a change of batch or tokens; what changes has four digits. Muon's momentum is a moment."""
+
+    def times(value: float, factor: float) -> float:
+        return value if math.isclose(factor, 1) else float(f"{value * factor:.4g}")
+
+    def forgetting(beta: float) -> float:
+        return beta if factors.half_life == 1 else 1 - float(f"{1 - beta ** (1 / factors.half_life):.4g}")
+
+    independent = optimizer.decay == "independent"  # a step takes this share itself, not times the rate
+    changed = replace(
+        optimizer, learning_rate=float(f"{optimizer.learning_rate * factors.lr:.4g}"),
+        weight_decay=times(optimizer.weight_decay, factors.decay * (factors.lr if independent else 1.0)),
+        epsilon=times(optimizer.epsilon, factors.epsilon), beta1=forgetting(optimizer.beta1), beta2=forgetting(optimizer.beta2),
+    )  # fmt: skip
+    return replace(changed, momentum=forgetting(changed.momentum)) if isinstance(changed, Muon) else changed
+
+
 def make_trial(cell: Cell, value: float, seed: int, setting: Setting, over: str = "learning_rate") -> Stage:
     """The stage of one trial: warmup, stable, a fifth of decay, scored on the corpora of its mixture.
 
     Args:
         value: the base learning rate before the axis's rule, or with ``over`` "weight_decay" the plain weight decay.
     """
-    rate = float(f"{(value if over == 'learning_rate' else setting.optimizer.learning_rate) * cell.factor:.4g}")
-    decay = setting.optimizer.weight_decay if over == "learning_rate" else value
+    if over == "learning_rate":
+        optimizer = carried(replace(setting.optimizer, learning_rate=value), cell.factors)
+    else:
+        optimizer = replace(carried(setting.optimizer, cell.factors), weight_decay=value)
+    rate, decay = optimizer.learning_rate, optimizer.weight_decay
     steps = max(10, round(cell.tokens / (cell.batch * setting.row)))
     own = replace(
         setting.with_seed(seed), parametrization=cell.parametrization, batch=cell.batch,
-        warmup=max(1, min(setting.warmup, steps // 10)), score=tuple(name for name, _ in setting.mixture),
-        optimizer=replace(setting.optimizer, learning_rate=rate, weight_decay=decay),
+        warmup=max(1, min(setting.warmup, steps // 10)), score=tuple(name for name, _ in setting.mixture), optimizer=optimizer,
     )  # fmt: skip
     shape = cell.shape
     name = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from windtunnel.base.units import duration, si
+from windtunnel.train.stage import Stage
 from windtunnel.tunnel.fleet import Job
 
 _PLAIN_SECONDS = 15.0
+_VARIED: dict[str, Callable[[Stage], float | str]] = {
+    "lr": lambda stage: stage.optimizer.learning_rate,
+    "std": lambda stage: stage.parametrization.init_std,
+    "emb": lambda stage: stage.parametrization.scale_emb,
+    "depth": lambda stage: stage.parametrization.scale_depth,
+    "wd": lambda stage: stage.optimizer.weight_decay,
+    "decay": lambda stage: stage.optimizer.decay,
+    "β₂": lambda stage: stage.optimizer.beta2,
+    "warmup": lambda stage: stage.schedule.warmup,
+    "batch": lambda stage: stage.batch * stage.plan.row,
+    "qk": lambda stage: "on" if stage.shape.qk_norm else "off",
+    "opt": lambda stage: stage.optimizer.kind,
+}
+"""What trials of one study may differ in, by the short names that a line has room for."""
 
 
 class Screen:
@@ -28,7 +43,8 @@ class Screen:
         self._done: dict[str, float] = {}
         self._title, self._total, self._whole = "", 0.0, TaskID(0)
         self._begun = self._printed = time.monotonic()
-        self._best: tuple[float, str] | None = None
+        self._best: tuple[float, Stage] | None = None
+        self._seen: dict[str, set[float | str]] = {}
 
     def say(self, text: str) -> None:
         """One notice line."""
@@ -38,10 +54,12 @@ class Screen:
     def task(self, title: str, jobs: list[Job]) -> Iterator[None]:
         """Shows a group of jobs as one task whose length is their FLOPs.
 
-        The best trial so far stays over the rounds of a study.
+        The best trial so far stays over the rounds of a study, and so does what its trials differ in.
         """
         if title.partition(":")[0] != self._title.partition(":")[0]:
-            self._best = None
+            self._best, self._seen = None, {}
+        for name, of in _VARIED.items():
+            self._seen.setdefault(name, set()).update(of(job.stage) for job in jobs if job.stage.kind == "trial")
         self._title, self._total = title, max(1.0, sum(job.stage.flops for job in jobs))
         self._done, self._begun = {}, time.monotonic()
         if not self._live:
@@ -58,8 +76,9 @@ class Screen:
 
     def started(self, job: Job) -> None:
         if self._progress is not None:
-            name = f"  {job.stage.name} · {si(job.stage.shape.body)}"
-            self._lines[str(job.run)] = self._progress.add_task(name, total=job.stage.flops, note="compiling")
+            self._lines[str(job.run)] = self._progress.add_task(
+                f"  {self._words(job.stage)}", total=job.stage.flops, note="compiling"
+            )
 
     def progress(self, job: Job, word: dict[str, Any]) -> None:
         own = job.stage.own_steps
@@ -77,7 +96,7 @@ class Screen:
             self._printed = time.monotonic()
             share = sum(self._done.values()) / self._total
             self.console.print(
-                f"{self._title}: {100 * share:.0f} %, {self._left()} · {job.stage.name} · {si(job.stage.shape.body)}: {note}",
+                f"{self._title}: {100 * share:.0f} %, {self._left()} · {self._words(job.stage)}: {note}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -102,11 +121,18 @@ class Screen:
         total = sum(weight for _, weight in mixture)
         loss = sum(w / total * scores[name]["nats"] / scores[name]["bytes"] for name, w in mixture)
         if math.isfinite(loss) and (self._best is None or loss < self._best[0]):
-            self._best = (loss, job.stage.name)
+            self._best = (loss, job.stage)
 
     def _left(self) -> str:
-        best = f" · best so far {self._best[0]:.4f} nats per byte ({self._best[1]})" if self._best else ""
+        best = f" · best so far {self._best[0]:.4f} nats per byte ({self._words(self._best[1])})" if self._best else ""
         share = min(1.0, sum(self._done.values()) / self._total)
         spent = time.monotonic() - self._begun
         left = f"about {duration(spent * (1 - share) / share)} left" if share > 0.02 else "…"
         return left + best
+
+    def _words(self, stage: Stage) -> str:
+        """A stage's name and size; of a trial also what the trials of its study have not in common."""
+        varied = {name: of(stage) for name, of in _VARIED.items() if len(self._seen.get(name, ())) > 1}
+        values = [f"{name} {v if isinstance(v, str) else format(v, '.3g')}" for name, v in varied.items()]
+        words = [stage.name, si(stage.shape.body), *([", ".join(values)] if values and stage.kind == "trial" else [])]
+        return " · ".join(words)
