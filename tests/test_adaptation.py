@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from windtunnel import adaptation
-from windtunnel.adaptation import PARTS, Wish, adapt, extrapolate
+from windtunnel import adaptation, cli
+from windtunnel.adaptation import PARTS, Wish, adapt
 from windtunnel.base.artefact import read_json
-from windtunnel.base.errors import UserError
+from windtunnel.base.errors import ArtefactError, UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.finishing import VERBS
 from windtunnel.home import Home
+from windtunnel.laws.gain import gain
+from windtunnel.ledger import entries, forecasts
 from windtunnel.pipeline import run
 from windtunnel.recipe import load_recipe
 from windtunnel.train.stage import Stage
@@ -105,15 +107,15 @@ def test_the_model_is_forecast_then_adapted_with_its_own_tokenizer_shape_and_con
         == (read_json(Home(folder / "home").program("old") / "prepared.json")["tokenizer_hash"])
     )
     said, outcome = view.data["forecast"], view.data["outcome"]
-    assert (
-        book.fact("maths", "adapt", "forecast")["hash"]
-        == said["hash"]
-        == book.fact("maths", "adapt", "outcome")["forecast"]
-    )
     book.close()
-    assert set(said["corpora"]) == {"new", "plain"} == set(outcome)
-    assert outcome["new"] < 0.8 * said["corpora"]["new"]["before"]
-    assert said["corpora"]["new"]["low"] < said["corpora"]["new"]["value"] < said["corpora"]["new"]["high"]
+    assert set(said["gains"]) == {"new", "plain"} == set(outcome)
+    new = said["gains"]["new"]
+    assert outcome["new"] < 0.8 * new["before"]
+    assert new["expected"]["low90"] < new["expected"]["value"] < new["expected"]["high90"]
+    ledger = {entry.corpus: entry for entry in entries(folder / "home")}
+    assert {name: entry.outcome for name, entry in ledger.items()} == pytest.approx(outcome), "the ledger scores it"
+    assert {entry.hash for entry in ledger.values()} == {said["hash"]}
+    assert all(entry.kind == "blind" and entry.before and "largest" in entry.scores for entry in ledger.values())
     assert trained.index("adapted") > max(i for i, name in enumerate(trained) if name.startswith("adapt-")), (
         "forecast first"
     )
@@ -122,7 +124,7 @@ def test_the_model_is_forecast_then_adapted_with_its_own_tokenizer_shape_and_con
 def test_short_branches_lie_on_the_real_trunk_and_a_second_call_trains_nothing(folder, trained):
     plan = adapt(folder / "home", "same", wish(folder), out=folder / "maths.toml", plan=True, quiet=True)
     assert "adapted" not in stages(folder)
-    assert [length / 8192 for length in plan.data["forecast"]["lengths"]] == pytest.approx(PARTS, abs=0.02)
+    assert [length / 8192 for length in plan.data["forecast"]["facts"]["lengths"]] == pytest.approx(PARTS, abs=0.02)
     short = stages(folder)["trunk"]
     trained.clear()
     view = adapt(folder / "home", "same", wish(folder), out=folder / "maths.toml", quiet=True)
@@ -149,12 +151,28 @@ def test_chats_join_the_decay_and_without_stated_tokens_the_text_is_read_twice_a
         adapt(folder / "home", "same", replace(asked, replay=0.1), out=folder / "maths.toml", plan=True, quiet=True)
 
 
+def test_a_forecast_is_listed_as_an_adaptation_and_an_edited_one_is_refused(folder, capsys):
+    asked = wish(folder, seeds=1)
+    said = adapt(folder / "home", "same", asked, out=folder / "maths.toml", plan=True, quiet=True).data["forecast"]
+    assert cli._run(["forecast", "--list", "--home", str(folder / "home")]) == 0
+    out = capsys.readouterr().out
+    assert "forecasts of adaptations" in out
+    assert f"sealed {said['hash'][:12]}" in out
+    assert "changed after it was frozen" not in out
+    assert forecasts(folder / "home").data["adaptations"] == {"scored": 0, "inside_90": 0}
+    (file,) = (Home(folder / "home").program("maths") / "forecasts").glob("*.json")
+    file.write_bytes(file.read_bytes().replace(b'"kind":"blind"', b'"kind":"blinD"'))
+    with pytest.raises(ArtefactError, match="this forecast was changed after it was frozen: expected hash"):
+        adapt(folder / "home", "same", asked, out=folder / "maths.toml", plan=True, quiet=True)
+    assert [entry.kind for entry in entries(folder / "home")] == ["changed"]
+
+
 def test_a_planted_power_law_lies_inside_the_forecast_and_noise_widens_it():
-    change = [[math.log(0.6 + 0.4 * (1 + length) ** -0.7) for length in (1, 2, 4)]] * 3
-    said = extrapolate(change)
-    assert said["low"] < math.log(0.6 + 0.4 * 17**-0.7) < said["high"]
-    noisy = extrapolate([[y + 0.05 * seed for y in row] for seed, row in enumerate(change)])
-    assert noisy["high"] - noisy["low"] > 2 * (said["high"] - said["low"])
+    losses = [[2 * (0.6 + 0.4 * (1 + length) ** -0.7) for length in (1, 2, 4)]] * 3
+    said = gain(2.0, losses).expected
+    assert said.low90 < 2 * (0.6 + 0.4 * 17**-0.7) < said.high90
+    noisy = gain(2.0, [[loss * math.exp(0.05 * seed) for loss in row] for seed, row in enumerate(losses)]).expected
+    assert noisy.half_width > 2 * said.half_width
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,14 @@
 """``windtunnel adapt``: a finished model goes on with new text; gain and loss are forecast from short branches. Needs no torch.
 
 Short branches: the adapted trunk itself, as far as a quarter of its length, with a whole decay after a sixteenth, an eighth
-and a quarter of it, for several seeds. With y the logarithm of a corpus' loss over what it was before, and d its change from
-an eighth to a quarter, two more doublings bring y + 2d if every doubling brings as much, and y + .75·d if each brings half of
-the one before; the forecast is the middle, and its interval adds half the distance of the two to the noise over seeds.
+and a quarter of it, for several seeds. ``laws/gain.py`` extrapolates from them; the forecast is sealed in the program's ledger.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,32 +16,33 @@ from typing import Any
 from rich.console import RenderableType
 
 from windtunnel.adaptation_recipe import BRANCH, NEW, adaptation_recipe
-from windtunnel.base.artefact import content_hash, read_json, write_json
-from windtunnel.base.errors import ArtefactError, UserError
+from windtunnel.base.artefact import content_hash, read_json
+from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import parse_count, si
 from windtunnel.comparison import find_run
 from windtunnel.desk import Desk
 from windtunnel.home import Home
+from windtunnel.laws.gain import Gain, gain
+from windtunnel.laws.sealed import read_seal, seal
+from windtunnel.ledger import ADAPTATION
 from windtunnel.pipeline import finishing, run
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, load_recipe, parse_recipe
 from windtunnel.recipe_schema import Origin
+from windtunnel.study import kind_of_forecast
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program
-from windtunnel.tunnel.audit import Estimate
 from windtunnel.views import View, line, table
 
 STUDY = "adapt"
 PARTS = (1 / 16, 1 / 8, 1 / 4)
 """Lengths of the short branches, as shares of the whole."""
-LN2 = math.log(2)
 _SEED_STEP = 1000
 _SHARE, _EPOCHS = 0.25, 2.0
 """Without stated tokens: a quarter of what the model was trained on, or the new text twice if that is less."""
-_ALIKE, _HALVED = 2.0, 0.75
 
 
 @dataclass(frozen=True)
@@ -177,52 +175,56 @@ def short_branches(program: Program, seeds: int) -> tuple[list[Stage], list[list
     return trunks, branches
 
 
-def extrapolate(changes: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The change of log loss after the whole length, from changes[seed][length], with its 90 % interval."""
-    middles = [y[-1] + (_ALIKE + _HALVED) / 2 * (y[-1] - y[-2]) for y in changes]
-    found = Estimate.of(middles)
-    # The interval is for one run, not for the mean of many: √(n + 1) times that of the mean.
-    noise = 0.0 if found.high is None else (found.high - found.value) * math.sqrt(len(middles) + 1)
-    steps = [abs(y[-1] - y[-2]) for y in changes]
-    half = math.hypot(noise, (_ALIKE - _HALVED) / 2 * sum(steps) / len(steps))
-    return {"value": found.value, "low": found.value - half, "high": found.value + half}
-
-
 def _forecast(desk: Desk, program: Program, row: Mapping[str, Any], seeds: int) -> dict[str, Any]:
-    """Gain and loss by corpus in bits per byte, frozen as a file before the real run; once for the same short branches."""
+    """Gain and loss by corpus, sealed before the real run; once for the same short branches. Returns the file's content.
+
+    Raises:
+        ArtefactError: the file is there and no longer what was sealed.
+    """
     trunks, branches = short_branches(program, seeds)
     target = program.branch(BRANCH)
     key = content_hash([target.key, [[stage.key for stage in part] for part in branches]])
-    file = desk.home.program(program.name) / "forecasts" / f"adapt-{key[:12]}.json"
-    try:
-        return read_json(file)
-    except ArtefactError:
-        pass
+    file = desk.home.program(program.name) / "forecasts" / f"{BRANCH}-{key[:12]}.json"
+    if not file.is_file():
+        gains = _gains(desk, program, row, trunks, branches)
+        seal(file, _facts(desk, program, row, branches), {"gains": {name: g.to_dict() for name, g in gains.items()}})
+    content = read_seal(file)
+    with desk.book as book:
+        book.put_fact(program.name, ADAPTATION, target.folder_name, content)
+    return content
+
+
+def _gains(
+    desk: Desk, program: Program, row: Mapping[str, Any], trunks: list[Stage], branches: list[list[Stage]]
+) -> dict[str, Gain]:
+    """Trains the short branches and extrapolates from them."""
     assert program.prepared is not None
     every = [stage for part in branches for stage in part]
     results = desk.train("adapt: the first short trunk", "", trunks[:1], program.prepared)
     results |= desk.train(f"adapt: {len(every)} short branches", STUDY, [*trunks[1:], *every], program.prepared)
     desk.need_all([*trunks, *every], results)
     before = _before(desk, program, row)
-    corpora: dict[str, Any] = {}
-    for name in target.score:
-        now = before[name]["bits_per_byte"]
-        changes = [[math.log(results[s.key]["scores"][name]["bits_per_byte"] / now) for s in part] for part in branches]
-        said = extrapolate(changes)
-        corpora[name] = {
-            "before": now,
-            **{word: now * math.exp(value) for word, value in said.items()},
-            "changes": changes,
-        }
-    content = {
-        "target": target.folder_name, "parent": row["id"], "tokens": target.tokens, "seeds": seeds, "corpora": corpora,
-        "lengths": [stage.tokens for stage in branches[0]], "unit": "bits per UTF-8 byte",
+    return {
+        name: gain(
+            before[name]["bits_per_byte"],
+            [[results[stage.key]["scores"][name]["bits_per_byte"] for stage in part] for part in branches],
+        )
+        for name in program.branch(BRANCH).score
+    }
+
+
+def _facts(desk: Desk, program: Program, row: Mapping[str, Any], branches: list[list[Stage]]) -> dict[str, Any]:
+    """What the forecast file says beside the numbers."""
+    target = program.branch(BRANCH)
+    assert target.start is not None
+    return {
+        "program": program.name, "branch": BRANCH, "target": target.key, "trunk": target.start.stage,
+        "kind": kind_of_forecast(desk, target, "decay"), "parent": row["id"], "corpus": dict(target.corpora),
+        "parameters": target.shape.body, "tokens": target.tokens, "batch": target.step_tokens,
+        "base_lr": target.optimizer.learning_rate, "unit": "bits per UTF-8 byte", "limit": target.score_tokens,
+        "seeds": len(branches), "lengths": [stage.tokens for stage in branches[0]],
+        "runs": sorted(stage.key for part in branches for stage in part),
     }  # fmt: skip
-    content["hash"] = content_hash(content)
-    write_json(file, content)
-    with desk.book as book:
-        book.put_fact(program.name, STUDY, "forecast", content)
-    return content
 
 
 def _before(desk: Desk, program: Program, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,37 +240,38 @@ def _before(desk: Desk, program: Program, row: Mapping[str, Any]) -> dict[str, A
 
 
 def _outcome(desk: Desk, said: Mapping[str, Any]) -> dict[str, float]:
-    """Bits per byte of the finished model by corpus, written beside the forecast."""
-    run_id = f"{desk.program}/{said['target']}"
-    found = {s["corpus"]: s["value"] for s in desk.book.scores(run_id) if s["name"] == "bits_per_byte"}
-    with desk.book as book:
-        book.put_fact(desk.program, STUDY, "outcome", {"forecast": said["hash"], "bits_per_byte": found})
-    return found
+    """Bits per byte of the finished model by corpus."""
+    run_id = f"{desk.program}/{BRANCH}-{said['facts']['target'][:10]}"
+    return {s["corpus"]: s["value"] for s in desk.book.scores(run_id) if s["name"] == "bits_per_byte"}
 
 
 def _said(said: Mapping[str, Any]) -> Iterator[RenderableType]:
-    rows = [(name, f"{c['before']:.4f}", *_words(c)) for name, c in said["corpora"].items()]
+    facts, gains = said["facts"], _read(said)
+    rows = [(name, f"{g.before:.4f}", *_words(g)) for name, g in gains.items()]
     columns = ("corpus", "now", "forecast, 90 %", "change")
-    lengths = ", ".join(si(length) for length in said["lengths"])
-    title = (
-        f"held-out bits per byte, from branches of {lengths} tokens, {said['seeds']} seeds (sealed {said['hash'][:12]})"
+    lengths = ", ".join(si(length) for length in facts["lengths"])
+    title = f"held-out bits per byte, from branches of {lengths} tokens, {facts['seeds']} seeds"
+    yield table(columns, rows, title=f"{title} ({facts['kind']}, sealed {said['hash'][:12]})", right=(1,))
+
+
+def _read(said: Mapping[str, Any]) -> dict[str, Gain]:
+    return {name: Gain.from_dict(part) for name, part in said["gains"].items()}
+
+
+def _words(one: Gain) -> tuple[str, str]:
+    e, (value, low, high) = one.expected, (100 * share for share in one.share)
+    return f"{e.value:.4f} [{e.low90:.4f}, {e.high90:.4f}]", f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]".replace(
+        "-", "−"
     )
-    yield table(columns, rows, title=title, right=(1,))
-
-
-def _words(corpus: Mapping[str, Any]) -> tuple[str, str]:
-    change = [100 * (corpus[word] / corpus["before"] - 1) for word in ("value", "low", "high")]
-    said = f"{corpus['value']:.4f} [{corpus['low']:.4f}, {corpus['high']:.4f}]"
-    return said, f"{change[0]:+.1f} % [{change[1]:+.1f}, {change[2]:+.1f}]".replace("-", "−")
 
 
 def _scored(said: Mapping[str, Any], outcome: Mapping[str, float]) -> Iterator[RenderableType]:
     rows: list[tuple[str, ...]] = []
-    for name, corpus in said["corpora"].items():
+    for name, one in _read(said).items():
         got = outcome.get(name)
-        inside = "" if got is None else "yes" if corpus["low"] <= got <= corpus["high"] else "NO"
-        change = "" if got is None else f"{100 * (got / corpus['before'] - 1):+.1f} %".replace("-", "−")
+        inside = "" if got is None else "yes" if one.expected.low90 <= got <= one.expected.high90 else "MISS"
+        change = "" if got is None else f"{100 * (got / one.before - 1):+.1f} %".replace("-", "−")
         shown = "" if got is None else f"{got:.4f}"
-        rows.append((name, f"{corpus['before']:.4f}", _words(corpus)[0], shown, change, inside))
+        rows.append((name, f"{one.before:.4f}", _words(one)[0], shown, change, inside))
     columns = ("corpus", "before", "forecast, 90 %", "after", "change", "inside")
     yield table(columns, rows, title="adapted, held-out bits per byte", right=(1, 3, 4))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,18 +17,20 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
 from windtunnel.comparison import open_book
 from windtunnel.home import Home
-from windtunnel.laws.sealed import Forecast, Interval, interval_score, read_forecast
+from windtunnel.laws.gain import Gain
+from windtunnel.laws.sealed import Forecast, Interval, interval_score, own_hash, read_seal
 from windtunnel.views import View, line, table
 
 _LN2 = math.log(2)
 AVERAGE = "average"
 NAIVE = ("largest", "line")
+ADAPTATION = "adaptation"
+"""Kind of the fact that holds a copy of an adaptation's forecast; a law's is called ``forecast``."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class Entry:
     expected: Interval | None
     naive: Mapping[str, Interval]
     reach: float
-    """N of the target over that of the largest proxy."""
+    """N of the target over that of the largest proxy; of an adaptation, its tokens over those of its longest short branch."""
     outcome: float | None = None
     note: str = ""
+    before: float | None = None
+    """What an adapted model lost before; None for the forecast of a law."""
 
     @property
     def scored(self) -> bool:
@@ -91,6 +95,7 @@ class Entry:
             "relative_error": self.error, "inside_90": self.inside, "gap_share": self.gap_share,
             "interval_score": self.scores.get("forecast"),
             "naive_interval_score": {name: self.scores[name] for name in NAIVE if name in self.scores}, "note": self.note,
+            "before": self.before,
         }  # fmt: skip
 
 
@@ -102,24 +107,24 @@ def entries(home: Path) -> list[Entry]:
         seen: set[str] = set()
         for path in sorted((Home(home).program(program) / "forecasts").glob("*.json")):
             try:
-                sealed = read_forecast(path)
+                content = read_seal(path)
             except WindtunnelError as error:
                 found.append(_changed(program, path, error))
                 seen.add(_stated(path))
                 continue
-            seen.add(sealed.hash)
-            found += _read(book, program, sealed.hash, sealed.facts, sealed.forecast)
-        for content in book.facts(program, "forecast").values():
+            seen.add(content["hash"])
+            found += _read(book, program, content)
+        copies = (book.facts(program, kind).values() for kind in ("forecast", ADAPTATION))
+        for content in (content for some in copies for content in some):
             if content["hash"] not in seen:  # a lab book without the program's folder
                 found += _of_book(book, program, content)
     return sorted(found, key=lambda e: (e.time, e.program, e.hash))
 
 
 def _of_book(book: LabBook, program: str, content: Mapping[str, Any]) -> list[Entry]:
-    facts, forecast = dict(content["facts"]), Forecast.from_dict(content["forecast"])
-    whole = content_hash({"schema": 1, "facts": facts, "forecast": forecast.to_dict()}) == content["hash"]
-    rows = _read(book, program, content["hash"], facts, forecast)
+    rows = _read(book, program, content)
     note = "the lab book's copy does not match its seal, and there is no file"
+    whole = own_hash({"schema": 1, **content}) == content["hash"]
     return rows if whole else [replace(row, kind="changed", note=note) for row in rows]
 
 
@@ -138,22 +143,43 @@ def _stated(path: Path) -> str:
         return ""
 
 
-def _read(book: LabBook, program: str, seal: str, facts: Mapping[str, Any], forecast: Forecast) -> list[Entry]:
+def _read(book: LabBook, program: str, content: Mapping[str, Any]) -> list[Entry]:
+    facts = content["facts"]
     run = _target_run(book, program, str(facts.get("target", "")))
     kind, outcomes = str(facts["kind"]), _outcomes(book, run, facts)
     if kind == "blind" and run is not None and _late(str(facts.get("time", "")), run):
         kind = "late"
-    said = {AVERAGE: forecast}
-    said |= {name: Forecast.from_dict(value) for name, value in facts.get("per_corpus", {}).items()}
-    rows: list[Entry] = []
-    for corpus, one in said.items():
-        largest = max(point.parameters for point in one.points)
-        rows.append(Entry(
-            program, str(facts["branch"]), corpus, kind, seal, str(facts.get("time", facts.get("made", ""))), one.parameters,
-            one.tokens, _bits(one.expected), {name: _bits(value) for name, value in one.naive.items()},
-            one.parameters / largest, outcomes.get(corpus),
-        ))  # fmt: skip
-    return rows
+    blank = Entry(
+        program, str(facts["branch"]), AVERAGE, kind, content["hash"], str(facts.get("time", facts.get("made", ""))), 0, 0,
+        None, {}, 0,
+    )  # fmt: skip
+    rows = _gains(blank, content) if "gains" in content else _laws(blank, content)
+    return [replace(row, outcome=outcomes.get(row.corpus)) for row in rows]
+
+
+def _laws(blank: Entry, content: Mapping[str, Any]) -> list[Entry]:
+    said = {AVERAGE: Forecast.from_dict(content["forecast"])}
+    said |= {name: Forecast.from_dict(value) for name, value in content["facts"].get("per_corpus", {}).items()}
+    return [
+        replace(
+            blank, corpus=corpus, parameters=one.parameters, tokens=one.tokens, expected=_bits(one.expected),
+            naive={name: _bits(value) for name, value in one.naive.items()},
+            reach=one.parameters / max(point.parameters for point in one.points),
+        )
+        for corpus, one in said.items()
+    ]  # fmt: skip
+
+
+def _gains(blank: Entry, content: Mapping[str, Any]) -> list[Entry]:
+    facts = content["facts"]
+    whole = replace(
+        blank, parameters=facts["parameters"], tokens=facts["tokens"], reach=facts["tokens"] / facts["lengths"][-1]
+    )
+    said = {name: Gain.from_dict(part) for name, part in content["gains"].items()}
+    return [
+        replace(whole, corpus=name, expected=one.expected, naive=one.naive, before=one.before)
+        for name, one in said.items()
+    ]
 
 
 def _bits(interval: Interval) -> Interval:
@@ -198,34 +224,70 @@ def coverage(rows: Sequence[Entry]) -> dict[str, int]:
 
 
 def forecasts(home: Path) -> View:
-    """The ledger as a table, with the coverage of the blind forecasts."""
+    """The ledger as tables, one of laws and one of adaptations, each with the coverage of its blind forecasts."""
     rows = entries(home)
-    shown = [_row(entry) for entry in rows]
-    columns = ("target", "corpus", "kind", "forecast, 90 %", "outcome", "error", "of gap", "score / naive", "inside")
-    parts: list[RenderableType] = [table(columns, shown, title="forecasts, bits per byte", right=(4, 5, 6, 7))]
-    parts += [line(_target(row)) for row in rows if row.corpus == AVERAGE and row.expected is not None]
-    blind = [row for row in rows if row.kind == "blind"]
-    average = coverage([row for row in blind if row.corpus == AVERAGE])
-    corpora = coverage([row for row in blind if row.corpus != AVERAGE])
+    laws, adapted = [row for row in rows if row.before is None], [row for row in rows if row.before is not None]
+    parts: list[RenderableType] = []
     if not rows:
-        parts = [line("no forecast has been sealed here yet; try: windtunnel forecast quickstart")]
-    elif average["scored"]:
-        inside, count = average["inside_90"], average["scored"]
-        parts.append(line(f"of {count} blind forecasts with an outcome, {inside} lie inside their 90 % interval"))
-        if corpora["scored"]:
-            parts.append(line(
-                f"by corpus, not independent of these: {corpora['inside_90']} of {corpora['scored']} inside"
-            ))  # fmt: skip
-        better = _better([row for row in blind if row.scored])
-        parts.append(line(f"interval score below both naive forecasts in {better[0]} of {better[1]} (lower is better)"))
-    else:
-        parts.append(line("no blind forecast has an outcome yet: nothing is known about the coverage"))
+        parts.append(line("no forecast has been sealed here yet; try: windtunnel forecast quickstart"))
+    if laws:
+        parts += _of_laws(laws)
+    if adapted:
+        parts += _of_adaptations(adapted)
     parts += [line(f"note: {row.program}/{row.branch}: {row.note}") for row in rows if row.note]
+    average, corpora = _blind_coverage(laws, True), _blind_coverage(laws, False)
     data = {
         "forecasts": [row.to_dict() for row in rows], "blind": average["scored"], "inside_90": average["inside_90"],
         "blind_by_corpus": corpora["scored"], "inside_90_by_corpus": corpora["inside_90"],
+        "adaptations": _blind_coverage(adapted, False),
     }  # fmt: skip
     return View(data, tuple(parts))
+
+
+def _blind_coverage(rows: Sequence[Entry], average: bool) -> dict[str, int]:
+    return coverage([row for row in rows if row.kind == "blind" and (row.corpus == AVERAGE) == average])
+
+
+def _of_laws(rows: Sequence[Entry]) -> Iterator[RenderableType]:
+    columns = ("target", "corpus", "kind", "forecast, 90 %", "outcome", "error", "of gap", "score / naive", "inside")
+    yield table(columns, [_row(entry) for entry in rows], title="forecasts, bits per byte", right=(4, 5, 6, 7))
+    yield from (line(_target(row)) for row in rows if row.corpus == AVERAGE and row.expected is not None)
+    average, corpora = _blind_coverage(rows, True), _blind_coverage(rows, False)
+    if not average["scored"]:
+        yield line("no blind forecast has an outcome yet: nothing is known about the coverage")
+        return
+    inside, count = average["inside_90"], average["scored"]
+    yield line(f"of {count} blind forecasts with an outcome, {inside} lie inside their 90 % interval")
+    if corpora["scored"]:
+        inside, count = corpora["inside_90"], corpora["scored"]
+        yield line(f"by corpus, not independent of these: {inside} of {count} inside")
+    wins, count = _better([row for row in rows if row.kind == "blind" and row.scored])
+    yield line(f"interval score below both naive forecasts in {wins} of {count} (lower is better)")
+
+
+def _of_adaptations(rows: Sequence[Entry]) -> Iterator[RenderableType]:
+    columns = (
+        "target",
+        "corpus",
+        "kind",
+        "before",
+        "forecast, 90 %",
+        "outcome",
+        "error",
+        "of gap",
+        "score / naive",
+        "inside",
+    )
+    shown = [(*said[:3], f"{entry.before:.4f}", *said[3:]) for entry in rows for said in [_row(entry)]]
+    yield table(columns, shown, title="forecasts of adaptations, bits per byte", right=(3, 5, 6, 7, 8))
+    for row in {row.hash: row for row in rows}.values():
+        yield line(
+            f"{row.program}/{row.branch}: {si(row.tokens)} tokens, {row.reach:.3g}× its longest short branch; sealed "
+            f"{row.hash[:12]} {row.time}"
+        )
+    if (found := _blind_coverage(rows, False))["scored"]:
+        inside, count = found["inside_90"], found["scored"]
+        yield line(f"of {count} blind forecasts by corpus with an outcome, {inside} lie inside their 90 % interval")
 
 
 def _better(rows: Sequence[Entry]) -> tuple[int, int]:

@@ -379,13 +379,8 @@ def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
 def _facts(desk: Desk, program: Program, branch: Stage, runs: list[str], made: dict[str, Forecast]) -> dict[str, Any]:
     """What the forecast file says beside the numbers."""
     assert program.prepared is not None
-    trained = [
-        r for r in desk.book.runs(kind="trunk") if r["status"] in ("done", "running") and r["study"] == ""
-        and r["config"]["shape"]["width"] == program.shape.width and r["config"]["shape"]["layers"] == program.shape.layers
-        and r["config"]["corpora"] == dict(branch.corpora)
-    ]  # fmt: skip
     return {
-        "program": program.name, "branch": branch.name, "target": branch.key, "kind": "rehearsal" if trained else "blind",
+        "program": program.name, "branch": branch.name, "target": branch.key, "kind": kind_of_forecast(desk, branch, "trunk"),
         "branch_is": f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps",
         "corpus": dict(branch.corpora), "mixture": program.recipe.mixture, "heldout": {
             name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": branch.score_tokens}
@@ -396,3 +391,14 @@ def _facts(desk: Desk, program: Program, branch: Stage, runs: list[str], made: d
         **({"batch_changes": [list(change) for change in branch.batch_changes]} if branch.batch_changes else {}),
         "per_corpus": {name: part.to_dict() for name, part in made.items() if name != AVERAGE},
     }  # fmt: skip
+
+
+def kind_of_forecast(desk: Desk, target: Stage, kind: str) -> str:
+    """``blind`` if no run of a kind, of the target's width, depth and corpora, was trained in this home; else ``rehearsal``."""
+    shape = target.shape
+    trained = [
+        r for r in desk.book.runs(kind=kind) if r["status"] in ("done", "running") and r["study"] == ""
+        and r["config"]["shape"]["width"] == shape.width and r["config"]["shape"]["layers"] == shape.layers
+        and r["config"]["corpora"] == dict(target.corpora)
+    ]  # fmt: skip
+    return "rehearsal" if trained else "blind"

@@ -152,10 +152,26 @@ def freeze(forecast: Forecast, path: Path, facts: Mapping[str, Any]) -> str:
             )
     if facts["kind"] not in ("blind", "rehearsal"):
         raise LawError("forecast.kind", f"expected 'blind' or 'rehearsal', got {facts['kind']!r}")
+    return seal(path, facts, {"forecast": forecast.to_dict()})
+
+
+def seal(path: Path, facts: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    """Writes facts and what is forecast as canonical JSON with its own BLAKE3 hash and returns the hash.
+
+    Args:
+        path: a file that does not exist yet.
+        facts: around the numbers; ``time`` is now, unless given.
+        said: the numbers, under one key that tells what kind of forecast they are.
+
+    Raises:
+        LawError: a value is no JSON.
+        ArtefactError: the file exists already.
+        UserError: the folder cannot be written.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    body = {"schema": SCHEMA, "facts": {"time": now, **facts}, "forecast": forecast.to_dict()}
+    body = {"schema": SCHEMA, "facts": {"time": now, **facts}, **said}
     try:
-        seal = content_hash(body)
+        own = content_hash(body)
     except (TypeError, ValueError) as error:
         raise LawError("forecast.facts", f"expected values that JSON can hold, got {error}") from None
     with explained(path):
@@ -169,14 +185,25 @@ def freeze(forecast: Forecast, path: Path, facts: Mapping[str, Any]) -> str:
                 "a frozen forecast is never overwritten: name another",
             ) from None
         with stream:
-            stream.write(canonical({**body, "hash": seal}) + b"\n")
+            stream.write(canonical({**body, "hash": own}) + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
-    return seal
+    return own
 
 
 def read_forecast(path: Path) -> Sealed:
-    """Reads a forecast and verifies that not one byte of it has changed.
+    """Reads a law's forecast and verifies that not one byte of it has changed.
+
+    Raises:
+        ArtefactError: there is no file, or it is not what was frozen; the message names expected and found hash.
+        LawError: it is a forecast of another kind.
+    """
+    content = read_seal(path)
+    return Sealed(Forecast.from_dict(content.get("forecast", {})), dict(content["facts"]), content["hash"])
+
+
+def read_seal(path: Path) -> dict[str, Any]:
+    """A sealed file's facts, hash and numbers, after verifying that not one byte of it has changed.
 
     Raises:
         ArtefactError: there is no file, or it is not what was frozen; the message names expected and found hash.
@@ -189,12 +216,11 @@ def read_forecast(path: Path) -> Sealed:
     expected = stated[1].decode() if stated else "a hash"
     found = blake3.blake3(data).hexdigest()
     try:
-        body = cast("dict[str, Any]", json.loads(data))
-        seal = body.pop("hash")
-        found = content_hash(body)
-        whole = found == seal and data == canonical({**body, "hash": seal}) + b"\n"
+        content = cast("dict[str, Any]", json.loads(data))
+        found = own_hash(content)
+        whole = found == content["hash"] and data == canonical(content) + b"\n"
     except (ValueError, KeyError, AttributeError, TypeError):
-        whole, body = False, {}
+        whole, content = False, {}
     if not whole:
         # A change of spaces or of the order of keys keeps the content's hash: then the bytes' own hash tells.
         found = blake3.blake3(data).hexdigest() if found == expected else found
@@ -202,9 +228,14 @@ def read_forecast(path: Path) -> Sealed:
             str(path), f"this forecast was changed after it was frozen: expected hash {expected}, found {found}",
             "restore the file; a changed forecast does not count",
         )  # fmt: skip
-    if body.get("schema") != SCHEMA:
-        raise ArtefactError(str(path), f"expected schema {SCHEMA} of a forecast, got {body.get('schema')!r}")
-    return Sealed(Forecast.from_dict(body["forecast"]), dict(body["facts"]), expected)
+    if content.get("schema") != SCHEMA:
+        raise ArtefactError(str(path), f"expected schema {SCHEMA} of a forecast, got {content.get('schema')!r}")
+    return content
+
+
+def own_hash(content: Mapping[str, Any]) -> str:
+    """The hash that a sealed content must state."""
+    return content_hash({key: value for key, value in content.items() if key != "hash"})
 
 
 def interval_score(interval: Interval, outcome: float) -> float:
