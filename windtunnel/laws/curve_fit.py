@@ -204,18 +204,15 @@ def fit_curves(
     """
     if len(curves) < 2 or len({c.name for c in curves}) < len(curves):
         raise LawError("curves", f"expected at least two curves with names of their own, got {len(curves)}")
-    if not any(_falls(c) for c in curves):
+    if not any(c.falls for c in curves):
         raise LawError(
             "curves", "the learning rate never falls while a loss is measured: nothing here says what a decay does",
             "add a decayed branch, or a run with one step down",
         )  # fmt: skip
-    scale = Scale(
-        max(float(c.rates.max()) for c in curves), max(float(c.rates[: c.steps[-1]].sum()) for c in curves),
-        float(max(int(c.steps[-1]) for c in curves)),
-    )  # fmt: skip
+    scale = scale_of(curves)
     timelines = [Timeline.of(c.rates[: c.steps[-1]], c.steps, parts=1) for c in curves]
     target = np.log(np.concatenate([c.losses for c in curves]))
-    noise = _noise(curves)
+    noise = point_noise(curves)
     fits = tuple(_fit(kernel, curves, timelines, target, scale, fade, noise, draws, seed, unit) for kernel in kernels)
     errors = np.array([[fit.end_error[c.name] / c.losses[-1] for c in curves] for fit in fits])
     squares = (errors**2).mean(1)
@@ -226,13 +223,19 @@ def fit_curves(
     )
 
 
-def _falls(curve: Curve) -> bool:
-    rates = curve.rates[: curve.steps[-1]]
-    return bool((np.diff(rates[curve.steps[0] - 1 :]) < -1e-6 * rates.max()).any())
+def scale_of(curves: Sequence[Curve]) -> Scale:
+    """The units of a fit: largest learning rate, integral and length of its runs."""
+    return Scale(
+        max(float(c.rates.max()) for c in curves), max(float(c.rates[: c.steps[-1]].sum()) for c in curves),
+        float(max(int(c.steps[-1]) for c in curves)),
+    )  # fmt: skip
 
 
-def _noise(curves: Sequence[Curve]) -> float:
-    """From second differences of neighbouring log losses, by their median, at least .05 %."""
+def point_noise(curves: Sequence[Curve]) -> float:
+    """Standard deviation of one measured log loss around the smooth curve.
+
+    From second differences of neighbouring log losses, by their median, at least .05 %.
+    """
     second = np.concatenate([np.diff(np.log(c.losses), n=2) for c in curves])
     return max(5e-4, float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6))
 
@@ -286,8 +289,8 @@ def _block_weights(curves: Sequence[Curve], draws: int, seed: int) -> Array:
     return generator.multinomial(begin, np.full(begin, 1 / begin), size=draws)[:, member].astype(np.float64)
 
 
-def _starts(kernel: Kernel, target: Array) -> Array:
-    lowest = float(target.min())
+def kernel_starts(kernel: Kernel) -> list[list[float]]:
+    """Where a fit begins with the kernel's own parameters (``curve.model_for``)."""
     own: dict[str, list[list[float]]] = {
         "integral": [[]],
         "exponential": [[math.log(c)] for c in (3.0, 20.0, 150.0)],
@@ -295,10 +298,15 @@ def _starts(kernel: Kernel, target: Array) -> Array:
         "functional": [[math.log(c), math.log(b)] for c in (30.0, 1000.0) for b in (0.3, 0.8)],
         "multipower": [[math.log(c), math.log(b), g] for c in (30.0, 1000.0) for b in (0.3, 0.8) for g in (0.2, 0.7)],
     }
+    return own[kernel]
+
+
+def _starts(kernel: Kernel, target: Array) -> Array:
+    lowest = float(target.min())
     rows: list[list[float]] = []
     for floor in (0.75, 0.92):
         for alpha in (0.3, 0.6):
-            for last in own[kernel]:
+            for last in kernel_starts(kernel):
                 amount = [] if kernel == "integral" else [lowest + math.log(0.03)]
                 rows.append([lowest + math.log(floor), lowest + math.log(1 - floor), math.log(alpha), *amount, *last])
     return np.array(rows)

@@ -37,6 +37,12 @@ class Curve:
         if self.steps[0] < 1 or self.steps[-1] > len(self.rates) or (np.diff(self.steps) <= 0).any():
             raise LawError(f"curve '{self.name}'", f"expected rising steps between 1 and {len(self.rates)}")
 
+    @property
+    def falls(self) -> bool:
+        """Whether the learning rate falls while losses are measured."""
+        rates = self.rates[: self.steps[-1]]
+        return bool((np.diff(rates[self.steps[0] - 1 :]) < -1e-6 * rates.max()).any())
+
     @classmethod
     def averaged(cls, name: str, rates: Array, losses: Array, *, skip: int = 0, points: int = 120) -> Curve:
         """A curve from the noisy loss of every update: means over stretches, each placed at its middle.

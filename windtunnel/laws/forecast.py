@@ -79,10 +79,9 @@ def forecast(
     warnings += details[0].law.outside(parameters, tokens)
     if len({float(length) for length in d}) < 2:
         warnings.append("all proxies have one D: the effect of data comes from the prior alone")
-    naive = _naive(points, parameters, tokens, noise, ratio)
     return Forecast(
         parameters=float(parameters), tokens=float(tokens), unit=unit, expected=expected, noise=noise.sd, forms=details,
-        naive=naive, points=tuple(points), warnings=(*warnings, _SEPARATE),
+        naive=naive_forecasts(points, parameters, tokens), points=tuple(points), warnings=(*warnings, _SEPARATE),
     )  # fmt: skip
 
 
@@ -130,10 +129,9 @@ def _law(answer: Extrapolation, points: Sequence[Point], unit: str) -> LossLaw:
     )  # fmt: skip
 
 
-def _naive(
-    points: Sequence[Point], parameters: float, tokens: float, noise: Noise, ratio: float
-) -> dict[str, Interval]:
+def naive_forecasts(points: Sequence[Point], parameters: float, tokens: float) -> dict[str, Interval]:
     """Two rules anybody would try, at the D nearest to the target's; intervals from their error on the last size."""
+    noise, ratio = seed_noise(points), distance_ratio(points, parameters, tokens)
     sizes = sorted({p.parameters for p in points})
     at = np.log(sizes)
     losses = np.array([_nearest(points, size, tokens) for size in sizes])
