@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from windtunnel import desk as desk_module
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.labbook import LabBook
+from windtunnel.base.units import si
 from windtunnel.batch_study import batch
 from windtunnel.home import Home
 from windtunnel.laws.batch_terms import ThreeTermLaw
-from windtunnel.recipe import load_recipe
+from windtunnel.pipeline import run
+from windtunnel.planning import load_program
+from windtunnel.program import step_law_batch
+from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.report.batches import equal_loss_figure, has_law, law_figure, read_batch
 from windtunnel.report.page import render
 from windtunnel.train.stage import Stage
@@ -165,6 +171,65 @@ def test_what_was_found_is_recorded_reported_and_asked_for_again_alike(tmp_path,
     said = json.loads(capsys.readouterr().out)
     assert said["batch"] == pytest.approx(3.98e6, rel=0.01)
     assert "tied to one tokenizer" in said["warning"]
+
+
+# -- what a run makes of the answer -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undecided(folder, tmp_path) -> Callable[..., Recipe]:
+    """The recipe without a batch, its learning rate as the study had it at every batch."""
+
+    def made(*overrides: str) -> Recipe:
+        text = (folder / "tiny.toml").read_text(encoding="utf-8").replace('batch = "256"\n', "")
+        (folder / "open.toml").write_text(text, encoding="utf-8")
+        return load_recipe(folder / "open.toml", ['tunnel.batch.rate_rule="none"', "tunnel.batch.seeds=1", *overrides])
+
+    return made
+
+
+def test_a_recipe_without_a_batch_takes_the_studys_answer_and_says_so_and_the_first_run_pins_it(
+    tmp_path, undecided, trained, capsys
+):
+    recipe, home = undecided(), Home(tmp_path)
+    by_rule = load_program(recipe, home).batch
+    answer = batch(recipe, tmp_path, quiet=True).to_dict()["answer"]
+    asked = [stage.key for stage in trained]
+    assert answer["own"] == 32 * by_rule
+    wanted = answer["best"]["value"] / 32
+    program = load_program(recipe, home)
+    assert program.batch != by_rule
+    assert abs(math.log2(program.batch / wanted)) <= 0.51
+    (source,) = [value.source for value in program.derived() if value.name == "batch"]
+    assert f"tunnel batch found {si(answer['best']['value'])} tokens [{si(answer['best']['low'])}, " in source
+    run(recipe, tmp_path, until="corpora")
+    assert source in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+    trained.clear()  # the study itself asks for the same trials again, whatever its answer was used for
+    batch(recipe, tmp_path, quiet=True)
+    assert [stage.key for stage in trained] == asked
+    with LabBook(home.labbook) as book:
+        fact = book.fact("tiny", "batch", "batch")
+        book.put_fact("tiny", "batch", "batch", {**fact, "answer": None})
+    assert load_program(recipe, home).batch == program.batch  # pinned
+    run(recipe, tmp_path, quiet=True, until="corpora")
+    trained.clear()
+    batch(recipe, tmp_path, quiet=True)
+    assert [stage.key for stage in trained] == asked
+
+
+def test_an_answer_for_another_program_or_at_another_learning_rate_is_not_taken(tmp_path, undecided, trained):
+    home, recipe = Home(tmp_path), undecided()
+    batch(recipe, tmp_path, quiet=True)
+    answered, by_rule = load_program(recipe, home).batch, step_law_batch(2_000_000, 32)
+    assert answered != by_rule
+    assert load_program(undecided('trunk.tokens="1.9M"'), home).batch == step_law_batch(1_900_000, 32)
+    assert load_program(undecided('trunk.batch="256"'), home).batch == 8
+    batch(scaled := undecided('tunnel.batch.rate_rule="sqrt"'), tmp_path, quiet=True)
+    assert load_program(scaled, home).batch == by_rule  # the rate would have to follow
+    assert load_program(undecided("tunnel.trials=4"), home).batch == answered  # it is searched at the new batch
+    run(recipe, tmp_path, quiet=True, until="corpora")
+    assert load_program(undecided("tunnel.trials=4"), home).batch == by_rule  # pinned before
 
 
 def test_a_grid_that_misses_the_best_batch_says_so_and_gives_no_line(tmp_path, folder, trained):

@@ -20,6 +20,7 @@ from windtunnel.base.artefact import content_hash, write_json
 from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import UserError
 from windtunnel.base.units import duration, si
+from windtunnel.batch_answer import STUDY
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
@@ -38,7 +39,6 @@ from windtunnel.tunnel.search import part_of, share_of
 from windtunnel.tunnel.study_config import BatchConfig
 from windtunnel.views import View, line, table
 
-STUDY = "batch"
 _SEED_STEP = 1000
 _NOISE = 2e-3
 """Seed noise of the log loss that is assumed where one seed cannot tell (docs/lab-log.md: .1 to .6 % at these sizes)."""
@@ -64,7 +64,7 @@ def batch(
     if recipe.tunnel is None:
         raise UserError(recipe.where("tunnel"), "expected proxies for the batch study, found no [tunnel]")
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, crew=crew) as desk:
-        study = Study(desk, open_program(desk, recipe), config)
+        study = Study(desk, open_program(desk, recipe, answered=False), config)
         if share is not None:
             return part_view(study.program, share, study.train(share))
         study.train()

@@ -14,7 +14,8 @@ from typing import Any
 from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
-from windtunnel.base.units import duration
+from windtunnel.base.units import duration, si
+from windtunnel.batch_answer import with_known_batch
 from windtunnel.corpus.mixture import corpus_of
 from windtunnel.desk import THREADED_FROM, Desk, Result
 from windtunnel.growth import generations, regained
@@ -129,10 +130,15 @@ def _prepare(job: Job) -> None:
     desk, recipe = job.desk, job.program.recipe
     prepared = prepare(desk, recipe)
     pinned = known_pins(desk.home, recipe, prepared.tokenizer_hash)
-    job.program = program = with_budget(Program(recipe, prepared, pinned=pinned))
+    job.program = program = with_known_batch(desk.home, with_budget(Program(recipe, prepared, pinned=pinned)))
+    if program.answered:
+        batch = si(program.answered.batch * recipe.model.row)
+        desk.screen.say(f"a step has {batch} tokens: {program.answered.source}")
     check_supply(program, desk.screen.say)
     note_target(desk, program)
-    pins = {"batch": program.batch, "warmup": program.warmup, "model": pin_key(recipe, prepared.tokenizer_hash)}
+    answered = pinned.get("answered", 0) if pinned else int(program.answered is not None)
+    pins = {"batch": program.batch, "warmup": program.warmup, "answered": answered,
+            "model": pin_key(recipe, prepared.tokenizer_hash)}  # fmt: skip
     write_json(desk.home.program(recipe.name) / "pinned.json", pins)
 
 

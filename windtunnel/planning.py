@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.batch_answer import with_known_batch
 from windtunnel.desk import THREADED_FROM, Machine
 from windtunnel.growth import generations
 from windtunnel.home import Home
@@ -56,11 +57,11 @@ def load_program(recipe: Recipe, home: Home) -> Program:
     """The program as far as earlier runs in this home have determined it; without any, as far as the recipe tells."""
     prepared = known_preparation(home, recipe)
     program = Program(recipe, prepared, pinned=known_pins(home, recipe, prepared.tokenizer_hash if prepared else ""))
-    return with_known_choices(home, with_budget(program))
+    return with_known_choices(home, with_known_batch(home, with_budget(program)))
 
 
 def known_pins(home: Home, recipe: Recipe, tokenizer: str) -> dict[str, int] | None:
-    """Batch and warmup that an earlier run derived for the same model and tokenizer."""
+    """Batch and warmup that an earlier run derived for the same model and tokenizer, and whether a study answered the batch."""
     try:
         raw = read_json(home.program(recipe.name) / "pinned.json")
     except ArtefactError:
@@ -68,7 +69,7 @@ def known_pins(home: Home, recipe: Recipe, tokenizer: str) -> dict[str, int] | N
     # A key that the recipe's table gained since then had its default.
     model = {name: field.default for name, field in ModelConfig.model_fields.items()} | raw["model"]["model"]
     same = {**raw["model"], "model": model} == pin_key(recipe, tokenizer)
-    return {name: raw[name] for name in ("batch", "warmup")} if same else None
+    return {name: raw[name] for name in ("batch", "warmup", "answered") if name in raw} if same else None
 
 
 def pin_key(recipe: Recipe, tokenizer: str) -> dict[str, Any]:

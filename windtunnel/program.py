@@ -42,6 +42,14 @@ class Derived:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A batch in sequences that a study of this program found, and in words which study."""
+
+    batch: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Tokenizer and corpora as they were built: names, folders relative to the home, content hashes, rows and sizes.
 
@@ -81,7 +89,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Program:
-    """A recipe, what has been prepared (None before that), the values pinned by an earlier run, and the tunnel's choices."""
+    """A recipe, what has been prepared (None before that), the values pinned by an earlier run, and the tunnel's choices.
+
+    ``answered`` is the batch of an earlier study, for which neither the recipe nor an earlier run has one.
+    """
 
     recipe: Recipe
     prepared: Prepared | None = None
@@ -89,6 +100,7 @@ class Program:
     choices: dict[str, Value] | None = None
     target: Shape | None = None
     budget_tokens: int | None = None
+    answered: Answered | None = None
 
     @property
     def name(self) -> str:
@@ -136,6 +148,8 @@ class Program:
             return given // row
         if self.pinned:
             return self.pinned["batch"]
+        if self.answered:
+            return self.answered.batch
         return step_law_batch(self.total_tokens, row)
 
     @property
@@ -441,8 +455,11 @@ class Program:
             source = f"the budget, by the law '{recipe.budget.law}'" if recipe.budget is not None else source
             out.append(Derived("tokens", si(self.total_tokens), source))
         if recipe.trunk.batch is None:
-            source = "kept from the first run, so that the trunk can be extended" if self.pinned else (
-                "0.58·D^0.571 (arXiv 2503.04715), to the next power of two rows")  # fmt: skip
+            source = "0.58·D^0.571 (arXiv 2503.04715), to the next power of two rows"
+            if self.pinned:
+                source = "kept from the first run, so that the trunk can be extended"
+            elif self.answered:
+                source = self.answered.source
             out.append(Derived("batch", f"{si(self.batch * recipe.model.row)} tokens", source))
         if recipe.trunk.warmup.unit == "fraction":
             out.append(Derived("warmup", f"{self.warmup} steps", f"{recipe.trunk.warmup} of the tokens"))
@@ -464,7 +481,11 @@ class Program:
 
 def step_law_batch(tokens: int, row: int) -> int:
     """Sequences in a step from the tokens of a run: 0.58·D^0.571 tokens (arXiv 2503.04715), to the nearest power of two rows."""
-    rows = 0.58 * tokens**0.571 / row
+    return power_of_two(0.58 * tokens**0.571 / row)
+
+
+def power_of_two(rows: float) -> int:
+    """The power of two that is nearest by ratio, 1 at least."""
     power = 1
     while power * 1.4142 < rows:
         power *= 2

@@ -13,6 +13,7 @@ from windtunnel.base.artefact import content_hash, write_json
 from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.base.units import si
+from windtunnel.batch_answer import with_known_batch
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
@@ -100,13 +101,21 @@ def study_config(recipe: Recipe, axes: Sequence[str] = ()) -> TransferConfig:
     return config.model_copy(update={"axes": chosen})
 
 
-def open_program(desk: Desk, recipe: Recipe) -> Program:
-    """The program with its corpora built, its batch and size known, and what an earlier search chose."""
+def open_program(desk: Desk, recipe: Recipe, *, answered: bool = True) -> Program:
+    """The program with its corpora built, its batch and size known, and what an earlier search chose.
+
+    Args:
+        answered: take the batch that a batch study found, where it decides; that study itself does not.
+    """
     prepared = prepare(desk, recipe)
     with desk.book as book:  # what a report says of the question
         book.put_fact(recipe.name, "recipe", "resolved", recipe.resolved())
         book.put_fact(recipe.name, "recipe", "base", str(recipe.base))
-    program = with_budget(Program(recipe, prepared, pinned=known_pins(desk.home, recipe, prepared.tokenizer_hash)))
+    pinned = known_pins(desk.home, recipe, prepared.tokenizer_hash)
+    if pinned and pinned.get("answered") and not answered:
+        pinned = None
+    program = with_budget(Program(recipe, prepared, pinned=pinned))
+    program = with_known_batch(desk.home, program) if answered else program
     program = with_known_choices(desk.home, program)
     note_target(desk, program)
     return program
