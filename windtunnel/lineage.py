@@ -191,12 +191,15 @@ def doomed(home: Path, name: str) -> Doomed:
     book = open_book(home)
     row = find_run(book, name)
     key = Path(row["folder"]).name.rpartition("-")[2]
-    children = [
-        other for other in book.runs(program=row["program"])
+    children = [  # of any program: an adapted model grows from another program's
+        other for other in book.runs()
         if other["parent"] == row["id"] or any(member.startswith(f"{key}@") for member in _members(other))
     ]  # fmt: skip
     if children:
-        names = ", ".join(str(child["name"]) for child in children[:5])
+        own = row["program"]
+        names = ", ".join(
+            str(c["name"] if c["program"] == own else f"{c['program']}/{c['name']}") for c in children[:5]
+        )
         more = f" and {len(children) - 5} more" if len(children) > 5 else ""
         fix = "delete what grows from it first"
         raise UserError(
