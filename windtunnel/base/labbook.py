@@ -15,7 +15,7 @@ from typing import Any
 from windtunnel.base.artefact import explained
 from windtunnel.base.errors import ArtefactError, UserError
 
-SCHEMA = 1
+SCHEMA = 2
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "lustre", "beegfs", "glusterfs", "ceph", "afs"}
 _TABLES = """
 CREATE TABLE IF NOT EXISTS run (
@@ -32,6 +32,11 @@ CREATE TABLE IF NOT EXISTS fact (
     PRIMARY KEY (program, kind, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS run_program ON run (program, study, kind);
 """
+_STEPS = (
+    _TABLES,
+    "ALTER TABLE run ADD COLUMN forecast TEXT NOT NULL DEFAULT ''",  # hash of the sealed forecast under which it began
+)
+"""From each version to the next."""
 
 
 def network_file_system(path: Path) -> str:
@@ -51,7 +56,7 @@ def network_file_system(path: Path) -> str:
 
 
 class LabBook:
-    """Opens or creates a lab book.
+    """Opens or creates a lab book. One of an earlier version is brought up to date, unless it is opened to be read.
 
     Raises:
         UserError: the file cannot be written, is locked by another driver for over ten seconds, or lies on a network
@@ -73,7 +78,7 @@ class LabBook:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._open()
+                self._open(readonly)
             except sqlite3.OperationalError as error:
                 fix = (
                     "choose another folder with --home"
@@ -88,7 +93,7 @@ class LabBook:
                     "move it away: windtunnel rebuilds it",
                 ) from None
 
-    def _open(self) -> None:
+    def _open(self, readonly: bool) -> None:
         self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
         self._db.row_factory = sqlite3.Row
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -98,9 +103,9 @@ class LabBook:
             )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        if version < SCHEMA:
+        if version < SCHEMA and not (readonly and version):
             with self:
-                for statement in _TABLES.split(";"):
+                for statement in ";".join(_STEPS[version:]).split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
 
@@ -242,4 +247,4 @@ class LabBook:
 
 
 def _run_row(row: sqlite3.Row) -> dict[str, Any]:
-    return {**dict(row), "config": json.loads(row["config"])}
+    return {"forecast": "", **dict(row), "config": json.loads(row["config"])}
