@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import write_bytes, write_json
 from windtunnel.desk import Desk
 from windtunnel.home import Home
+from windtunnel.model.shape import Shape
 from windtunnel.pipeline import finishing
 from windtunnel.recipe import Recipe
+from windtunnel.report.cost import COORDINATES, COST, cost_line, target_flops, together
 from windtunnel.report.studies import coordinate_figure
+from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import Study, open_program, study_config
 from windtunnel.tunnel.transfer import make_trial
 from windtunnel.views import View, line, table
@@ -40,26 +44,43 @@ def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: b
             name: str(desk.home.root / c["folder"]) for name, c in prepared.corpora.items() if name in recipe.mixture
         }
         found: dict[str, Any] = {}
+        costs: list[dict[str, Any]] = []
         for (_, name), ladder in study.ladders().items():
             stage = make_trial(ladder[0].cell, study.centre(name), study.seeds[0], study.program.setting())
             for tied in (True, False):
                 shapes = [replace(rung.cell.shape, tied=tied).to_dict() for rung in ladder]
                 word = f"{name}, {'tied' if tied else 'untied'}"
                 with desk.screen.console.status(f"coordinates: {word}"):
+                    began = time.monotonic()
                     found[word] = finishing(
                         "coordinates", stage=stage.to_dict(), corpora=folders, shapes=shapes, seeds=list(SEEDS),
                         steps=list(STEPS), batches=_BATCHES,
                     )  # fmt: skip
+                    costs.append(_cost(stage, shapes, time.monotonic() - began))
         folder = desk.home.program(recipe.name) / "studies"
         target = out or folder / "coordinates.svg"
         write_bytes(target, coordinate_figure(found).encode())
         write_json(folder / "coordinates.json", found)
+        cost = {**together(costs), "target": target_flops(desk.book, recipe.name)}
+        spent = desk.book.fact(
+            recipe.name, COST, COORDINATES
+        )  # these models are no runs: the ledger has them from here
         with desk.book as book:
-            book.put_fact(recipe.name, "coordinates", "width", found)
-    return View({"program": recipe.name, "figure": str(target), "checks": found}, tuple(_parts(found, target)))
+            book.put_fact(recipe.name, COORDINATES, "width", found)
+            book.put_fact(recipe.name, COST, COORDINATES, together([spent, cost] if spent else [cost]))
+    data = {"program": recipe.name, "figure": str(target), "checks": found, "cost": cost}
+    return View(data, (*_parts(found), line(f"{cost_line(cost)}; the figure is {target}")))
 
 
-def _parts(found: Mapping[str, dict[str, Any]], figure: Path) -> Iterator[RenderableType]:
+def _cost(stage: Stage, shapes: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
+    """What one parametrization's models cost, every width and seed."""
+    tokens, runs = max(STEPS) * stage.step_tokens, len(SEEDS) * len(shapes)
+    each = (Shape(**shape).flops_per_token(stage.plan.row).total for shape in shapes)
+    flops = len(SEEDS) * tokens * sum(each)
+    return {"runs": runs, "failed": 0, "tokens": runs * tokens, "flops": flops, "seconds": seconds}
+
+
+def _parts(found: Mapping[str, dict[str, Any]]) -> Iterator[RenderableType]:
     kinds = list(next(iter(found.values()))["bars"])
     rows = []
     for word, check in found.items():
@@ -74,4 +95,3 @@ def _parts(found: Mapping[str, dict[str, Any]], figure: Path) -> Iterator[Render
     yield table(
         columns, rows, title=f"steepest slope of log change over log width, widths {widths}", right=(1, 2, 3, 4)
     )
-    yield line(f"the figure is {figure}")

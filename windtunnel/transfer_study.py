@@ -21,6 +21,7 @@ from windtunnel.planning import known_pins
 from windtunnel.preparation import note_target, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
+from windtunnel.report.cost import cost_of, target_flops
 from windtunnel.sizing import with_budget
 from windtunnel.study import mean_loss, with_known_choices
 from windtunnel.train.stage import Stage
@@ -118,6 +119,7 @@ class Study:
     config: TransferConfig
     grids: dict[Cell, dict[int, list[float | None]]] = field(default_factory=dict[Cell, dict[int, list[float | None]]])
     results: dict[str, Result] = field(default_factory=dict[str, Result])
+    stages: dict[str, Stage] = field(default_factory=dict[str, Stage])
 
     @property
     def seeds(self) -> list[int]:
@@ -236,6 +238,7 @@ class Study:
         self._warn_of_epochs(list(stages.values()))
         results = self.desk.train(f"{title}, {len(stages)} trials", STUDY, list(stages.values()), prepared)
         self.results |= results
+        self.stages |= {stage.key: stage for stage in stages.values()}
         for cell, k in points:
             ended = [results[stages[cell, k, seed].key] for seed in seeds]
             self.grids.setdefault(cell, {})[k] = [_loss(result, mixture) for result in ended]
@@ -287,16 +290,11 @@ def _fact(study: Study, axis: str, ladders: Ladders, slopes: Mapping[tuple[str, 
         "batch": f"base rate × {'√factor' if config.batch_rule == 'sqrt' else '1'}",
         "horizon": f"base rate / factor^{config.horizon_exponent:g}" if config.horizon_exponent else "base rate × 1",
     }
-    results = study.results.values()
     out: dict[str, Any] = {
         "axis": axis, "over": config.over, "rule": rules.get(axis, "by the parametrization"), "spacing": config.spacing,
         "seeds": study.seeds,
         "row": setting.row, "unit": "nats per UTF-8 byte", "corpora": dict(setting.corpora), "mixture": dict(setting.mixture),
-        "cost": {
-            "trials": len(study.results), "failed": sum("failed" in r for r in results),
-            "tokens": sum(r.get("tokens", 0) for r in results), "flops": sum(r.get("flops", 0.0) for r in results),
-            "seconds": sum(sum(r.get("seconds", {}).values()) for r in results),
-        },
+        "cost": cost_of(study.stages.values(), study.results, target_flops(study.desk.book, study.program.name)),
         "parametrizations": {name: _part(study, axis, ladder, slopes.get((axis, name))) for name, ladder in mine.items()},
     }  # fmt: skip
     cells = [
