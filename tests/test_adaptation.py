@@ -108,6 +108,8 @@ def test_the_model_is_forecast_then_adapted_with_its_own_tokenizer_shape_and_con
     )
     said, outcome = view.data["forecast"], view.data["outcome"]
     book.close()
+    own = {row["name"]: row["forecast"] for row in rows.values() if row["program"] == "maths" and not row["study"]}
+    assert own == {"trunk": "", "adapted": said["hash"]}, "the trunk began as a short one, before the forecast"
     assert set(said["gains"]) == {"new", "plain"} == set(outcome)
     new = said["gains"]["new"]
     assert outcome["new"] < 0.8 * new["before"]

@@ -14,6 +14,7 @@ from windtunnel.coordinate_study import coordinates
 from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.recipe import load_recipe
+from windtunnel.report.cost import read_cost
 
 RECIPE = """
 name = "tiny"
@@ -72,4 +73,10 @@ def test_the_check_of_a_recipe_is_drawn_and_recorded_tied_and_untied(tmp_path, w
     assert (studies / "coordinates.svg").read_text(encoding="utf-8").startswith("<svg xmlns=")
     book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
     assert book.fact("tiny", "coordinates", "width") == checks
+    # Two seeds of four widths, tied and untied, two steps of 128 tokens each.
+    assert (view.data["cost"]["runs"], view.data["cost"]["tokens"]) == (16, 16 * 2 * 128)
+    cost = read_cost(book, "tiny")
+    assert cost is not None
+    assert [(part.name, part.tokens, part.tunnel) for part in cost.parts] == [("Coordinate check", 16 * 2 * 128, True)]
+    assert cost.share(cost.parts[0]) == pytest.approx(view.data["cost"]["flops"] / view.data["cost"]["target"])
     book.close()

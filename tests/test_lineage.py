@@ -177,3 +177,14 @@ def test_a_run_is_deleted_whole_and_never_under_a_child(home: Path, trained: lis
     assert _run(["model", "delete", "grove/mean", "--yes", "--home", str(home)]) == 0
     assert "deleted grove/mean-" in capsys.readouterr().out
     assert set(nodes(home)) == {"trunk"}
+
+
+def test_a_model_is_not_deleted_while_another_program_goes_on_from_it(home: Path, write_made_up) -> None:
+    write_made_up(home.parent / "plain.jsonl", 200)
+    text = RECIPE.replace('name = "grove"', 'name = "graft"').replace("[trunk]", '[trunk]\nstart = "grove/same"')
+    (home.parent / "graft.toml").write_text(text, encoding="utf-8")
+    run(load_recipe(home.parent / "graft.toml"), home, until="trunk", quiet=True)
+    with pytest.raises(UserError, match="expected a run that nothing grows from, but graft/trunk grow from 'same'"):
+        doomed(home, "grove/same")
+    delete(home, doomed(home, "graft/trunk"))
+    assert doomed(home, "grove/same").row["program"] == "grove"

@@ -106,7 +106,14 @@ def ran(folder) -> tuple[Path, list[tuple[str, bool]], Any]:
         order.append((title.partition(":")[0], sealed))
         return real(self, title, study, stages, prepared, **options)
 
+    def started(self, job):
+        parent = self._desk.book.run(self._desk.run_id(job.stage))["forecast"]
+        assert bool(parent) == (job.stage.name in ("trunk", "same")), "the forecast is its parent before it starts"
+        started_before(self, job)
+
+    started_before = desk_module._Recorder.started
     with pytest.MonkeyPatch().context() as patch:
+        patch.setattr(desk_module._Recorder, "started", started)
         patch.setattr(desk_module.Desk, "train", train)
         view = run(recipe(folder), folder / "home", quiet=True)
     return folder / "home", order, view
@@ -157,6 +164,14 @@ def test_everything_happens_in_order_and_the_forecast_is_sealed_before_the_trunk
     assert next((program / "exports").glob("better-*")).joinpath("config.json").is_file()
     assert set(view.data["scores"]) == {"same", "better"}
     assert view.data["outcome"]["forecast"] == sealed.hash
+    book = LabBook(Home(home).labbook, readonly=True)
+    assert {r["name"]: r["forecast"] for r in book.runs(study="")} == {
+        "trunk": sealed.hash,
+        "same": sealed.hash,
+        "better": "",
+    }
+    assert {r["forecast"] for r in book.runs() if r["study"]} == {""}
+    book.close()
 
 
 def test_the_lab_book_holds_every_run_with_its_lineage_and_every_step_once(ran):

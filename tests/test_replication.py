@@ -287,6 +287,8 @@ def test_the_page_stands_alone_and_every_number_is_the_lab_books(folder, tmp_pat
     view = replicate(again(folder), tmp_path / "home", size="tiny", out=page, markdown=text, quiet=True)
     html, markdown = page.read_text(encoding="utf-8"), text.read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=\"(?!#)", html)
+    assert html.count("of the target run") == len(view.data["claims"]) + 1
+    assert markdown.count("of the target run") == len(view.data["claims"])
     assert "<script" not in html
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).replace("finance", "")
     book = LabBook(Home(tmp_path / "home").labbook, readonly=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from windtunnel.base.artefact import write_json
 from windtunnel.base.errors import ArtefactError
+from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.program import Program
 from windtunnel.recipe import load_recipe
@@ -30,7 +31,13 @@ def shown(home: Path, **changes: object) -> str:
     }  # fmt: skip
     write_json(Home(home).search("quickstart", program.search_key), fact)
     console = Console(width=200, record=True)
-    console.print(search_view(Home(home), program))
+    with LabBook(Home(home).labbook) as book:
+        book.put_fact("quickstart", "target", "cost", {"flops": 4e12, "tokens": 1})
+        for i, study in enumerate(("search", "search", "check", "scaling")):
+            book.put_run(f"quickstart/{i}", program="quickstart", kind="trial", name=study, study=study, status="done", folder=str(i),
+                         config={"batch": 4, "steps": 10, "plan": {"row": 32}}, tokens=1280, flops=1e11, seconds=2.0)  # fmt: skip
+    console.print(search_view(Home(home), book, program))
+    book.close()
     return console.export_text()
 
 
@@ -49,6 +56,10 @@ def test_the_best_trials_come_first_and_choice_gap_edge_and_check_are_said(tmp_p
         "left to find in 4 axes: 0.011 nats per byte, 0.02 at most (90 %); seed noise 0.004; about 57 more trials"
         in text
     )
+    assert (
+        "the search with its check: 3 runs, 3.84k tokens, 300B FLOPs, 6.0 s of training, 7.5 % of the target run"
+        in text
+    )
     assert "0.01: 1.7100, 0.02: 1.6900, 0.04: diverged; the chosen one is best there too" in text
 
 
@@ -61,4 +72,4 @@ def test_what_is_not_known_is_left_out(tmp_path):
 
 def test_without_a_search_there_is_no_record(tmp_path):
     with pytest.raises(ArtefactError):
-        search_view(Home(tmp_path), Program(load_recipe("quickstart")))
+        search_view(Home(tmp_path), LabBook(tmp_path / "labbook.sqlite"), Program(load_recipe("quickstart")))

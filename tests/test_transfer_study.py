@@ -90,7 +90,10 @@ def test_a_planted_world_is_read_off_and_recorded(folder, tmp_path, trained):
     assert standard["slope"]["value"] == pytest.approx(0.1, rel=1e-3)
     assert standard["compute"]["value"] == pytest.approx(math.expm1(0.8), rel=0.05)
     assert [v["label"] for v in mup["values"]] == ["width 32", "width 64", "width 128"]
-    assert fact["cost"]["trials"] == len({stage.key for stage in trained})
+    assert fact["cost"]["runs"] == len({stage.key for stage in trained})
+    assert fact["cost"]["flops"] == pytest.approx(sum(one.flops for one in {s.key: s for s in trained}.values()))
+    share = f"{100 * fact['cost']['flops'] / fact['cost']['target']:.3g} % of the target run; windtunnel report tiny"
+    assert share in str(view.parts[-1])
     book = LabBook(Home(tmp_path).labbook, readonly=True)
     assert book.fact("tiny", "transfer", "width") == json.loads(json.dumps(fact))
     book.close()

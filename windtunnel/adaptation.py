@@ -24,13 +24,13 @@ from windtunnel.comparison import find_run
 from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.laws.gain import Gain, gain
-from windtunnel.laws.sealed import read_seal, seal
-from windtunnel.ledger import ADAPTATION
+from windtunnel.laws.sealed import ADAPTATION, read_seal, seal
 from windtunnel.pipeline import finishing, run
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe, load_recipe, parse_recipe
 from windtunnel.recipe_schema import Origin
+from windtunnel.report.cost import cost_line, cost_of_studies
 from windtunnel.study import kind_of_forecast
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.stage import Stage
@@ -79,8 +79,10 @@ def adapt(
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet) as desk:
         program = open_program(desk, recipe)
         said = _forecast(desk, program, row, wish.seeds)
+        cost = cost_of_studies(desk.book, recipe.name, [STUDY])
     parts = [line(f"wrote {target}; {row['id']} goes on for {si(program.total_tokens)} tokens"), *_said(said)]
-    data: dict[str, Any] = {"recipe": str(target), "program": recipe.name, "forecast": said}
+    parts.append(line(f"the short branches beside the trunk: {cost_line(cost)}"))
+    data: dict[str, Any] = {"recipe": str(target), "program": recipe.name, "forecast": said, "cost": cost}
     if plan:
         return View(data, (*parts, line(f"to go on: windtunnel run {target}, or the same command without --plan")))
     done = run(recipe, home, devices=devices, quiet=quiet)

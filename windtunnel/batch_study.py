@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import content_hash, write_json
 from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import UserError
-from windtunnel.base.units import duration, si
+from windtunnel.base.units import si
 from windtunnel.batch_answer import STUDY
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.desk import Desk, Result
@@ -30,6 +30,7 @@ from windtunnel.laws.batch_terms import BatchPoint, ThreeTermLaw, fit_three_term
 from windtunnel.laws.fit import LawError
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
+from windtunnel.report.cost import cost_line, cost_of, target_flops
 from windtunnel.study import part_view
 from windtunnel.train.noise import SQUARE, TRACE, noise_scale
 from windtunnel.train.stage import Stage
@@ -236,7 +237,7 @@ class Study:
     def fact(self, branches: list[Fact]) -> Fact:
         """Everything about the study as JSON."""
         program, setting, curves = self.program, self.program.setting(), self.curves()
-        noise, results = self.noise(), self.results.values()
+        noise = self.noise()
         undecided = {"undecided": "", "minima": _minima(curves, self.config.levels)}
         law, terms = _line_of(curves, self.config.levels), _terms_of(self.points(), noise)
         paper = NAMED_BATCH["minicpm"]
@@ -251,16 +252,9 @@ class Study:
                       "source": paper.source},
             "branches": branches,
             "answer": _answer(program, law, terms),
-            "cost": {
-                "trials": len(self.results), "failed": sum("failed" in r for r in results),
-                "tokens": sum(s.own_tokens for s in self._done()), "flops": sum(s.flops for s in self._done()),
-                "seconds": sum(sum(r.get("seconds", {}).values()) for r in results),
-            },
+            "cost": cost_of(self.stages.values(), self.results, target_flops(self.desk.book, program.name)),
         }  # fmt: skip
         return {"key": content_hash([sorted(self.results), self.config.model_dump(mode="json")]), **out}
-
-    def _done(self) -> list[Stage]:
-        return [stage for key, stage in self.stages.items() if "failed" not in self.results[key]]
 
 
 def _minima(curves: Sequence[BatchRun], levels: int) -> list[Fact]:
@@ -337,11 +331,7 @@ def _parts(program: str, fact: Fact) -> Iterable[RenderableType]:
     yield line(answer_sentence(fact["answer"]), "bold")
     for note in (fact["answer"] or {}).get("notes", []):
         yield line(f"  {note}", "yellow")
-    cost = fact["cost"]
-    yield line(
-        f"{cost['trials']} runs ({cost['failed']} diverged or failed), {si(cost['tokens'])} tokens, {si(cost['flops'])} FLOPs, "
-        f"{duration(cost['seconds'])} of training; windtunnel report {program} draws the curves"
-    )
+    yield line(f"{cost_line(fact['cost'])}; windtunnel report {program} draws the curves")
 
 
 def _percent(share: float | None) -> str:

@@ -30,7 +30,11 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Devices = Annotated[
-    str | None, typer.Option("--devices", help="Devices to use: cpu, cuda, cuda:0,1. Default: what is there.")
+    str | None,
+    typer.Option(
+        "--devices",
+        help="Devices to use: cpu, cuda, cuda:0,1, or ray[:HOST:PORT] for trials on a Ray cluster. Default: what is there.",
+    ),
 ]
 
 

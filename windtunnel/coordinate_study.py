@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from windtunnel.base.artefact import write_bytes, write_json
 from windtunnel.desk import Desk
 from windtunnel.growth import balance_of
 from windtunnel.home import Home
+from windtunnel.model.shape import Shape
 from windtunnel.pipeline import finishing
 from windtunnel.pretrain.config import ExpertsConfig
 from windtunnel.recipe import Recipe
+from windtunnel.report.cost import COORDINATES, COST, cost_line, target_flops, together
 from windtunnel.report.studies import coordinate_figure
 from windtunnel.train.growth import Balance
+from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import Study, open_program, study_config
 from windtunnel.tunnel.transfer import make_trial
 from windtunnel.views import View, line, table
@@ -44,23 +48,33 @@ def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: b
             name: str(desk.home.root / c["folder"]) for name, c in prepared.corpora.items() if name in recipe.mixture
         }
         found: dict[str, Any] = {}
+        costs: list[dict[str, Any]] = []
         for (_, name), ladder in study.ladders().items():
             stage = make_trial(ladder[0].cell, study.centre(name), study.seeds[0], study.program.setting())
             for kind, (changed, balance) in _kinds(recipe, ladder[0].cell.shape.tied).items():
                 word = f"{name}, {kind}"
                 with desk.screen.console.status(f"coordinates: {word}"):
+                    began = time.monotonic()
+                    shapes = [replace(rung.cell.shape, **changed).to_dict() for rung in ladder]
                     found[word] = finishing(
                         "coordinates", stage=stage.to_dict(), corpora=folders, seeds=list(SEEDS), steps=list(STEPS),
-                        shapes=[replace(rung.cell.shape, **changed).to_dict() for rung in ladder], batches=_BATCHES,
+                        shapes=shapes, batches=_BATCHES,
                         balance=asdict(balance) if balance else None,
                     )  # fmt: skip
+                    costs.append(_cost(stage, shapes, time.monotonic() - began))
         folder = desk.home.program(recipe.name) / "studies"
         target = out or folder / "coordinates.svg"
         write_bytes(target, coordinate_figure(found).encode())
         write_json(folder / "coordinates.json", found)
+        cost = {**together(costs), "target": target_flops(desk.book, recipe.name)}
+        spent = desk.book.fact(
+            recipe.name, COST, COORDINATES
+        )  # these models are no runs: the ledger has them from here
         with desk.book as book:
-            book.put_fact(recipe.name, "coordinates", "width", found)
-    return View({"program": recipe.name, "figure": str(target), "checks": found}, tuple(_parts(found, target)))
+            book.put_fact(recipe.name, COORDINATES, "width", found)
+            book.put_fact(recipe.name, COST, COORDINATES, together([spent, cost] if spent else [cost]))
+    data = {"program": recipe.name, "figure": str(target), "checks": found, "cost": cost}
+    return View(data, (*_parts(found), line(f"{cost_line(cost)}; the figure is {target}")))
 
 
 def _kinds(recipe: Recipe, tied: bool) -> dict[str, tuple[dict[str, Any], Balance | None]]:
@@ -77,7 +91,15 @@ def _kinds(recipe: Recipe, tied: bool) -> dict[str, tuple[dict[str, Any], Balanc
     return out
 
 
-def _parts(found: Mapping[str, dict[str, Any]], figure: Path) -> Iterator[RenderableType]:
+def _cost(stage: Stage, shapes: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
+    """What one parametrization's models cost, every width and seed."""
+    tokens, runs = max(STEPS) * stage.step_tokens, len(SEEDS) * len(shapes)
+    each = (Shape(**shape).flops_per_token(stage.plan.row).total for shape in shapes)
+    flops = len(SEEDS) * tokens * sum(each)
+    return {"runs": runs, "failed": 0, "tokens": runs * tokens, "flops": flops, "seconds": seconds}
+
+
+def _parts(found: Mapping[str, dict[str, Any]]) -> Iterator[RenderableType]:
     first = next(iter(found.values()))
     kinds, rows = list(first["bars"]), []
     for word, check in found.items():
@@ -90,7 +112,6 @@ def _parts(found: Mapping[str, dict[str, Any]], figure: Path) -> Iterator[Render
         ("parametrization", "sizes at init", *kinds, "verdict"), rows, right=(2, 3, 4, 5),
         title=f"steepest slope of log change over log width, widths {', '.join(map(str, first['widths']))}",
     )  # fmt: skip
-    yield line(f"the figure is {figure}")
 
 
 def _steepest(slopes: Iterable[Mapping[str, Any]], kind: str, *, init: bool = False) -> str:

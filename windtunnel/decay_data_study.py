@@ -16,13 +16,14 @@ from rich.console import RenderableType
 
 from windtunnel.base.artefact import content_hash, write_bytes, write_json
 from windtunnel.base.errors import UserError
-from windtunnel.base.units import Length, duration, si
+from windtunnel.base.units import Length, si
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
 from windtunnel.pretrain.setting import Mixture
 from windtunnel.program import Program
 from windtunnel.proxy_trunk import ProxyTrunk
 from windtunnel.recipe import Recipe
+from windtunnel.report.cost import cost_line, cost_of, target_flops
 from windtunnel.report.values import Value, values_figure
 from windtunnel.study import mean_loss
 from windtunnel.train.stage import Stage
@@ -82,7 +83,8 @@ def decay_data(
         assert program.prepared is not None
         results = desk.train(f"decay data: {len(every)} runs", STUDY, every, program.prepared)
         desk.need_all(trunks, results)
-        fact = judged(program, question, plain, mixed, results)
+        cost = cost_of(every, results, target_flops(desk.book, program.name))
+        fact = {**judged(program, question, plain, mixed, results), "cost": cost}
         studies = desk.home.program(recipe.name) / "studies"
         target = out or studies / "decay-data.svg"
         write_bytes(target, values_figure(_shown_values(fact), "held-out loss below the trunk's own decay, %").encode())
@@ -168,7 +170,6 @@ def judged(
         "key": content_hash([[s.key for s in row] for row in (plain, *mixed.values())] + [sorted(on)]), "candidates": found,
         "on": on, "share": question.share, "parameters": stage.shape.body, "tokens": stage.tokens,
         "branch_tokens": stage.own_tokens, "seeds": [s.seed for s in plain], "mixture": dict(own),
-        "cost": {"seconds": sum(sum(r.get("seconds", {}).values()) for r in results.values()), "runs": len(results)},
     }  # fmt: skip
 
 
@@ -198,8 +199,8 @@ def _parts(fact: Mapping[str, Any], figure: Path) -> Iterator[RenderableType]:
     columns = ("candidate", f"value on {', '.join(fact['on'])}, 90 %", "on the trunk's own text", "times read", "")
     yield table(columns, rows, title=title, right=(3,))
     yield line(
-        f"value: how much lower the held-out loss ends than with the trunk's own data, in percent; {fact['cost']['runs']} runs, "
-        f"{duration(fact['cost']['seconds'])} of training; the figure is {figure}"
+        f"value: how much lower the held-out loss ends than with the trunk's own data, in percent; "
+        f"{cost_line(fact['cost'])}; the figure is {figure}"
     )
 
 

@@ -23,6 +23,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
 from windtunnel.base.units import si
 from windtunnel.home import FACTS, RECORD, Home
+from windtunnel.laws.sealed import ADAPTATION, LAW
 from windtunnel.program import Prepared
 from windtunnel.takeover import take_over
 from windtunnel.track import Mirror
@@ -183,9 +184,11 @@ class Desk:
             return results
         with self.book as book:
             for job in jobs:
-                book.put_run(
-                    self.run_id(job.stage), **self._columns(job.stage, study), status="waiting", started=time.time()
-                )
+                run = self.run_id(job.stage)
+                # What a run begins under is its parent; a later forecast of it is none.
+                forecast = {} if study or book.run(run) else {"forecast": self._forecast_of(job.stage)}
+                columns = {**self._columns(job.stage, study), **forecast}
+                book.put_run(run, **columns, status="waiting", started=time.time())
         if not (self.machine.packed or large or self.machine.cluster):
             self._pack(jobs[0].stage)
         large = large and max(job.stage.shape.body for job in jobs) >= THREADED_FROM
@@ -284,6 +287,12 @@ class Desk:
             "folder": str(self.run_folder(stage).relative_to(self.home.root)),
             "parent": f"{parent.parents[3].name}/{parent.parents[1].name}" if parent else "",
         }  # fmt: skip
+
+    def _forecast_of(self, stage: Stage) -> str:
+        """Hash of the newest sealed forecast of a stage, or of a branch that grows from it; nothing without one."""
+        known = [fact for kind in (LAW, ADAPTATION) for fact in self.book.facts(self.program, kind).values()]
+        mine = [f for f in known if stage.key in (f["facts"].get("target"), f["facts"].get("trunk"))]
+        return max(mine, key=lambda fact: str(fact["facts"].get("time", "")))["hash"] if mine else ""
 
     def _pack(self, stage: Stage) -> None:
         """Measures once how many workers a GPU takes, on the shape of the first stage that is trained."""

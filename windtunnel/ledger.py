@@ -23,14 +23,12 @@ from windtunnel.base.units import si
 from windtunnel.comparison import open_book
 from windtunnel.home import Home
 from windtunnel.laws.gain import Gain
-from windtunnel.laws.sealed import Forecast, Interval, interval_score, own_hash, read_seal
+from windtunnel.laws.sealed import ADAPTATION, LAW, Forecast, Interval, interval_score, own_hash, read_seal
 from windtunnel.views import View, line, table
 
 _LN2 = math.log(2)
 AVERAGE = "average"
 NAIVE = ("largest", "line")
-ADAPTATION = "adaptation"
-"""Kind of the fact that holds a copy of an adaptation's forecast; a law's is called ``forecast``."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def entries(home: Path) -> list[Entry]:
                 continue
             seen.add(content["hash"])
             found += _read(book, program, content)
-        copies = (book.facts(program, kind).values() for kind in ("forecast", ADAPTATION))
+        copies = (book.facts(program, kind).values() for kind in (LAW, ADAPTATION))
         for content in (content for some in copies for content in some):
             if content["hash"] not in seen:  # a lab book without the program's folder
                 found += _of_book(book, program, content)

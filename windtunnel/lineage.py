@@ -62,6 +62,7 @@ def _node(book: LabBook, home: Path, row: Row) -> dict[str, Any]:
     start = row["config"].get("start")
     return {
         "id": row["id"], "name": row["name"], "kind": row["kind"], "status": row["status"], "parent": row["parent"] or None,
+        "forecast": row["forecast"] or None,
         "from_step": start["step"] if start else None, "averages": _members(row), "steps": row["steps"],
         "tokens": row["tokens"], "scores": scores, "checkpoints": steps_saved(folder), "bytes": disk(folder),
     }  # fmt: skip
@@ -106,7 +107,8 @@ def _said(node: dict[str, Any]) -> str:
     ]
     count = len(node["checkpoints"])
     place = f"{bytes_size(node['bytes'])} in {count} checkpoint{'' if count == 1 else 's'}"
-    parts = [node["kind"], node["status"] if node["status"] != "done" else "", at, tokens, bits, *shares, place]
+    under = f"forecast {node['forecast'][:12]}" if node["forecast"] else ""
+    parts = [node["kind"], node["status"] if node["status"] != "done" else "", at, tokens, under, bits, *shares, place]
     return f"{node['name']}   {' · '.join(part for part in parts if part)}"
 
 
@@ -191,12 +193,15 @@ def doomed(home: Path, name: str) -> Doomed:
     book = open_book(home)
     row = find_run(book, name)
     key = Path(row["folder"]).name.rpartition("-")[2]
-    children = [
-        other for other in book.runs(program=row["program"])
+    children = [  # of any program: an adapted model grows from another program's
+        other for other in book.runs()
         if other["parent"] == row["id"] or any(member.startswith(f"{key}@") for member in _members(other))
     ]  # fmt: skip
     if children:
-        names = ", ".join(str(child["name"]) for child in children[:5])
+        own = row["program"]
+        names = ", ".join(
+            str(c["name"] if c["program"] == own else f"{c['program']}/{c['name']}") for c in children[:5]
+        )
         more = f" and {len(children) - 5} more" if len(children) > 5 else ""
         fix = "delete what grows from it first"
         raise UserError(

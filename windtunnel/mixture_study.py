@@ -17,9 +17,9 @@ from rich.console import RenderableType
 
 from windtunnel.base.artefact import content_hash, write_bytes, write_json
 from windtunnel.base.errors import UserError, WindtunnelError
-from windtunnel.base.units import Length, duration
+from windtunnel.base.units import Length
 from windtunnel.decay_data_study import known_corpora
-from windtunnel.desk import Desk, Result
+from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.laws.mixture import (
     MIXTURE_FORMS,
@@ -32,6 +32,7 @@ from windtunnel.laws.mixture import (
 from windtunnel.program import Program
 from windtunnel.proxy_trunk import ProxyTrunk
 from windtunnel.recipe import Recipe
+from windtunnel.report.cost import cost_line, cost_of, target_flops, together
 from windtunnel.report.mixtures import mixture_columns, mixture_figure, mixture_rows, mixture_title, verdict_lines
 from windtunnel.study import mean_loss
 from windtunnel.train.stage import Stage
@@ -133,7 +134,7 @@ def _study(desk: Desk, program: Program, asked: Asked) -> dict[str, Any]:
     limits = share_limits(rows, before, own, asked.corpora, asked.cap)
     equal = stratified(rows, limits)
     drawn = draw_mixtures(equal, limits, asked.mixtures, program.recipe.seed)
-    stages, losses, results = _train(desk, program, asked, {f"{i:03d}": mix for i, mix in enumerate(drawn)}, [0])
+    stages, losses, cost = _train(desk, program, asked, {f"{i:03d}": mix for i, mix in enumerate(drawn)}, [0])
     finite = [(mix, row[0]) for mix, row in zip(drawn, losses.values(), strict=True) if row[0] is not None]
     if len(finite) < len(asked.corpora) + 2:
         raise WindtunnelError(
@@ -152,7 +153,6 @@ def _study(desk: Desk, program: Program, asked: Asked) -> dict[str, Any]:
         n: {c: (before.get(c, 0) + s * own) / max(1, rows.get(c, 0)) for c, s in mix.items()}
         for n, mix in rivals.items()
     }
-    every = {**results, **more}
     one = next(iter(stages.values()))[0]
     return {
         "key": content_hash([[s.key for s in row] for row in (*stages.values(), *tried.values())] + [list(asked.on), asked.cap]),
@@ -163,7 +163,7 @@ def _study(desk: Desk, program: Program, asked: Asked) -> dict[str, Any]:
         "rank": rank_correlation(law.left_out, [loss for _, loss in finite]),
         "mixtures_tried": rivals, "epochs": epochs, "losses": found, "against": _judged(found),
         "predicted": _predicted(law, asked, best, equal),
-        "cost": {"runs": len(every), "seconds": sum(sum(r.get("seconds", {}).values()) for r in every.values())},
+        "cost": together([cost, more]),
     }  # fmt: skip
 
 
@@ -182,8 +182,8 @@ def _target_reads(program: Program, asked: Asked) -> tuple[dict[str, int], int]:
 
 def _train(
     desk: Desk, program: Program, asked: Asked, mixtures: Mapping[str, Shares], seeds: Sequence[int]
-) -> tuple[dict[str, list[Stage]], dict[str, list[float | None]], dict[str, Result]]:
-    """Stages and losses of each mixture, one a seed; None for a run that failed."""
+) -> tuple[dict[str, list[Stage]], dict[str, list[float | None]], dict[str, Any]]:
+    """Stages and losses of each mixture, one a seed, and their cost; no loss of a run that failed."""
     assert program.prepared is not None
     length = Length.parse(asked.tokens, "--tokens")
     score = (*asked.on, *asked.corpora, *program.recipe.mixture)
@@ -203,7 +203,7 @@ def _train(
         name: [None if "failed" in (r := results[s.key]) else mean_loss(r["scores"], on) for s in row]
         for name, row in stages.items()
     }
-    return stages, losses, results
+    return stages, losses, cost_of(every, results, target_flops(desk.book, program.name))
 
 
 def _fit(asked: Asked, finite: Sequence[tuple[Shares, float]]) -> list[MixtureLaw]:
@@ -265,6 +265,4 @@ def _parts(fact: Mapping[str, Any], figure: Path) -> Iterator[RenderableType]:
     columns = mixture_columns(fact)
     yield table(columns, mixture_rows(fact), title=mixture_title(fact), right=tuple(range(1, len(columns))))
     yield from (line(text) for text in verdict_lines(fact))
-    yield line(
-        f"{fact['cost']['runs']} runs, {duration(fact['cost']['seconds'])} of training; the figure is {figure}", "dim"
-    )
+    yield line(f"{cost_line(fact['cost'])}; the figure is {figure}", "dim")

@@ -108,7 +108,7 @@ def run(
         if share is not None:
             return part_view(job.program, share, job.trials)
         if until == "search" and job.program.choices:
-            return search_view(desk.home, job.program)
+            return search_view(desk.home, desk.book, job.program)
         return View({"program": recipe.name, "until": until}, (f"'{recipe.name}' is done up to '{until}'",))
 
 

@@ -11,13 +11,14 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import write_bytes, write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import duration, si
 from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.recipe import Recipe
 from windtunnel.replication_claims import CLAIMS
 from windtunnel.replication_found import Claim, Found, to_fact
 from windtunnel.replication_lab import STUDY, Lab
+from windtunnel.report.cost import cost_line, cost_of, target_flops
+from windtunnel.report.cost import together as all_together
 from windtunnel.report.replication import replication_figures, replication_markdown, replication_page
 from windtunnel.transfer_study import open_program
 from windtunnel.tunnel.claims import VERDICTS, together
@@ -87,16 +88,12 @@ def _chosen(names: Sequence[str]) -> list[Claim]:
 
 def _facts(lab: Lab, found: Found, before: set[str]) -> dict[str, Any]:
     """Verdict, setting and cost. Runs that an earlier claim of this call needed too are counted there."""
-    setting, results = lab.program.setting(), [lab.results[key] for key in lab.results if key not in before]
+    setting, own = lab.program.setting(), [stage for key, stage in lab.stages.items() if key not in before]
     return {
         "verdict": together(found.parts), "seeds": lab.seeds, "size": lab.scale.name, "model": lab.scale.model,
         "parameters": lab.shape(lab.scale.model).body, "unit": lab.scale.unit, "batch": lab.scale.batch, "row": setting.row,
         "corpora": dict(setting.corpora), "mixture": dict(lab.mixture), "rates": dict(lab.rates),
-        "cost": {
-            "runs": len(results), "failed": sum("failed" in r for r in results),
-            "flops": sum(r.get("flops", 0.0) for r in results),
-            "seconds": sum(sum(r.get("seconds", {}).values()) for r in results),
-        },
+        "cost": cost_of(own, lab.results, target_flops(lab.desk.book, lab.program.name)),
     }  # fmt: skip
 
 
@@ -112,11 +109,7 @@ def _parts(facts: Sequence[Mapping[str, Any]], page: Path) -> Iterator[Renderabl
         yield from (line(f"{fact['name']}: {note}", "dim") for note in fact["notes"])
     found = [fact["verdict"] for fact in facts]
     counts = ", ".join(f"{verdict}: {found.count(verdict)}" for verdict in VERDICTS)
-    cost = [fact["cost"] for fact in facts]
-    yield line(
-        f"claims: {counts}; {sum(c['runs'] for c in cost)} runs, {si(sum(c['flops'] for c in cost))} FLOPs, "
-        f"{duration(sum(c['seconds'] for c in cost))} of training; the page is {page}"
-    )
+    yield line(f"claims: {counts}; {cost_line(all_together(fact['cost'] for fact in facts))}; the page is {page}")
 
 
 def shown(part: Mapping[str, Any]) -> str:

@@ -35,6 +35,7 @@ class Lab:
     scale: Scale
     count: int
     results: dict[str, Result] = field(default_factory=dict[str, Result])
+    stages: dict[str, Stage] = field(default_factory=dict[str, Stage])
     rates: dict[str, float] = field(default_factory=dict[str, float])
     grids: dict[str, dict[float, float]] = field(default_factory=dict[str, dict[float, float]])
     """What was tried for each schedule: base rate → loss, at the tuning seed."""
@@ -103,6 +104,7 @@ class Lab:
             for warning in check_epochs(longest.plan, rows, longest.steps * longest.batch):
                 self.desk.screen.say(f"{longest.name}: {warning}")
         title = f"replicate: {title}, {len(wanted)} runs"
+        self.stages |= {stage.key: stage for stage in wanted}
         self.results |= self.desk.train(title, STUDY, wanted, self.program.prepared)
 
     def loss(self, stage: Stage, mixture: Mapping[str, float] | None = None) -> float:

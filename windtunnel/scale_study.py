@@ -32,6 +32,7 @@ from windtunnel.model.shape import Shape
 from windtunnel.pipeline import run
 from windtunnel.recipe import Recipe
 from windtunnel.report.contour import contour_figure
+from windtunnel.report.cost import cost_line, cost_of_rows, target_flops
 from windtunnel.study import AVERAGE
 from windtunnel.views import View, line, table
 
@@ -121,7 +122,8 @@ def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, bu
     with book:
         book.put_fact(recipe.name, "scale", f"{counts}, {flops}", data)
     write_json(Home(home).program(recipe.name) / FACTS, book.all_facts(recipe.name))
-    return _view(found, saved, asked, counts, flops, folder, left, data)
+    cost = cost_of_rows(rows, target_flops(book, recipe.name))
+    return _view(found, saved, asked, counts, flops, folder, left, {**data, "cost": cost})
 
 
 def _ten_times(points: Mapping[str, Sequence[Point]], cost: Cost) -> float:
@@ -181,7 +183,7 @@ def _view(
     warnings = dict.fromkeys(text for one in found for text in one.law.warnings)
     notes = (*warnings, *_reach(found), *(f"left out: {text}" for text in left))
     parts += [line(f"note: {text}") for text in notes]
-    parts += [line(str(saved)), line(f"laws and maps: {folder}")]
+    parts += [line(str(saved)), line(cost_line(data["cost"])), line(f"laws and maps: {folder}")]
     return View({**data, "warnings": list(warnings)}, tuple(parts))
 
 

@@ -8,22 +8,26 @@ from typing import Any
 from rich.console import RenderableType
 
 from windtunnel.base.artefact import read_json
+from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.program import Program
+from windtunnel.report.cost import cost_line, cost_of_studies
 from windtunnel.tunnel.space import Axis, from_dicts, shown_value
 from windtunnel.views import View, line, table
 
 _SHOWN = 5
 
 
-def search_view(home: Home, program: Program) -> View:
-    """The record of the program's search.
+def search_view(home: Home, book: LabBook, program: Program) -> View:
+    """The record of the program's search, and what all searches of the program have cost.
 
     Raises:
         ArtefactError: there is none.
     """
     fact = read_json(home.search(program.name, program.search_key))
-    return View({"program": program.name, "until": "search", **fact}, tuple(_parts(program.name, fact)))
+    cost = cost_of_studies(book, program.name, ("search", "check"))
+    parts = (*_parts(program.name, fact), line(f"the search with its check: {cost_line(cost)}"))
+    return View({"program": program.name, "until": "search", **fact, "cost": cost}, parts)
 
 
 def _parts(name: str, fact: Mapping[str, Any]) -> Iterator[RenderableType]:

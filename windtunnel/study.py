@@ -380,7 +380,8 @@ def _facts(desk: Desk, program: Program, branch: Stage, runs: list[str], made: d
     """What the forecast file says beside the numbers."""
     assert program.prepared is not None
     return {
-        "program": program.name, "branch": branch.name, "target": branch.key, "kind": kind_of_forecast(desk, branch, "trunk"),
+        "program": program.name, "branch": branch.name, "target": branch.key, "trunk": branch.start.stage if branch.start else "",
+        "kind": kind_of_forecast(desk, branch, "trunk"),
         "branch_is": f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps",
         "corpus": dict(branch.corpora), "mixture": program.recipe.mixture, "heldout": {
             name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": branch.score_tokens}

@@ -22,6 +22,7 @@ from windtunnel.planning import known_pins
 from windtunnel.preparation import note_target, prepare
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
+from windtunnel.report.cost import cost_of, target_flops
 from windtunnel.sizing import with_budget
 from windtunnel.study import mean_loss, part_view, with_known_choices
 from windtunnel.train.stage import Stage
@@ -134,6 +135,7 @@ class Study:
     config: TransferConfig
     grids: dict[Cell, dict[int, list[float | None]]] = field(default_factory=dict[Cell, dict[int, list[float | None]]])
     results: dict[str, Result] = field(default_factory=dict[str, Result])
+    made: dict[str, Stage] = field(default_factory=dict[str, Stage])
 
     @property
     def seeds(self) -> list[int]:
@@ -258,6 +260,7 @@ class Study:
         stages = self.stages(points, seeds)
         results = self._train(title, list(stages.values()))
         self.results |= results
+        self.made |= {stage.key: stage for stage in stages.values()}
         for cell, k in points:
             ended = [results[stages[cell, k, seed].key] for seed in seeds]
             self.grids.setdefault(cell, {})[k] = [_loss(result, self.program.recipe.mixture) for result in ended]
@@ -317,16 +320,11 @@ def _fact(study: Study, axis: str, ladders: Ladders, slopes: Mapping[tuple[str, 
     parts = {name: _part(study, axis, ladder, slopes.get((axis, name))) for name, ladder in mine.items()}
     rules = dict.fromkeys(part["rule"] for part in parts.values())
     by_name = "; ".join(f"{name}: {part['rule']}" for name, part in parts.items())
-    results = study.results.values()
     out: dict[str, Any] = {
         "axis": axis, "over": config.over, "rule": by_name if len(rules) > 1 else next(iter(rules)), "spacing": config.spacing,
         "seeds": study.seeds,
         "row": setting.row, "unit": "nats per UTF-8 byte", "corpora": dict(setting.corpora), "mixture": dict(setting.mixture),
-        "cost": {
-            "trials": len(study.results), "failed": sum("failed" in r for r in results),
-            "tokens": sum(r.get("tokens", 0) for r in results), "flops": sum(r.get("flops", 0.0) for r in results),
-            "seconds": sum(sum(r.get("seconds", {}).values()) for r in results),
-        },
+        "cost": cost_of(study.made.values(), study.results, target_flops(study.desk.book, study.program.name)),
         "parametrizations": parts,
     }  # fmt: skip
     cells = [

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
-from windtunnel.base.units import duration, si
+from windtunnel.base.units import si
+from windtunnel.report.cost import cost_line
 from windtunnel.views import line, table
 
 WORDS = {"learning_rate": "base rate", "weight_decay": "weight decay"}
@@ -37,12 +38,8 @@ def transfer_parts(program: str, found: Mapping[str, dict[str, Any]]) -> Iterabl
         if rules:
             shown = [(n, rule, f"factor^{e:.2g}", f"{_shown(cost, 100, 2)} %", by) for n, rule, e, cost, by in rules]
             yield table(("parametrization", "rule", "weight decay", "costs at the target", "source"), shown)
-    fact = next(iter(found.values()))
-    cost = fact["cost"]
-    yield line(
-        f"{cost['trials']} trials ({cost['failed']} diverged or failed), {si(cost['tokens'])} tokens, {si(cost['flops'])} FLOPs, "
-        f"{duration(cost['seconds'])} of training; windtunnel report {program} draws the valleys"
-    )
+    cost = next(iter(found.values()))["cost"]  # of all axes together
+    yield line(f"{cost_line(cost)}; windtunnel report {program} draws the valleys")
 
 
 def sentence(part: Mapping[str, Any]) -> str:

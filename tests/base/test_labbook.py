@@ -118,7 +118,10 @@ def test_a_newer_book_and_a_foreign_file_are_refused_and_left_alone(tmp_path):
         db.execute(f"PRAGMA user_version = {len(labbook.MIGRATIONS) + 1}")
     db.close()
     foreign.write_bytes(b"this is a shopping list, not a database" * 50)
-    for path, words in ((newer, "expected a lab book up to version 1, found 2"), (foreign, "damaged or foreign file")):
+    for path, words in (
+        (newer, f"expected a lab book up to version {len(labbook.MIGRATIONS)}, found {len(labbook.MIGRATIONS) + 1}"),
+        (foreign, "damaged or foreign file"),
+    ):
         before = path.read_bytes()
         with pytest.raises(ArtefactError, match=words):
             LabBook(path)
@@ -186,6 +189,34 @@ def test_a_migration_that_fails_halfway_leaves_the_older_book_as_it_was(old_book
 def test_a_new_book_has_the_newest_version_and_no_copy(book):
     assert book._db.execute("PRAGMA user_version").fetchone()[0] == len(labbook.MIGRATIONS)
     assert not list(book.path.parent.glob("*.old"))
+
+
+def test_an_older_book_is_read_as_it_is_and_brought_up_to_date_when_written(tmp_path):
+    path, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript(labbook.MIGRATIONS[0])
+        db.execute("PRAGMA user_version = 1")
+        db.execute(
+            "INSERT INTO run (id, program, kind, name, status, folder, config) VALUES ('p/a', 'p', 'trunk', 'a', 'done', 'f', '{}')"
+        )
+    db.close()
+    book = LabBook(path, readonly=True)
+    assert book.runs(program="p")[0]["forecast"] == ""
+    book.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,), "a reader changes nothing"
+    db.close()
+    with LabBook(path) as book:
+        book.put_run(
+            "p/b", program="p", kind="decay", name="b", status="done", folder="g", config={}, forecast="f" * 64
+        )
+    assert [row["forecast"] for row in book.runs()] == ["", "f" * 64]
+    with LabBook(new) as fresh:
+        for row in book.runs():
+            fresh.put_run(**{"run" if name == "id" else name: value for name, value in row.items()})
+    assert fresh.dump() == book.dump(), "columns have one order, whichever version began the book"
+    book.close()
+    fresh.close()
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "lustre", "ext4", "tmpfs"])

@@ -14,7 +14,7 @@ import pytest
 
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
-from windtunnel.report import programme
+from windtunnel.report.cost import cost_line, read_cost
 from windtunnel.report.figures import compare_figure, lower_edge, thin
 from windtunnel.report.page import render, write_report
 from windtunnel.report.story import without_paths
@@ -388,7 +388,7 @@ def test_the_ledger_holds_every_study_against_the_target_run(make_book: Make) ->
     target = sum(run["flops"] for run in book.runs(program=NAME, study=""))
     with book:
         book.put_fact(NAME, "target", "cost", {"flops": target, "tokens": 1})
-    cost = programme.read_cost(book, NAME)
+    cost = read_cost(book, NAME)
     assert cost is not None
     assert cost.tunnel is not None
     studies = [run for run in book.runs(program=NAME) if run["study"]]
@@ -399,3 +399,12 @@ def test_the_ledger_holds_every_study_against_the_target_run(make_book: Make) ->
     html = render(book, NAME)
     assert "of the target run" in html
     assert f"{100 * cost.tunnel.flops / target:.3g}" in html
+
+
+def test_a_cost_is_one_line_with_what_was_recorded() -> None:
+    cost = {"runs": 12, "failed": 1, "tokens": 3_000_000, "flops": 2e12, "seconds": 90.0, "target": 8e13}
+    assert (
+        cost_line(cost)
+        == "12 runs (1 diverged or failed), 3M tokens, 2T FLOPs, 1 min 30 s of training, 2.5 % of the target run"
+    )
+    assert cost_line({"trials": 1, "failed": 0, "seconds": 90.0}) == "1 run, 1 min 30 s of training"

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from windtunnel import desk as desk_module
 from windtunnel.base.errors import UserError
+from windtunnel.base.labbook import LabBook
 from windtunnel.base.runtime import Runtime
+from windtunnel.desk import Desk
+from windtunnel.home import Home
 from windtunnel.pretrain.branch import decay_stage
+from windtunnel.program import Prepared
 from windtunnel.train.folder import RESULT, checkpoint_path, read_result, steps_saved
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
@@ -87,6 +92,35 @@ def test_a_branch_travels_with_the_checkpoint_it_grows_from(cluster, tmp_path, m
     assert steps_saved(tmp_path / "trunk") == [8, 12]
     assert steps_saved(tmp_path / "branch") == [12]
     assert all("failed" not in result for result in results.values())
+    cluster.remove_node(node)
+
+
+@pytest.mark.slow
+def test_a_driver_on_a_cluster_writes_the_same_lab_book(
+    cluster, tmp_path, make_trial, tiny_corpus, trained, monkeypatch
+):
+    node = cluster.add_node(num_cpus=1)
+    monkeypatch.setattr(desk_module, "has_compiler", lambda: False)  # nothing is compiled, here or there
+    corpora = {"tiny": {"folder": str(tiny_corpus.path), "hash": tiny_corpus.hash}}
+    prepared = Prepared(tokenizer="", tokenizer_hash="", vocab=320, corpora=corpora)
+    stages = [replace(make_trial(12, seed=i), name=f"trial-{i}") for i in range(3)]
+
+    def book_of(home: str, devices: str | None) -> dict[str, list]:
+        with Desk(Home(tmp_path / home), "p", devices=devices, quiet=True) as desk:
+            results = desk.train("search", "search", stages, prepared)
+            assert desk.used("search") == [stage.folder_name for stage in stages]
+            assert not any("failed" in result for result in results.values())
+        book = LabBook(Home(tmp_path / home).labbook, readonly=True)
+        said, rows = book.dump(), book.runs(program="p")
+        book.close()
+        clock = {"started", "ended", "seconds"}
+        runs = [{name: value for name, value in row.items() if name not in clock} for row in rows]
+        return {"run": runs, "metric": said["metric"], "score": said["score"]}
+
+    here = book_of("here", "cpu")
+    assert trained == [stage.name for stage in stages]
+    assert book_of("there", f"ray+cpu:{cluster.address}") == here
+    assert len(trained) == len(stages), "the cluster trained its own"
     cluster.remove_node(node)
 
 

@@ -32,7 +32,10 @@ CREATE TABLE IF NOT EXISTS fact (
     PRIMARY KEY (program, kind, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS run_program ON run (program, study, kind);
 """
-MIGRATIONS = (_TABLES,)
+MIGRATIONS = (
+    _TABLES,
+    "ALTER TABLE run ADD COLUMN forecast TEXT NOT NULL DEFAULT ''",  # hash of the sealed forecast under which it began
+)
 """What leads from one version of the schema to the next: the first entry makes a new book. Entries are added, never changed."""
 
 
@@ -53,7 +56,7 @@ def network_file_system(path: Path) -> str:
 
 
 class LabBook:
-    """Opens or creates a lab book.
+    """Opens or creates a lab book. One of an earlier version is brought up to date, unless it is opened to be read.
 
     Raises:
         UserError: the file cannot be written, is locked by another driver for over ten seconds, or lies on a network
@@ -75,7 +78,7 @@ class LabBook:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._open()
+                self._open(readonly)
             except sqlite3.OperationalError as error:
                 fix = (
                     "choose another folder with --home"
@@ -90,7 +93,7 @@ class LabBook:
                     "move it away: windtunnel rebuilds it",
                 ) from None
 
-    def _open(self) -> None:
+    def _open(self, readonly: bool) -> None:
         self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
         self._db.row_factory = sqlite3.Row
         newest, version = len(MIGRATIONS), self._version()
@@ -100,7 +103,7 @@ class LabBook:
             )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        if version < newest:
+        if version < newest and not (readonly and version):
             self._migrate()
 
     def _version(self) -> int:
@@ -257,4 +260,4 @@ class LabBook:
 
 
 def _run_row(row: sqlite3.Row) -> dict[str, Any]:
-    return {**dict(row), "config": json.loads(row["config"])}
+    return {"forecast": "", **dict(row), "config": json.loads(row["config"])}

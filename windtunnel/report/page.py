@@ -18,7 +18,19 @@ from windtunnel.base.artefact import write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import duration, si
-from windtunnel.report import answers, batches, by_corpus, context, curves, figures, mixtures, programme, story, studies
+from windtunnel.report import (
+    answers,
+    batches,
+    by_corpus,
+    context,
+    curves,
+    figures,
+    mixtures,
+    programme,
+    story,
+    studies,
+)
+from windtunnel.report.cost import read_cost
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -310,7 +322,7 @@ def _samples(book: LabBook, program: str, share: bool) -> Markup | None:
 
 
 def _cost(book: LabBook, program: str) -> Markup | None:
-    found = programme.read_cost(book, program)
+    found = read_cost(book, program)
     if found is None:
         return None
     rows = [(part.name, part.seconds, duration(part.seconds)) for part in found.parts]

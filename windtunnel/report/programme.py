@@ -29,14 +29,14 @@ def target_runs(book: LabBook, program: str) -> list[Row]:
     return tree
 
 
-def _tokens_at(run: Row, step: int) -> int:
+def tokens_at(run: Row, step: int) -> int:
     """Tokens that a run has consumed after a step, counted as its steps are."""
     return Batches.of(run["config"]).sequences(step) * int(run["config"]["plan"]["row"])
 
 
 def _read_at(before: float, run: Row, step: int) -> float:
     """Tokens that a run's model has read at a step; ``before`` are those that the run's own steps do not count."""
-    return before + _tokens_at(run, step)
+    return before + tokens_at(run, step)
 
 
 def _fresh(run: Row) -> bool:
@@ -44,7 +44,7 @@ def _fresh(run: Row) -> bool:
     return bool((run["config"].get("start") or {}).get("fresh"))
 
 
-def _first_step(run: Row) -> int:
+def first_step(run: Row) -> int:
     """The step at which a run began."""
     return 0 if _fresh(run) else int((run["config"].get("start") or {}).get("step", 0))
 
@@ -57,19 +57,19 @@ def read_limbs(book: LabBook, runs: list[Row]) -> list[Limb]:
     for run in runs:
         parent = numbers.get(run["parent"])
         # Steps of another size, or counted from 0, go on from what the parent's model had read.
-        first = _first_step(run)
+        first = first_step(run)
         start = (
             limbs[parent].end
             if parent is not None and _fresh(run)
-            else begins.get(run["parent"], partial(_tokens_at, run))(first)
+            else begins.get(run["parent"], partial(tokens_at, run))(first)
         )
-        before = start - _tokens_at(run, first)
+        before = start - tokens_at(run, first)
         begins[run["id"]] = partial(_read_at, before, run)
         curves = {}
         for name in ("loss", "learning_rate"):
             steps, values = book.metrics(run["id"], name)
             curves[name] = tuple((_read_at(before, run, s), v) for s, v in zip(steps, values, strict=True) if v == v)
-        own = _own_tokens(run) if run["tokens"] else 0
+        own = own_tokens(run) if run["tokens"] else 0
         end = start + own if own else max([start, *(d for d, _ in curves["loss"])])
         note = f"{si(end)} tokens" + ("" if run["status"] == "done" else f", {run['status']}")
         limbs.append(Limb(str(run["name"]), note, start, float(end), curves["loss"], curves["learning_rate"], parent))
@@ -169,123 +169,16 @@ def _last_mixture(run: Row) -> dict[str, float]:
     return {name: weight / sum(mixture.values()) for name, weight in mixture.items()}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the program with what it cost."""
-
-    name: str
-    runs: int
-    failed: int
-    tokens: int
-    flops: float
-    seconds: float
-    tunnel: bool = False
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What everything cost: by part, in all, and on the clock; ``target`` is the FLOPs of the target's trunk and branches."""
-
-    parts: tuple[Part, ...]
-    sessions: int
-    wall: float | None
-    machine: str
-    target: float | None = None
-
-    def share(self, part: Part) -> float | None:
-        """A part's FLOPs over those of the target run; None where that is not known."""
-        return part.flops / self.target if self.target else None
-
-    @property
-    def tunnel(self) -> Part | None:
-        """All studies on small models together."""
-        parts = [part for part in self.parts if part.tunnel]
-        if not parts:
-            return None
-        sums = (sum(getattr(p, name) for p in parts) for name in ("runs", "failed", "tokens", "flops", "seconds"))
-        return Part("the tunnel in all", *sums, tunnel=True)
-
-    @property
-    def flops(self) -> float:
-        return sum(part.flops for part in self.parts)
-
-    @property
-    def seconds(self) -> float:
-        return sum(part.seconds for part in self.parts)
-
-    @property
-    def tunnel_share(self) -> float | None:
-        """FLOPs of the tunnel over those of everything."""
-        tunnel = sum(p.flops for p in self.parts if p.tunnel)
-        return tunnel / self.flops if 0 < tunnel < self.flops else None
-
-
 _OTHER_STEPS = ("moe", "long")
 """Kinds of branch whose steps may have another number of tokens than those of the stage from which they count on."""
-_TUNNEL = {
-    "search": "Search on the smallest model",
-    "check": "Check on a wider model",
-    "scaling": "Proxies for the law",
-    "transfer": "Transfer study",
-    "batch": "Batch study",
-}
-_NAMES = {**_TUNNEL, "trunk": "Trunk", "": "Branches"}
 
 
-def read_cost(book: LabBook, program: str) -> Cost | None:
-    """Seconds of training processes, FLOPs and tokens by part of the program; repeated and abandoned runs are included."""
-    groups: dict[str, list[Row]] = {}
-    for run in book.runs(program=program):
-        part = "trunk" if run["study"] == "" and run["kind"] == "trunk" else run["study"]
-        groups.setdefault(part, []).append(run)
-    if not groups:
-        return None
-    parts = []
-    for key in [*_NAMES, *(k for k in groups if k not in _NAMES)]:
-        if key in groups:
-            runs = groups[key]
-            own = [r for r in runs if r["flops"] is not None]
-            parts.append(Part(
-                _NAMES.get(key, key), len(runs), sum(r["status"] == "failed" for r in runs), sum(map(_own_tokens, own)),
-                sum(r["flops"] for r in own), sum(r["seconds"] or 0.0 for r in runs), key not in ("trunk", ""),
-            ))  # fmt: skip
-    sessions = [float(one["seconds"]) for one in book.facts(program, "session").values()]
-    wall = sum(sessions) if sessions else None
-    return Cost(
-        tuple(parts),
-        len(sessions),
-        wall,
-        _price(book.fact(program, "recipe", "resolved") or {}, wall),
-        _target(book, program),
-    )
-
-
-def _target(book: LabBook, program: str) -> float | None:
-    """FLOPs of the target's trunk and branches as they were last planned, trained or not."""
-    fact = book.fact(program, "target", "cost")
-    return float(fact["flops"]) if fact and fact["flops"] else None
-
-
-def _own_tokens(run: Row) -> int:
+def own_tokens(run: Row) -> int:
     """Tokens that a run itself read, without those of its parent."""
-    before = _tokens_at(run, _first_step(run))
+    before = tokens_at(run, first_step(run))
     if run["kind"] in _OTHER_STEPS:
-        return _tokens_at(run, int(run["config"]["steps"])) - before if run["status"] == "done" else 0
+        return tokens_at(run, int(run["config"]["steps"])) - before if run["status"] == "done" else 0
     return int(run["tokens"] or 0) - before
-
-
-def _price(recipe: Mapping[str, Any], wall: float | None) -> str:
-    """Money and energy where the recipe states price or power and the sessions are known; otherwise nothing."""
-    machine = recipe.get("machine") or {}
-    if wall is None or not machine:
-        return ""
-    hours = wall / 3600 * machine.get("count", 1)
-    said = [f"{hours:.3g} device-hours"]
-    if machine.get("price") is not None:
-        said.append(f"{hours * machine['price']:.2f} {machine.get('currency', '')}".strip())
-    if machine.get("watts") is not None:
-        said.append(f"{hours * machine['watts'] / 1000:.3g} kWh")
-    return ", ".join(said)
 
 
 def shape_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:

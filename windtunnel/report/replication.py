@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from windtunnel import __version__
+from windtunnel.report.cost import cost_line, together
 from windtunnel.report.figures import NARROW
 from windtunnel.report.svg import (
     FIGURE_CSS,
@@ -80,6 +81,7 @@ def replication_page(program: str, size: str, facts: Sequence[Fact]) -> str:
     sections = [{**fact, "figures": [_both(f) for f in fact["figures"]], "rows": rows_of(fact)} for fact in facts]
     return environment().get_template("replication.html.j2").render(
         program=program, size=size, sections=sections, setting=setting_of(facts), version=__version__, style=Markup(style),
+        cost=together(fact["cost"] for fact in facts),
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )  # fmt: skip
 
@@ -144,7 +146,7 @@ def replication_markdown(program: str, size: str, facts: Sequence[Fact], figures
         *(f"| {fact['says']} | {fact['where']} | **{fact['verdict']}** |" for fact in facts), "",
     ]  # fmt: skip
     for fact in facts:
-        out += [f"## {fact['says']}", "", f"{fact['where']}; `--claim {fact['name']}`", ""]
+        out += [f"## {fact['says']}", "", f"{fact['where']}; `--claim {fact['name']}`; {cost_line(fact['cost'])}", ""]
         if fact["parts"]:
             out += ["| sentence | measured | asked | verdict |", "|---|---|---|---|"]
             out += [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
+from windtunnel.report.cost import runs_of
 from windtunnel.report.figures import NARROW
 from windtunnel.report.story import LN2
 from windtunnel.report.svg import SHADES, Axis, Canvas, compact, x_axis, y_axis
@@ -58,7 +59,7 @@ def read_transfer(book: LabBook, program: str) -> list[TransferAxis]:
     """All axes that were studied, in the order of their names."""
     return [
         TransferAxis(
-            fact["axis"], fact["rule"], len(fact["seeds"]), fact["cost"]["trials"],
+            fact["axis"], fact["rule"], len(fact["seeds"]), runs_of(fact["cost"]),
             tuple(_part(name, part) for name, part in fact["parametrizations"].items()),
             "weight decay" if fact.get("over") == "weight_decay" else "base learning rate",
         )

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, bytes_size, duration, si
+from windtunnel.report.cost import cost_line
 from windtunnel.tunnel.space import shown_value
 
 _THIN = "\u202f"
@@ -51,7 +52,7 @@ def environment() -> Environment:
         "abs_percent": lambda v, d: f"{abs(100 * v):.{d}f}{_THIN}%", "duration": _duration, "human": human, "moment": _moment,
         "shown": shown_value,
         "share": lambda v: "–" if v is None else f"{100 * v:.3g}{_THIN}%",
-        "length_of": _length,
+        "length_of": _length, "cost_line": cost_line,
     }  # fmt: skip
     return env
 
