@@ -22,6 +22,7 @@ from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
 from windtunnel.comparison import open_book
+from windtunnel.curve_runs import curve_score
 from windtunnel.home import Home
 from windtunnel.laws.sealed import Forecast, Interval, interval_score, read_forecast
 from windtunnel.views import View, line, table
@@ -50,6 +51,8 @@ class Entry:
     """N of the target over that of the largest proxy."""
     outcome: float | None = None
     note: str = ""
+    curve: Mapping[str, float] | None = None
+    """How the forecast of the whole curve did (``curve_runs.curve_score``), where there is one."""
 
     @property
     def scored(self) -> bool:
@@ -91,6 +94,7 @@ class Entry:
             "relative_error": self.error, "inside_90": self.inside, "gap_share": self.gap_share,
             "interval_score": self.scores.get("forecast"),
             "naive_interval_score": {name: self.scores[name] for name in NAIVE if name in self.scores}, "note": self.note,
+            "curve": self.curve,
         }  # fmt: skip
 
 
@@ -109,7 +113,7 @@ def entries(home: Path) -> list[Entry]:
                 continue
             seen.add(sealed.hash)
             found += _read(book, program, sealed.hash, sealed.facts, sealed.forecast)
-        for content in book.facts(program, "forecast").values():
+        for content in (*book.facts(program, "forecast").values(), *book.facts(program, "curve").values()):
             if content["hash"] not in seen:  # a lab book without the program's folder
                 found += _of_book(book, program, content)
     return sorted(found, key=lambda e: (e.time, e.program, e.hash))
@@ -139,7 +143,7 @@ def _stated(path: Path) -> str:
 
 
 def _read(book: LabBook, program: str, seal: str, facts: Mapping[str, Any], forecast: Forecast) -> list[Entry]:
-    run = _target_run(book, program, str(facts.get("target", "")))
+    run = target_run(book, program, facts)
     kind, outcomes = str(facts["kind"]), _outcomes(book, run, facts)
     if kind == "blind" and run is not None and _late(str(facts.get("time", "")), run):
         kind = "late"
@@ -151,17 +155,23 @@ def _read(book: LabBook, program: str, seal: str, facts: Mapping[str, Any], fore
         rows.append(Entry(
             program, str(facts["branch"]), corpus, kind, seal, str(facts.get("time", facts.get("made", ""))), one.parameters,
             one.tokens, _bits(one.expected), {name: _bits(value) for name, value in one.naive.items()},
-            one.parameters / largest, outcomes.get(corpus),
+            one.parameters / largest, outcomes.get(corpus), curve=_curve(book, run, facts) if corpus == AVERAGE else None,
         ))  # fmt: skip
     return rows
+
+
+def _curve(book: LabBook, run: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> Mapping[str, float] | None:
+    return curve_score(book, run, facts["curve"]) if run is not None and "curve" in facts else None
 
 
 def _bits(interval: Interval) -> Interval:
     return Interval(*(value / _LN2 for value in vars(interval).values()))
 
 
-def _target_run(book: LabBook, program: str, key: str) -> Mapping[str, Any] | None:
-    rows = [r for r in book.runs(program=program, status="done") if key and Path(r["folder"]).name.endswith(key[:10])]
+def target_run(book: LabBook, program: str, facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The finished run that a forecast is about: its stage, or one that is the same run."""
+    ends = tuple(key[:10] for key in (str(facts.get("target", "")), *facts.get("same", ())) if key)
+    rows = [r for r in book.runs(program=program, status="done") if ends and Path(r["folder"]).name.endswith(ends)]
     return rows[-1] if rows else None
 
 
@@ -234,9 +244,13 @@ def _better(rows: Sequence[Entry]) -> tuple[int, int]:
 
 
 def _target(entry: Entry) -> str:
+    curve = ""
+    if (score := entry.curve) is not None:
+        inside = f"{100 * score['inside_90']:.0f} % inside its band"
+        curve = f"; whole curve: mean error {100 * score['mean_error']:.2f} %, {inside}"
     return (
         f"{entry.program}/{entry.branch}: {si(entry.parameters)} parameters, {entry.reach:.3g}× the largest proxy, after "
-        f"{si(entry.tokens)} tokens; sealed {entry.hash[:12]} {entry.time}"
+        f"{si(entry.tokens)} tokens; sealed {entry.hash[:12]} {entry.time}{curve}"
     )
 
 
