@@ -31,7 +31,6 @@ from windtunnel.program import Program
 from windtunnel.recipe import Recipe, load_recipe, parse_recipe
 from windtunnel.recipe_schema import Origin
 from windtunnel.report.cost import cost_line, cost_of_studies
-from windtunnel.study import kind_of_forecast
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program
@@ -221,7 +220,7 @@ def _facts(desk: Desk, program: Program, row: Mapping[str, Any], branches: list[
     assert target.start is not None
     return {
         "program": program.name, "branch": BRANCH, "target": target.key, "trunk": target.start.stage,
-        "kind": kind_of_forecast(desk, target, "decay"), "parent": row["id"], "corpus": dict(target.corpora),
+        "kind": _kind(desk, target), "parent": row["id"], "corpus": dict(target.corpora),
         "parameters": target.shape.body, "tokens": target.tokens, "batch": target.step_tokens,
         "base_lr": target.optimizer.learning_rate, "unit": "bits per UTF-8 byte", "limit": target.score_tokens,
         "seeds": len(branches), "lengths": [stage.tokens for stage in branches[0]],
@@ -277,3 +276,14 @@ def _scored(said: Mapping[str, Any], outcome: Mapping[str, float]) -> Iterator[R
         rows.append((name, f"{one.before:.4f}", _words(one)[0], shown, change, inside))
     columns = ("corpus", "before", "forecast, 90 %", "after", "change", "inside")
     yield table(columns, rows, title="adapted, held-out bits per byte", right=(1, 3, 4))
+
+
+def _kind(desk: Desk, target: Stage) -> str:
+    """``blind`` if no decay of the target's width, depth and corpora, was trained in this home; else ``rehearsal``."""
+    shape = target.shape
+    trained = [
+        r for r in desk.book.runs(kind="decay") if r["status"] in ("done", "running") and r["study"] == ""
+        and r["config"]["shape"]["width"] == shape.width and r["config"]["shape"]["layers"] == shape.layers
+        and r["config"]["corpora"] == dict(target.corpora)
+    ]  # fmt: skip
+    return "rehearsal" if trained else "blind"

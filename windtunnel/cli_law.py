@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from windtunnel.cli_options import HOME, AsJson, Devices, Home, Overrides, RecipeFile, show
+from windtunnel.cli_options import HOME, AsJson, Devices, Home, Overrides, RecipeFile, load, show
 
 
 def law_fit(
@@ -52,6 +52,28 @@ def law_schedule(
     from windtunnel.schedule_design import schedule as call
 
     show(call(home, sources, length, warmup=warmup, against=against, anywhere=anywhere), as_json)
+
+
+def law_curve(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    schedule: Annotated[
+        str, typer.Option("--schedule", metavar="SCHEDULE", help="own, cosine, or a decay FORM:SHARE:FLOOR.")
+    ] = "own",
+    size: Annotated[str | None, typer.Option("--size", help="Of the family; default: the recipe's target.")] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", help="Whole length; default: the recipe's.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Then train the run, and score the forecast.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Forecast a whole loss curve under any schedule."""
+    loaded = load(recipe, overrides)
+    from windtunnel.curve_forecast import curve as call
+
+    found = call(loaded, home, schedule=schedule, size=size, tokens=tokens, train=train, out=out, devices=devices)
+    show(found, as_json)
 
 
 def law_decide(
@@ -101,4 +123,4 @@ def law_scale(
     show(call(loaded, home, devices=devices, counts=counts, flops=flops, budget=budget), as_json)
 
 
-VERBS = {"scale": law_scale, "decide": law_decide, "fit": law_fit, "schedule": law_schedule}
+VERBS = {"scale": law_scale, "curve": law_curve, "decide": law_decide, "fit": law_fit, "schedule": law_schedule}

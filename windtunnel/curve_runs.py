@@ -64,18 +64,21 @@ def rates_of_run(row: Row, steps: int | None = None) -> Array:
     return rates_of(schedule, config["optimizer"]["learning_rate"], steps or row["steps"] or config["steps"])
 
 
-def curve_of(book: LabBook, row: Row, stretch: int) -> Curve | None:
+def curve_of(book: LabBook, row: Row, stretch: int, *, whole: bool = False) -> Curve | None:
     """A run's training losses as means over ``stretch`` updates, from its own first update on; None if there are too few.
 
     The steep beginning (a tenth of the run, at least twice the warmup) is left out: no law describes it.
+
+    Args:
+        whole: with the updates of the runs that it grew from.
     """
-    steps, losses = book.metrics(row["id"], "loss")
-    if not steps:
+    known = _losses(book, row, whole)
+    if not known:
         return None
-    last = steps[-1]
+    last = max(known)
     dense = np.full(last, np.nan)
-    dense[np.array(steps) - 1] = losses
-    first = (row["config"]["start"] or {}).get("step", 0)
+    dense[np.array(list(known)) - 1] = list(known.values())
+    first = 0 if whole else (row["config"]["start"] or {}).get("step", 0)
     skip = max(first, 2 * row["config"]["schedule"].get("warmup", 0), 0 if first else last // 10)
     points = min(_STRETCHES, (last - skip) // max(1, stretch))
     points = max(points, min(_LEAST, (last - skip) // 2))
@@ -85,6 +88,39 @@ def curve_of(book: LabBook, row: Row, stretch: int) -> Curve | None:
         return Curve.averaged(row["name"], rates_of_run(row, last), dense, skip=skip, points=points)
     except LawError:
         return None
+
+
+def _losses(book: LabBook, row: Row, whole: bool) -> dict[int, float]:
+    """Training loss by update."""
+    known = dict(zip(*book.metrics(row["id"], "loss"), strict=True))
+    start = row["config"].get("start")
+    parent = book.run(row["parent"]) if whole and start and not start.get("fresh") else None
+    if parent is not None:
+        known = {step: v for step, v in _losses(book, parent, whole).items() if step <= start["step"]} | known
+    return known
+
+
+def curve_score(book: LabBook, row: Row, said: Row) -> dict[str, float] | None:
+    """How a forecast of a whole curve did: errors as shares of the loss, and the share of means inside its band.
+
+    Args:
+        said: ``stretch``, and ``steps``, ``value``, ``low90`` and ``high90`` as lists.
+    """
+    curve = curve_of(book, row, said["stretch"], whole=True)
+    if curve is None:
+        return None
+    value, low, high = (np.interp(curve.steps, said["steps"], said[key]) for key in ("value", "low90", "high90"))
+    off = value / curve.losses - 1
+    inside = (low <= curve.losses) & (curve.losses <= high)
+    return {
+        "mean_error": float(np.abs(off).mean()), "end_error": float(off[-3:].mean()), "inside_90": float(inside.mean()),
+        "points": float(len(off)),
+    }  # fmt: skip
+
+
+def stretch_of(rows: Sequence[Row]) -> int:
+    """Updates in one mean of the runs of a set."""
+    return max(1, round(0.9 * max(row["config"]["steps"] for row in rows) / _STRETCHES))
 
 
 def curve_sets(book: LabBook, rows: Sequence[Row]) -> list[CurveSet]:
@@ -102,8 +138,7 @@ def curve_sets(book: LabBook, rows: Sequence[Row]) -> list[CurveSet]:
 
 def _set_of(book: LabBook, rows: Sequence[Row]) -> CurveSet | None:
     config = rows[0]["config"]
-    longest = max(row["config"]["steps"] for row in rows)
-    stretch = max(1, round(0.9 * longest / _STRETCHES))
+    stretch = stretch_of(rows)
     curves: dict[str, Curve] = {}
     left_out: list[str] = []
     for row in _schedules_first(rows):

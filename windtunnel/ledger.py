@@ -21,9 +21,10 @@ from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
 from windtunnel.comparison import open_book
+from windtunnel.curve_runs import curve_score
 from windtunnel.home import Home
 from windtunnel.laws.gain import Gain
-from windtunnel.laws.sealed import ADAPTATION, LAW, Forecast, Interval, interval_score, own_hash, read_seal
+from windtunnel.laws.sealed import ADAPTATION, CURVE, LAW, Forecast, Interval, interval_score, own_hash, read_seal
 from windtunnel.views import View, line, table
 
 _LN2 = math.log(2)
@@ -52,6 +53,8 @@ class Entry:
     note: str = ""
     before: float | None = None
     """What an adapted model lost before; None for the forecast of a law."""
+    curve: Mapping[str, float] | None = None
+    """How the forecast of the whole curve did (``curve_runs.curve_score``), where there is one."""
 
     @property
     def scored(self) -> bool:
@@ -94,6 +97,7 @@ class Entry:
             "interval_score": self.scores.get("forecast"),
             "naive_interval_score": {name: self.scores[name] for name in NAIVE if name in self.scores}, "note": self.note,
             "before": self.before,
+            "curve": self.curve,
         }  # fmt: skip
 
 
@@ -112,7 +116,7 @@ def entries(home: Path) -> list[Entry]:
                 continue
             seen.add(content["hash"])
             found += _read(book, program, content)
-        copies = (book.facts(program, kind).values() for kind in (LAW, ADAPTATION))
+        copies = (book.facts(program, kind).values() for kind in (LAW, CURVE, ADAPTATION))
         for content in (content for some in copies for content in some):
             if content["hash"] not in seen:  # a lab book without the program's folder
                 found += _of_book(book, program, content)
@@ -143,7 +147,7 @@ def _stated(path: Path) -> str:
 
 def _read(book: LabBook, program: str, content: Mapping[str, Any]) -> list[Entry]:
     facts = content["facts"]
-    run = _target_run(book, program, str(facts.get("target", "")))
+    run = target_run(book, program, facts)
     kind, outcomes = str(facts["kind"]), _outcomes(book, run, facts)
     if kind == "blind" and run is not None and _late(str(facts.get("time", "")), run):
         kind = "late"
@@ -152,7 +156,10 @@ def _read(book: LabBook, program: str, content: Mapping[str, Any]) -> list[Entry
         None, {}, 0,
     )  # fmt: skip
     rows = _gains(blank, content) if "gains" in content else _laws(blank, content)
-    return [replace(row, outcome=outcomes.get(row.corpus)) for row in rows]
+    curve = _curve(book, run, facts)
+    return [
+        replace(row, outcome=outcomes.get(row.corpus), curve=curve if row.corpus == AVERAGE else None) for row in rows
+    ]
 
 
 def _laws(blank: Entry, content: Mapping[str, Any]) -> list[Entry]:
@@ -180,12 +187,18 @@ def _gains(blank: Entry, content: Mapping[str, Any]) -> list[Entry]:
     ]
 
 
+def _curve(book: LabBook, run: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> Mapping[str, float] | None:
+    return curve_score(book, run, facts["curve"]) if run is not None and "curve" in facts else None
+
+
 def _bits(interval: Interval) -> Interval:
     return Interval(*(value / _LN2 for value in vars(interval).values()))
 
 
-def _target_run(book: LabBook, program: str, key: str) -> Mapping[str, Any] | None:
-    rows = [r for r in book.runs(program=program, status="done") if key and Path(r["folder"]).name.endswith(key[:10])]
+def target_run(book: LabBook, program: str, facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The finished run that a forecast is about: its stage, or one that is the same run."""
+    ends = tuple(key[:10] for key in (str(facts.get("target", "")), *facts.get("same", ())) if key)
+    rows = [r for r in book.runs(program=program, status="done") if ends and Path(r["folder"]).name.endswith(ends)]
     return rows[-1] if rows else None
 
 
@@ -294,9 +307,13 @@ def _better(rows: Sequence[Entry]) -> tuple[int, int]:
 
 
 def _target(entry: Entry) -> str:
+    curve = ""
+    if (score := entry.curve) is not None:
+        inside = f"{100 * score['inside_90']:.0f} % inside its band"
+        curve = f"; whole curve: mean error {100 * score['mean_error']:.2f} %, {inside}"
     return (
         f"{entry.program}/{entry.branch}: {si(entry.parameters)} parameters, {entry.reach:.3g}× the largest proxy, after "
-        f"{si(entry.tokens)} tokens; sealed {entry.hash[:12]} {entry.time}"
+        f"{si(entry.tokens)} tokens; sealed {entry.hash[:12]} {entry.time}{curve}"
     )
 
 

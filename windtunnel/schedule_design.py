@@ -17,7 +17,7 @@ from windtunnel.train.schedule import FORMS, Form
 from windtunnel.views import View, line, table
 
 
-def parse_rule(text: str) -> DecayRule:
+def parse_rule(text: str, name: str = "--against") -> DecayRule:
     """Reads FORM:SHARE:FLOOR, for example linear:10%:0.1.
 
     Raises:
@@ -32,7 +32,7 @@ def parse_rule(text: str) -> DecayRule:
             raise ValueError
         return DecayRule(value, known, float(floor or "0.1"))
     except ValueError:
-        raise UserError("--against", f"expected FORM:SHARE:FLOOR such as linear:10%:0.1, got {text[:60]!r}") from None
+        raise UserError(name, f"expected FORM:SHARE:FLOOR such as linear:10%:0.1, got {text[:60]!r}") from None
 
 
 def schedule(

@@ -10,8 +10,9 @@ from typing import Any
 
 from windtunnel.base.artefact import content_hash, read_json, write_json
 from windtunnel.base.errors import ArtefactError, UserError
+from windtunnel.blindness import kind_of, read_all
 from windtunnel.desk import Desk, Result
-from windtunnel.laws.forecast import forecast
+from windtunnel.laws.forecast import forecast, unlike_setting
 from windtunnel.laws.points import Point
 from windtunnel.laws.sealed import Forecast, freeze, read_forecast
 from windtunnel.model.shape import Shape
@@ -365,7 +366,13 @@ def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
     if not path.is_file():
         forms = tuple(recipe.tunnel.forms) if recipe.tunnel else ()
         made = {name: forecast(part, shape.body, branch.tokens, forms=forms) for name, part in points.items()}
-        freeze(made[AVERAGE], path, _facts(desk, program, branch, runs, made))
+        proxies = [(run.trunk.step_tokens, run.trunk.optimizer.learning_rate) for run in program.scaling()]
+        unlike = unlike_setting(branch.step_tokens, branch.optimizer.learning_rate, proxies)
+        made[AVERAGE] = replace(made[AVERAGE], warnings=(*made[AVERAGE].warnings, *unlike))
+        about = f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps"
+        by_corpus = {name: part.to_dict() for name, part in made.items() if name != AVERAGE}
+        facts = forecast_facts(desk, program, branch, runs, made[AVERAGE], about)
+        freeze(made[AVERAGE], path, {**facts, "per_corpus": by_corpus})
     sealed = read_forecast(path)
     content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
     with desk.book as book:
@@ -376,30 +383,27 @@ def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
     return content
 
 
-def _facts(desk: Desk, program: Program, branch: Stage, runs: list[str], made: dict[str, Forecast]) -> dict[str, Any]:
-    """What the forecast file says beside the numbers."""
+def forecast_facts(
+    desk: Desk, program: Program, stage: Stage, runs: Sequence[str], said: Forecast, about: str
+) -> dict[str, Any]:
+    """What a forecast's file says beside the numbers.
+
+    Args:
+        stage: the run that the forecast is about.
+        runs: keys of the runs that it read.
+        about: one sentence that says what the run is.
+    """
     assert program.prepared is not None
+    earlier = read_all(desk.home.program(program.name) / "forecasts")
     return {
-        "program": program.name, "branch": branch.name, "target": branch.key, "trunk": branch.start.stage if branch.start else "",
-        "kind": kind_of_forecast(desk, branch, "trunk"),
-        "branch_is": f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps",
-        "corpus": dict(branch.corpora), "mixture": program.recipe.mixture, "heldout": {
-            name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": branch.score_tokens}
+        "program": program.name, "branch": stage.name, "target": stage.key,
+        "trunk": stage.start.stage if stage.start else "",
+        "kind": kind_of(desk.book, stage, said, earlier), "branch_is": about,
+        "corpus": dict(stage.corpora), "mixture": program.recipe.mixture, "heldout": {
+            name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": stage.score_tokens}
             for name in program.recipe.mixture},
         "unit": "nats per UTF-8 byte", "loss": "held-out loss of the trunk's corpora, weighted by its mixture",
-        "tokens_with_decay": branch.tokens, "batch": branch.step_tokens,
-        "base_lr": branch.optimizer.learning_rate, "seed": branch.seed, "runs": runs,
-        **({"batch_changes": [list(change) for change in branch.batch_changes]} if branch.batch_changes else {}),
-        "per_corpus": {name: part.to_dict() for name, part in made.items() if name != AVERAGE},
+        "tokens_with_decay": stage.tokens, "batch": stage.step_tokens,
+        "base_lr": stage.optimizer.learning_rate, "seed": stage.seed, "runs": list(runs),
+        **({"batch_changes": [list(change) for change in stage.batch_changes]} if stage.batch_changes else {}),
     }  # fmt: skip
-
-
-def kind_of_forecast(desk: Desk, target: Stage, kind: str) -> str:
-    """``blind`` if no run of a kind, of the target's width, depth and corpora, was trained in this home; else ``rehearsal``."""
-    shape = target.shape
-    trained = [
-        r for r in desk.book.runs(kind=kind) if r["status"] in ("done", "running") and r["study"] == ""
-        and r["config"]["shape"]["width"] == shape.width and r["config"]["shape"]["layers"] == shape.layers
-        and r["config"]["corpora"] == dict(target.corpora)
-    ]  # fmt: skip
-    return "rehearsal" if trained else "blind"

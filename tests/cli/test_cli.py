@@ -72,6 +72,7 @@ SURFACE = {
     "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "law dynamics": "--devices --every --help --home --json --live --out --steps --window name",
+    "law curve": "--devices --help --home --json --out --schedule --set --size --tokens --train recipe",
     "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
     "law mixture": "--cap --corpus --decay --devices --help --home --json --mixtures --on --out --seeds --set --size --stage "
     "--tokens recipe",

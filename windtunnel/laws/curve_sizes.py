@@ -341,7 +341,7 @@ def _ratio(law: SizedLaw, ends: Sequence[End], parameters: float, tokens: float)
     middle[0] = 0.0
     # Centred, so that the prior on the slopes leaves the level alone.
     z, precision = x - middle, np.diag([0.0, *2 * [(_OFF / _SLOPE) ** 2]])
-    line: Array = np.linalg.solve(z.T @ z + precision, z.T @ y)
+    line: Array = np.asarray(np.linalg.solve(z.T @ z + precision, z.T @ y), dtype=np.float64)
     return float(line[0] - line[1:] @ middle[1:])
 
 

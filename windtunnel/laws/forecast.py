@@ -33,7 +33,6 @@ from windtunnel.laws.sealed import Forecast, FormForecast, Interval, Sealed, fre
 __all__ = ["Forecast", "FormForecast", "Interval", "Sealed", "forecast", "freeze", "read_forecast", "score"]
 
 _CONSTANTS_SHARE, _HELD_OUT_SHARE, _FLOOR, _RESIDUAL_FREEDOM = 0.6, 0.5, 0.001, 4.0
-_SEPARATE = "the forecast covers this batch size, base learning rate and decay; another one needs its own points"
 
 
 def forecast(
@@ -81,8 +80,24 @@ def forecast(
         warnings.append("all proxies have one D: the effect of data comes from the prior alone")
     return Forecast(
         parameters=float(parameters), tokens=float(tokens), unit=unit, expected=expected, noise=noise.sd, forms=details,
-        naive=naive_forecasts(points, parameters, tokens), points=tuple(points), warnings=(*warnings, _SEPARATE),
+        naive=naive_forecasts(points, parameters, tokens), points=tuple(points), warnings=tuple(warnings),
     )  # fmt: skip
+
+
+def unlike_setting(batch: float, rate: float, proxies: Sequence[tuple[float, float]]) -> list[str]:
+    """Where a target's batch (tokens) or base learning rate is not the proxies', with the factor: a law is for theirs.
+
+    Args:
+        proxies: batch and base learning rate of each.
+    """
+    notes: list[str] = []
+    asked = (("batch", batch, f"{si(batch)} tokens"), ("base learning rate", rate, f"{rate:g}"))
+    for index, (what, own, shown) in enumerate(asked):
+        theirs = sorted({proxy[index] for proxy in proxies})
+        if any(not math.isclose(own, other, rel_tol=1e-6) for other in theirs):
+            words = " to ".join(f"{own / other:.3g}×" for other in dict.fromkeys((theirs[-1], theirs[0])))
+            notes.append(f"the target's {what} of {shown} is {words} that of the proxies, for which the law is")
+    return notes
 
 
 def distance_ratio(points: Sequence[Point], parameters: float, tokens: float) -> float:

@@ -21,8 +21,8 @@ from windtunnel.laws.loss import LossLaw
 from windtunnel.laws.points import Point
 
 SCHEMA = 1
-LAW, ADAPTATION = "forecast", "adaptation"
-"""Kinds of the facts in which a lab book keeps copies of sealed forecasts: of a law, and of an adaptation."""
+LAW, CURVE, ADAPTATION = "forecast", "curve", "adaptation"
+"""Kinds of the facts in which a lab book keeps copies of sealed forecasts: of a law of sizes, a law of curves, an adaptation."""
 _FACTS = {
     "runs": "the hashes of the runs that it read",
     "corpus": "the corpus (name or hash)",

@@ -34,6 +34,14 @@ def trunk_stage(
     )  # fmt: skip
 
 
+def scheduled_stage(name: str, shape: Shape, setting: Setting, steps: int, schedule: Schedule) -> Stage:
+    """A whole run under a schedule of its own, judged by its held-out loss at the end. Leaves no checkpoint."""
+    return replace(
+        trunk_stage(name, shape, setting, steps), kind="trial", schedule=schedule, open_ended=False, keep=(), save_final=False,
+        score=setting.score, score_tokens=setting.score_tokens,
+    )  # fmt: skip
+
+
 def trial_stage(
     name: str,
     shape: Shape,
@@ -44,11 +52,7 @@ def trial_stage(
     floor: float = 0.1,
 ) -> Stage:
     """A whole small run from warmup to the end of its decay, judged by its held-out loss there. Leaves no checkpoint."""
-    trunk = trunk_stage(name, shape, setting, steps)
     schedule = Schedule(
         warmup=setting.warmup, stable_end=steps - decay_steps, decay_steps=decay_steps, form=form, floor=floor
     )
-    return replace(
-        trunk, kind="trial", schedule=schedule, open_ended=False, keep=(), save_final=False, score=setting.score,
-        score_tokens=setting.score_tokens,
-    )  # fmt: skip
+    return scheduled_stage(name, shape, setting, steps, schedule)

@@ -20,7 +20,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "naive forecast": "What a simple rule would say: the bar that a forecast has to beat.",
         "parameters": "The numbers inside a model that training adjusts.",
         "tokens": "Pieces of words: a model reads and writes text as a row of them.",
-        "blind": "This corpus and size had never been trained here when the forecast was sealed.",
+        "blind": "This corpus and size had never been trained here when law and interval were fixed.",
         "rehearsal": "The target had been trained here before, so this forecast tests the method but counts for no record.",
         "corpus": "A named body of text, cleaned and cut into tokens, with a train part and a held-out part.",
         "mixture": "The share of training tokens that comes from each corpus.",

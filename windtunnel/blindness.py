@@ -1,0 +1,61 @@
+"""Whether a forecast is blind: its corpus and size were never trained when law and intervals were fixed. Needs no torch.
+
+The size is N, the non-embedding parameters; the corpus is any that the run reads, by content hash. Any run of this home counts
+that has begun, whatever it was for: a trunk of another program, a trial, a proxy, one that diverged. What was never begun
+does not.
+
+Law and intervals are fixed when a forecast that says the same (equal points, forms, N, D and intervals) is first sealed. So the
+forecast of a second seed is blind if it repeats a blind one word for word; fitted anew, perhaps by someone who has seen the
+first seed end, it is a rehearsal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from windtunnel.base.errors import WindtunnelError
+from windtunnel.base.labbook import LabBook
+from windtunnel.laws.sealed import Forecast, Sealed, read_forecast
+from windtunnel.model.shape import Shape
+from windtunnel.train.stage import Stage
+
+Kind = Literal["blind", "rehearsal"]
+_BEGUN = ("running", "done", "failed")
+
+
+def trained_before(book: LabBook, stage: Stage) -> list[str]:
+    """Runs of the home with this stage's N that have read one of its corpora, by id."""
+    hashes = {content for _, content in stage.corpora}
+    return [row["id"] for row in book.runs() if row["status"] in _BEGUN and _alike(row["config"], stage, hashes)]
+
+
+def _alike(config: Mapping[str, Any], stage: Stage, hashes: set[str]) -> bool:
+    shape = config.get("shape")
+    return bool(shape) and hashes & set(config["corpora"].values()) != set() and Shape(**shape).body == stage.shape.body
+
+
+def kind_of(book: LabBook, stage: Stage, said: Forecast, sealed: Sequence[Sealed]) -> Kind:
+    """The label of a forecast about ``stage`` that is sealed now.
+
+    Args:
+        sealed: the forecasts of this program so far.
+    """
+    corpora, words = dict(stage.corpora), said.to_dict()
+    for earlier in sealed:
+        same = earlier.facts.get("corpus") == corpora and earlier.forecast.to_dict() == words
+        if same and earlier.facts["kind"] == "blind":
+            return "blind"
+    return "rehearsal" if trained_before(book, stage) else "blind"
+
+
+def read_all(folder: Path) -> list[Sealed]:
+    """The whole forecasts of a folder; damaged ones and other files are left out."""
+    found: list[Sealed] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(read_forecast(path))
+        except WindtunnelError:
+            continue
+    return found
