@@ -1,4 +1,7 @@
-"""The presets of the paper's family: every stage's tokens, batch and rates as published (arXiv 2404.06395), planned without data."""
+"""The presets of the paper's family: every stage's tokens, batch and rates as published (arXiv 2404.06395), planned without data.
+
+The 1.2B begins with half of the batch, so that its steps are more and its tokens the same.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,16 @@ from windtunnel.recipe import load_recipe
 
 SIZES = {"minicpm-1.2b": 1_247_442_432, "minicpm-2.4b": 2_442_057_984}
 BATCH = 3_932_160
+FIRST = {"minicpm-1.2b": BATCH // 2, "minicpm-2.4b": BATCH}
+STABLE = {"minicpm-1.2b": 261_000 + 50_863 // 2, "minicpm-2.4b": 261_000}
+"""Steps of the trunk: the 1.2B reads the first 100B tokens, 50,863 steps, with half of the batch."""
 
 
 @pytest.fixture(scope="module", params=SIZES)
 def planned(request, tmp_path_factory) -> tuple[str, dict[str, dict[str, Any]]]:
     home: Path = tmp_path_factory.mktemp("presets")
     view = plan(load_recipe(request.param), home, measure=False)
-    assert (view.data["body"], view.data["batch_tokens"]) == (SIZES[request.param], BATCH)
+    assert (view.data["body"], view.data["batch_tokens"]) == (SIZES[request.param], FIRST[request.param])
     return request.param, {stage["name"]: stage for stage in view.data["stages"]}
 
 
@@ -28,17 +34,27 @@ def spans(stage: dict[str, Any]) -> tuple[int, int]:
     return stage["from_step"], stage["to_step"]
 
 
-def test_the_trunk_is_stable_to_step_261000_and_decays_18500_steps_with_a_half_life_of_5000(planned):
-    _, stages = planned
-    assert spans(stages["trunk"]) == (0, 261_000)
+def test_the_trunk_is_stable_for_261000_steps_of_4m_and_decays_18500_steps_with_a_half_life_of_5000(planned):
+    which, stages = planned
+    stable = STABLE[which]
+    assert spans(stages["trunk"]) == (0, stable)
     assert stages["trunk"]["rate"] == [0.01, 0.01]
-    assert stages["trunk"]["tokens"] == 261_000 * BATCH == pytest.approx(1.026e12, rel=1e-3)
+    assert stages["trunk"]["tokens"] == pytest.approx(261_000 * BATCH, abs=BATCH) == pytest.approx(1.026e12, rel=1e-3)
     for name in ("same", "better"):
-        assert spans(stages[name]) == (261_000, 279_500)
+        assert spans(stages[name]) == (stable, stable + 18_500)
         assert (
             stages[name]["rate"][1] == pytest.approx(0.01 * 0.5 ** (18_500 / 5_000)) == pytest.approx(7.7e-4, rel=1e-2)
         )
         assert stages[name]["tokens"] == pytest.approx(73e9, rel=1e-2)
+
+
+def test_the_batch_of_the_smaller_one_grows_from_2m_to_4m_tokens_as_the_papers_did(planned, tmp_path):
+    which, stages = planned
+    trunk = load_program(load_recipe(which), Home(tmp_path)).trunk()
+    assert trunk.batch * trunk.plan.row == FIRST[which]
+    changes = [(step, batch * trunk.plan.row) for step, batch in trunk.batch_changes]
+    assert changes == ([(round(100e9 / 1_966_080), BATCH)] if which == "minicpm-1.2b" else [])
+    assert {stages[name]["batch_tokens"] for name in ("trunk", "same", "better", "moe")} == {BATCH}
 
 
 def test_sft_takes_6b_tokens_from_1e_3_to_1e_4_and_dpo_follows_a_cosine_from_1e_5_without_the_roles(planned):
@@ -56,7 +72,7 @@ def test_sft_takes_6b_tokens_from_1e_3_to_1e_4_and_dpo_follows_a_cosine_from_1e_
 def test_experts_go_on_for_130000_steps_of_4m_tokens_and_have_the_papers_size(planned):
     name, stages = planned
     moe = stages["moe"]
-    assert spans(moe) == (261_000, 261_000 + 130_000)
+    assert spans(moe) == (STABLE[name], STABLE[name] + 130_000)
     assert moe["batch_tokens"] == BATCH
     assert moe["tokens"] == pytest.approx(0.51e12, rel=0.01)
     if name == "minicpm-2.4b":
@@ -70,7 +86,7 @@ def test_contexts_grow_from_the_last_stable_checkpoint_to_128k_on_44_percent_lon
     chain = [stages[f"long-{k}k"] for k in (32, 64, 128)]
     assert [stage["row"] for stage in chain] == [32_768, 65_536, 131_072]
     assert {stage["batch_tokens"] for stage in chain} == {BATCH}
-    assert chain[0]["from_step"] == 261_000
+    assert chain[0]["from_step"] == STABLE[name]
     assert [b["from_step"] for b in chain[1:]] == [a["to_step"] for a in chain[:-1]]
     assert [stage["rate"][1] for stage in chain] == pytest.approx([0.01, 0.01, 0.001])
     recipe = load_recipe(name)

@@ -95,8 +95,12 @@ def test_the_released_models_have_exactly_the_published_sizes() -> None:
         shape = recipe.target_shape()
         assert shape is not None
         assert (shape.body, shape.embedding) == (body, embedding)
-        assert recipe.trunk.batch == 3_932_160 == 960 * recipe.model.row
-        assert recipe.trunk.tokens == Length(279_500, "steps")
+        batches = [recipe.trunk.batch, *(change.batch for change in recipe.trunk.batch_schedule)]
+        assert batches[-1] == 3_932_160 == 960 * recipe.model.row
+        assert batches[:-1] == ([1_966_080] if name == "1.2b" else [])
+        assert recipe.trunk.tokens == (
+            Length(279_500, "steps") if name == "2.4b" else Length(279_500 * 3_932_160, "tokens")
+        )
         for branch in (recipe.branch[name] for name in recipe.decays):
             assert (branch.tokens, branch.half_life) == (Length(18_500, "steps"), Length(5_000, "steps"))
         assert recipe.optimizer.lr == 0.01
