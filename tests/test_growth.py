@@ -90,6 +90,9 @@ def test_a_mixture_is_trained_scored_sampled_and_exported_like_any_branch(folder
     assert 0 < result["scores"]["plain"]["bits_per_byte"] < 20
     config = json.loads((home.program("grown") / "exports" / stage.folder_name / "config.json").read_text())
     assert config["model_type"] == "mixtral"
+    page = (home.program("grown") / "report.html").read_text(encoding="utf-8")
+    assert "Which experts the tokens went to" in page
+    assert "“mixture” has 4 experts in each layer" in page
 
 
 LONGER = (
@@ -148,6 +151,7 @@ def test_a_longer_context_is_trained_measured_exported_and_shown(folder, monkeyp
     assert 0 < found["short"]["plain"]["after"] < 20
     assert found["positions"]["plain"][0]["from"] == 0
     assert found["positions"]["plain"][0]["tokens"] > 0
+    assert all(0 < part["before"] < 20 and part["before"] != part["loss"] for part in found["positions"]["plain"])
     cells = [(cell["task"], cell["length"], cell["depth"]) for cell in found["retrieval"]]
     lengths = {cell["length"] for cell in found["retrieval"]}
     assert len(cells) == len(set(cells)) == 3 * len(lengths) * 5
