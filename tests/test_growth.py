@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from windtunnel import desk as desk_module
+from windtunnel.base.errors import RecipeError
 from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.pipeline import run
@@ -74,6 +75,17 @@ def test_a_mixture_branch_is_the_stage_that_its_table_says(folder):
     assert 16 in trunk.keep
     assert type(stage).from_dict(json.loads(json.dumps(stage.to_dict()))) == stage
     assert program.recipe.forecast_branch == "same"
+
+
+def test_an_inner_width_that_a_gpu_cannot_group_is_refused_before_anything_is_read(folder):
+    text = RECIPE.replace('size = "0.02M"', "shape = { width = 32, layers = 2, ff = 100 }")
+    (folder / "odd.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match="expected a multiple of 8 for the experts of branch.mixture, got 100; write 104"
+    ):
+        load_recipe(folder / "odd.toml")
+    (folder / "odd.toml").write_text(text.replace("100", "104").replace("count = 4", "count = 3"), encoding="utf-8")
+    assert Program(load_recipe(folder / "odd.toml")).branch("mixture").shape.experts == 3
 
 
 @pytest.mark.slow
