@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from windtunnel import desk as desk_module
+from windtunnel.base.errors import RecipeError
 from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.pipeline import run
@@ -76,6 +77,17 @@ def test_a_mixture_branch_is_the_stage_that_its_table_says(folder):
     assert program.recipe.forecast_branch == "same"
 
 
+def test_an_inner_width_that_a_gpu_cannot_group_is_refused_before_anything_is_read(folder):
+    text = RECIPE.replace('size = "0.02M"', "shape = { width = 32, layers = 2, ff = 100 }")
+    (folder / "odd.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        RecipeError, match="expected a multiple of 8 for the experts of branch.mixture, got 100; write 104"
+    ):
+        load_recipe(folder / "odd.toml")
+    (folder / "odd.toml").write_text(text.replace("100", "104").replace("count = 4", "count = 3"), encoding="utf-8")
+    assert Program(load_recipe(folder / "odd.toml")).branch("mixture").shape.experts == 3
+
+
 @pytest.mark.slow
 def test_a_mixture_is_trained_scored_sampled_and_exported_like_any_branch(folder, monkeypatch):
     monkeypatch.setattr(desk_module, "has_compiler", lambda: False)
@@ -90,6 +102,9 @@ def test_a_mixture_is_trained_scored_sampled_and_exported_like_any_branch(folder
     assert 0 < result["scores"]["plain"]["bits_per_byte"] < 20
     config = json.loads((home.program("grown") / "exports" / stage.folder_name / "config.json").read_text())
     assert config["model_type"] == "mixtral"
+    page = (home.program("grown") / "report.html").read_text(encoding="utf-8")
+    assert "Which experts the tokens went to" in page
+    assert "“mixture” has 4 experts in each layer" in page
 
 
 LONGER = (
@@ -148,6 +163,7 @@ def test_a_longer_context_is_trained_measured_exported_and_shown(folder, monkeyp
     assert 0 < found["short"]["plain"]["after"] < 20
     assert found["positions"]["plain"][0]["from"] == 0
     assert found["positions"]["plain"][0]["tokens"] > 0
+    assert all(0 < part["before"] < 20 and part["before"] != part["loss"] for part in found["positions"]["plain"])
     cells = [(cell["task"], cell["length"], cell["depth"]) for cell in found["retrieval"]]
     lengths = {cell["length"] for cell in found["retrieval"]}
     assert len(cells) == len(set(cells)) == 3 * len(lengths) * 5

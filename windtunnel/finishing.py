@@ -102,7 +102,10 @@ def _context(
             for when, one in (("before", earlier), ("after", model))
         }
         out["short"][name] = both
-        out["positions"][name] = loss_by_position(model, heldout, row, tokens)
+        parts = {when: loss_by_position(with_positions(one, row), heldout, row, tokens)
+                 for when, one in (("before", earlier), ("after", model))}  # fmt: skip
+        known = {part["from"]: part["loss"] for part in parts["before"]}
+        out["positions"][name] = [{**part, "before": known.get(part["from"])} for part in parts["after"]]
     if items:
         least = least_length(tokenizer)
         lengths = [length for length in (row // 8, row // 4, row // 2, row, 2 * row) if length >= least]

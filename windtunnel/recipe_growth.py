@@ -16,6 +16,8 @@ class Problem(NamedTuple):
     fix: str = ""
 
 
+_ALIGNED = 8
+"""Values of bf16 in 16 bytes; widths are multiples of the head dimension anyway."""
 _ONLY = {"experts": ("moe",), "context": ("long",), "stable": ("moe", "long")}
 _WORDS = {"experts": "experts", "context": "a longer context", "stable": "a stable part"}
 
@@ -32,6 +34,11 @@ def growth(recipe: Recipe) -> Iterator[Problem]:
         if branch.experts is not None and branch.experts.top_k > branch.experts.count:
             problem = f"expected at most the {branch.experts.count} experts, got {branch.experts.top_k}"
             yield Problem(f"{key}.experts.top_k", problem, "a token passes through that many")
+        inner = recipe.model.shape.ff if recipe.model.shape else None
+        if branch.kind == "moe" and inner is not None and inner % _ALIGNED:
+            fix = f"write {-(-inner // _ALIGNED) * _ALIGNED}: a GPU's grouped products divide rows by 16 bytes"
+            problem = f"expected a multiple of {_ALIGNED} for the experts of branch.{name}, got {inner}"
+            yield Problem("model.shape.ff", problem, fix)
         if branch.kind == "long":
             yield from _longer(recipe, name)
 

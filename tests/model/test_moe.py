@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from windtunnel.base.errors import RecipeError
 from windtunnel.model.family import FAMILIES
-from windtunnel.model.moe import Experts, expert_counts
+from windtunnel.model.moe import Decisions, Experts, expert_counts
 from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import KeyValueCache, Transformer
@@ -84,9 +84,9 @@ def test_no_token_is_dropped_where_all_of_them_choose_the_same_experts():
     with torch.no_grad():
         block.bias[3], block.bias[5] = 1e4, 2e4
     x_BTD = torch.randn(2, 40, 32, generator=torch.Generator().manual_seed(1))
-    routing = []
-    out = block(x_BTD, routing)
-    logits_NE, chosen_NK = routing[0]
+    decisions = Decisions()
+    out = block(x_BTD, decisions)
+    logits_NE, chosen_NK = decisions.routing[0]
     assert set(chosen_NK.flatten().tolist()) == {3, 5}
     assert expert_counts(chosen_NK, 8).tolist() == [0, 0, 0, 80, 0, 80, 0, 0]
     weights = logits_NE[:, [3, 5]].softmax(-1)  # the bias chooses and does not weigh

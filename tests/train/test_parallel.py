@@ -19,6 +19,7 @@ from windtunnel.base.artefact import read_json, read_manifest
 from windtunnel.corpus.loader import Loader
 from windtunnel.train.checkpoint import load_model
 from windtunnel.train.folder import RESULT, checkpoint_path, steps_saved
+from windtunnel.train.growth import Balance
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.stage import Stage
@@ -158,3 +159,14 @@ def test_slices_of_another_world_size_never_reach_a_checkpoint(tmp_path, eager, 
     (left / "weights-7.json").write_text("{}", encoding="utf-8")
     run_stage(stage, tmp_path / "run", {"tiny": tiny_corpus}, Workshop(eager))
     assert not left.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", [4, 3])
+def test_experts_need_not_divide_among_processes(tmp_path, eager, make_trunk, tiny_corpus, experts):
+    stage = make_trunk(6, (4,), balance=Balance())
+    stage = replace(stage, shape=replace(stage.shape, experts=experts, top_k=2))
+    run_stage(stage, tmp_path / "one", {"tiny": tiny_corpus}, Workshop(eager))
+    train(tmp_path / "two", stage, tiny_corpus)
+    np.testing.assert_allclose(series(tmp_path / "two"), series(tmp_path / "one"), atol=1e-4)
+    close(tmp_path / "one", tmp_path / "two", 6)

@@ -23,6 +23,13 @@ Routing = list[tuple[Tensor, Tensor]]
 """What the routers of one forward pass decided, a pair for each layer: logits_NE and the chosen experts_NK."""
 
 
+class Decisions:
+    """Receives what the routers of one forward pass decide. An object of its own: sharding hands layers copies of plain lists."""
+
+    def __init__(self) -> None:
+        self.routing: Routing = []
+
+
 class Router(nn.Module):
     """One logit for each expert, in fp32 at least. A module of its own, so that sharding can leave it in fp32."""
 
@@ -54,17 +61,17 @@ class Experts(nn.Module):
         self.down = tag(nn.Parameter(torch.empty(e, d, f, device=device)), Role.HIDDEN)
         self.register_buffer("bias", torch.zeros(e, device=device))
 
-    def forward(self, x_BTD: Tensor, routing: Routing | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, decisions: Decisions | None = None) -> Tensor:
         """Args:
         x_BTD: normalised stream.
-        routing: receives this layer's decisions.
+        decisions: receives this layer's.
         """
         x_ND = x_BTD.flatten(0, -2)
         logits_NE = self.router(x_ND)
         chosen_NK = (logits_NE + self.bias).topk(self.top_k, dim=-1).indices
         weights_NK = logits_NE.gather(1, chosen_NK).softmax(-1).to(x_ND.dtype)
-        if routing is not None:
-            routing.append((logits_NE, chosen_NK))
+        if decisions is not None:
+            decisions.routing.append((logits_NE, chosen_NK))
         order_M = chosen_NK.flatten().argsort(stable=True)
         back_M = order_M.argsort()
         ends_E = expert_counts(chosen_NK, len(self.bias)).cumsum(0).to(torch.int32)

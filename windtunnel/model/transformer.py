@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from windtunnel.model.attention import Backend, attend, attention_backend, document_mask
 from windtunnel.model.chunked import summed_cross_entropy
-from windtunnel.model.moe import Experts, Routing
+from windtunnel.model.moe import Decisions, Experts, Routing
 from windtunnel.model.parametrization import Parametrization, Role, named_roles, tag
 from windtunnel.model.rope import position_tables
 from windtunnel.model.shape import Shape
@@ -127,7 +127,7 @@ class Layer(nn.Module):
     def forward(self, h_BTD: Tensor, place: Place, layer: int) -> Tensor:
         h_BTD = h_BTD + self.attention(self.attention_norm(h_BTD), place, layer) * place.residual
         x_BTD = self.mlp_norm(h_BTD)
-        mixed = self.mlp(x_BTD, place.routing) if isinstance(self.mlp, Experts) else self.mlp(x_BTD)
+        mixed = self.mlp(x_BTD, place.decisions) if isinstance(self.mlp, Experts) else self.mlp(x_BTD)
         return h_BTD + mixed * place.residual
 
 
@@ -141,7 +141,7 @@ class Place:
     mask: Any
     backend: Backend
     cache: KeyValueCache | None
-    routing: Routing | None = None
+    decisions: Decisions | None = None
 
 
 def _run(layer: nn.Module, h_BTD: Tensor, place: Place, number: int) -> Tensor:
@@ -152,13 +152,13 @@ def _recomputed(layer: nn.Module, h_BTD: Tensor, place: Place, number: int) -> T
     """A layer that keeps nothing but its input for the backward pass."""
 
     def block(h_BTD: Tensor) -> tuple[Tensor, ...]:
-        own: Routing = []  # its decisions come back as outputs: computing them again must not list them twice
-        out_BTD = layer(h_BTD, replace(place, routing=own), number)
-        return (out_BTD, *(own[0] if own else ()))
+        own = Decisions()  # they come back as outputs: computing them again must not list them twice
+        out_BTD = layer(h_BTD, replace(place, decisions=own), number)
+        return (out_BTD, *(own.routing[0] if own.routing else ()))
 
     out_BTD, *decided = checkpoint(block, h_BTD, use_reentrant=False, preserve_rng_state=False)
-    if decided and place.routing is not None:
-        place.routing.append((decided[0], decided[1]))
+    if decided and place.decisions is not None:
+        place.decisions.routing.append((decided[0], decided[1]))
     return out_BTD
 
 
@@ -259,7 +259,7 @@ class Transformer(nn.Module):
 
     def hidden(
         self, tokens_BT: Tensor, documents_BT: Tensor | None = None, cache: KeyValueCache | None = None,
-        routing: Routing | None = None,
+        decisions: Decisions | None = None,
     ) -> Tensor:  # fmt: skip
         """What the head multiplies: norm(h_L) times the logit multiplier, in the compute dtype.
 
@@ -268,7 +268,7 @@ class Transformer(nn.Module):
             documents_BT: number of each position's document within its row, ascending; tokens see only their own document.
                 None means that a row is one document.
             cache: decode on from the positions it holds, and add these; excludes ``documents_BT``.
-            routing: a list that receives what each layer's router decided.
+            decisions: receives what each layer's router decided.
         """
         length = tokens_BT.shape[1]
         start = 0 if cache is None else cache.used
@@ -278,7 +278,7 @@ class Transformer(nn.Module):
             position = torch.arange(start + length, device=tokens_BT.device)
             mask = position[start:, None] >= position[None, :]
         cos_TK, sin_TK = self._positions(start, length, start + length if cache is None else cache.length)
-        place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache, routing)
+        place = Place(cos_TK, sin_TK, self.residual_multiplier, mask, backend, cache, decisions)
         weight = self.embedding.weight
         h_BTD = F.embedding(tokens_BT, weight).to(self.compute_dtype or weight.dtype) * self.embedding_multiplier
         run = _recomputed if self.recompute and cache is None and torch.is_grad_enabled() else _run
@@ -312,15 +312,15 @@ class Transformer(nn.Module):
         self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None
     ) -> tuple[Tensor, Routing]:
         """Cross-entropy in nats summed over the scored targets, its logits made a chunk at a time, and what routers decided."""
-        routing: Routing = []
-        h_ND = self.hidden(tokens_BT, documents_BT, routing=routing).flatten(0, 1)
+        decisions = Decisions()
+        h_ND = self.hidden(tokens_BT, documents_BT, decisions=decisions).flatten(0, 1)
         head = self.embedding if self.head is None else self.head
-        return summed_cross_entropy(h_ND, head.weight, targets_BT.flatten(), self.shape.vocab), routing
+        return summed_cross_entropy(h_ND, head.weight, targets_BT.flatten(), self.shape.vocab), decisions.routing
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         return self.logits(self.hidden(tokens_BT, documents_BT))
 
     def routed(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
         """Logits, and what each layer's router decided."""
-        routing: Routing = []
-        return self.logits(self.hidden(tokens_BT, documents_BT, routing=routing)), routing
+        decisions = Decisions()
+        return self.logits(self.hidden(tokens_BT, documents_BT, decisions=decisions)), decisions.routing

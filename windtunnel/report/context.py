@@ -13,7 +13,7 @@ from windtunnel.report.svg import SHADES, Canvas
 @dataclass(frozen=True)
 class LongContext:
     """One long branch. ``short`` has a corpus, bits per byte before and after in short rows; ``positions`` a corpus and its
-    parts (from, to, nats a token, tokens); ``cells`` the retrieval by task."""
+    parts (from, to, nats a token before and after, tokens); ``cells`` the retrieval by task."""
 
     name: str
     row: int

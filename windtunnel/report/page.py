@@ -24,6 +24,7 @@ from windtunnel.report import (
     by_corpus,
     context,
     curves,
+    experts,
     figures,
     mixtures,
     programme,
@@ -99,6 +100,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "law": _law(forecasts),
         "scale": _scale(book, program),
         "training": _training(book, runs),
+        "experts": _experts(book, runs),
         "decay": _decay(book, runs),
         "mixture": _mixture(book, program),
         "answers": _answers(book, program, runs),
@@ -131,6 +133,7 @@ _TITLES = {
     "law": ("Law", "The law and its points"),
     "scale": ("By corpus", "The law corpus by corpus"),
     "training": ("Trunk and branches", "The trunk and its branches"),
+    "experts": ("Experts", "Which experts the tokens went to"),
     "decay": ("Decay data", "What the decay data did"),
     "mixture": ("Mixture", "Which shares of which corpora"),
     "answers": ("Answers", "What post-training changed"),
@@ -257,6 +260,12 @@ def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
     limbs = programme.read_limbs(book, runs)
     figure = Pair.of(lambda width: curves.tree_figure(limbs, width)) if any(limb.loss for limb in limbs) else None
     return macro("training", programme.read_tree(runs), figure)
+
+
+def _experts(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
+    found = experts.read_loads(book, runs)
+    shown = [(one, Pair.of(partial(experts.load_figure, one))) for one in found]
+    return macro("experts", shown) if shown else None
 
 
 def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
