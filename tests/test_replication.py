@@ -6,17 +6,21 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from windtunnel import desk as desk_module
-from windtunnel import replication, replication_data, replication_sft
+from windtunnel import replication, replication_data, replication_design, replication_sft
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.finishing import VERBS
 from windtunnel.home import Home
+from windtunnel.laws.curve_law import Curve
+from windtunnel.laws.design import rates_of
 from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.replication import replicate
 from windtunnel.replication_claims import CLAIMS
@@ -134,12 +138,22 @@ def planted(monkeypatch) -> Callable[[World], list[Stage]]:
 
         monkeypatch.setattr(replication_sft, "finishing", answer)
         monkeypatch.setattr(desk_module.Desk, "train", train)
+        monkeypatch.setattr(replication_design, "recorded", lambda lab, stage, stretch: recorded(stage, world))
         monkeypatch.setattr(
             replication_data, "watch", lambda home, program, stage: watched(stage, world is papers_world)
         )
         return asked
 
     return plant
+
+
+def recorded(stage: Stage, world: World) -> Curve:
+    """The loss along a run of a planted world, with a little noise."""
+    first = stage.start.step if stage.start else stage.steps // 10
+    at = np.unique(np.linspace(first + 1, stage.steps, 16).round().astype(np.int64))
+    noise = 1 + 2e-4 * np.sin(7.0 * at + stage.steps)
+    losses = np.array([world(replace(stage, steps=int(step))) for step in at]) * noise
+    return Curve(stage.name, rates_of(stage.schedule, stage.optimizer.learning_rate, stage.steps), at, losses)
 
 
 def watched(stage: Stage, papers: bool) -> dict[str, Any]:
@@ -265,6 +279,27 @@ def test_table_1_asks_a_model_once_and_says_what_the_recipe_lacks(folder, tmp_pa
     view = replicate(load_recipe(folder / "plain.toml"), tmp_path, size="tiny", claims=["two-stage-sft"], quiet=True)
     (fact,) = view.data["claims"]
     assert (fact["verdict"], fact["notes"]) == ("cannot tell", ["the recipe has no sft branch"])
+
+
+def test_the_designed_decay_is_fitted_on_the_tuning_seed_and_meets_rivals_with_rates_of_their_own(
+    folder, tmp_path, planted
+):
+    asked = planted(papers_world)
+    (fact,) = replicate(again(folder), tmp_path, size="tiny", claims=["designed"], quiet=True).data["claims"]
+    assert fact["verdict"] == "holds"
+    assert {"wsd", "cosine", "designed", "linear"} <= set(fact["rates"])
+    own = {stage.key: stage for stage in asked if stage.seed in fact["seeds"]}.values()
+    kinds = {word: [s for s in own if f"-{word}-" in s.name] for word in ("designed", "linear", "cosine")}
+    assert len(kinds["designed"]) == len(kinds["linear"]) == 3
+    assert {s.tokens for s in kinds["designed"]} == {s.tokens for s in kinds["linear"]} == {kinds["cosine"][-1].tokens}
+    assert {(s.schedule.form, s.schedule.floor) for s in kinds["linear"]} == {("linear", 0.1)}
+    behind = [s for s in asked if s.seed == 3 and s.kind == "decay"]
+    assert {s.own_steps for s in behind} == {round(share * behind[0].steps) for share in (0.1, 0.3)}
+    assert not {s.key for s in behind} & {s.key for s in own}, "the law has seen no judged run"
+    assert "the law promised" in fact["notes"][0]
+    planted(flat_world)
+    (flat,) = replicate(again(folder), tmp_path / "b", size="tiny", claims=["designed"], quiet=True).data["claims"]
+    assert flat["verdict"] == "cannot tell"
 
 
 @pytest.mark.slow

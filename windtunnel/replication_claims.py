@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from windtunnel.replication_data import data_law, dynamics, more_data, two_stage
+from windtunnel.replication_design import designed
 from windtunnel.replication_found import Claim
 from windtunnel.replication_schedules import cosine, decay, onward, rate, wsd
 from windtunnel.replication_sft import two_stage_sft
@@ -18,6 +19,12 @@ CLAIMS: Mapping[str, Claim] = {
         ),
         Claim("wsd", "section 4.2, figure 5", "WSD ends at or below the cosine with T = S.", wsd),
         Claim("decay", "section 4.2, figure 5", "The loss drops in the decay; 10 % is enough, 2.5 % is not.", decay),
+        Claim(
+            "designed",
+            "arXiv 2408.11029, not in the paper",
+            "A decay designed by the law of curves beats a linear tenth and does not lose to a cosine.",
+            designed,
+        ),
         Claim(
             "continue", "section 4.2, figure 5", "The stable checkpoint goes on and matches a longer cosine.", onward
         ),

@@ -11,6 +11,7 @@ from windtunnel.base.units import Length
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.desk import Desk, Result
 from windtunnel.growth import posttrained
+from windtunnel.laws.design import DecayRule
 from windtunnel.model.family import FAMILIES
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.setting import Mixture
@@ -69,15 +70,18 @@ class Lab:
         rate = self.tuned(kind)
         return [self.model(size or self.scale.model, seed, rate) for seed in self.seeds]
 
-    def tuned(self, kind: str) -> float:
-        """The best base rate of a schedule, ``wsd`` or ``cosine``, at one length, from a grid that grows around it."""
+    def tuned(self, kind: str, rule: DecayRule | None = None) -> float:
+        """The best base rate of a schedule, ``wsd``, ``cosine`` or a ``rule``, at one length, from a grid that grows around it.
+
+        ``kind`` names the schedule in what is kept; asked again, the rule may be left out.
+        """
         if kind not in self.rates:
             grid: dict[int, list[float | None]] = {}
             for _ in range(_ROUNDS):
                 todo = next_rates(grid, _FIRST)
                 if not todo:
                     break
-                stages = {k: self._whole(kind, k) for k in todo}
+                stages = {k: self._whole(kind, k, rule) for k in todo}
                 self.train(f"tune the rate of {kind}", list(stages.values()))
                 grid |= {k: [_known(self.loss(stage))] for k, stage in stages.items()}
             best = best_rate(grid)
@@ -90,8 +94,8 @@ class Lab:
     def _rate(self, k: int) -> float:
         return rate_at(self.program.setting().optimizer.learning_rate, _SPACING, k)
 
-    def _whole(self, kind: str, k: int) -> Stage:
-        return self.model(self.scale.model, self.program.recipe.seed, self._rate(k)).whole(kind, TUNED_AT)
+    def _whole(self, kind: str, k: int, rule: DecayRule | None) -> Stage:
+        return self.model(self.scale.model, self.program.recipe.seed, self._rate(k)).whole(kind, TUNED_AT, rule)
 
     def train(self, title: str, stages: Sequence[Stage]) -> None:
         """Trains what is not done, parents before what grows from them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from windtunnel.base.errors import UserError
+from windtunnel.laws.design import DecayRule
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Mixture, Setting
@@ -129,11 +130,13 @@ class Model:
         stage = replace(trunk, steps=at + steps, start=Start(trunk.key, at))
         return replace(self.scored(stage, f"{self.name}-stable-{length:g}N"), save_final=False)
 
-    def whole(self, kind: str, length: float) -> Stage:
-        """A run of its own from warmup to end, for the tuning of a rate: ``wsd`` or ``cosine``. Leaves no checkpoint."""
+    def whole(self, kind: str, length: float, rule: DecayRule | None = None) -> Stage:
+        """A run of its own from warmup to end: ``wsd``, ``cosine``, or a decay of another name by a rule. No checkpoint."""
         at, decay = self.split(length)
         schedule = Schedule(warmup=self.warm.warmup, stable_end=at, decay_steps=decay)
         if kind == "cosine":
             schedule = Schedule(warmup=self.warm.warmup, decay_steps=at + decay, kind="cosine")
+        if rule is not None:
+            schedule = rule.schedule(at + decay, self.warm.warmup)
         stage = replace(trunk_stage("x", self.shape, self.warm, at + decay), schedule=schedule)
         return replace(self.scored(stage, f"{self.name}-{kind}-{length:g}N"), save_final=False)
