@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from windtunnel import cli, scale_study
@@ -183,6 +184,62 @@ def test_a_failed_run_is_named_and_left_out(fill: Callable[..., Path], recipe: R
     book = LabBook(home / "labbook.sqlite", readonly=True)
     _, _, left = study_points(book, "p", "body")
     assert left == ["proxy-0.1M-1: not finite"]
+
+
+def test_below_six_trunks_the_optimum_has_intervals_that_cover_planted_worlds() -> None:
+    """Three trunks of one seed each; noise of .2 %, half of it shared by the branches of a trunk."""
+    truth = LossLaw("additive", {"C_N": 5.0, "alpha": 0.3, "C_D": 9.0, "beta": 0.3, "L0": 0.4}, (1, 1), (1, 1))
+    sizes, lengths, budget = (2.4e4, 5.3e4, 9.5e4), (4e5, 8e5, 1.6e6), 1e13
+    n, d = truth.optimum(budget)
+    inside, widths = [], []
+    for draw in range(20):
+        rng = np.random.default_rng(draw)
+        points: list[Point] = []
+        for size in sizes:
+            level = 0.0014 * rng.normal()
+            points += [
+                Point(size, length, truth.predict(size, length) * math.exp(level + 0.0014 * rng.normal()), f"{size}")
+                for length in lengths
+            ]
+        one = law_of("wiki", points, budget)
+        assert sum(one.weights.values()) == pytest.approx(1)
+        assert one.sizes90[0] < one.best[0] < one.sizes90[1]
+        assert one.ratio[1] < one.ratio[0] < one.ratio[2]
+        inside.append(one.sizes90[0] <= n <= one.sizes90[1] and one.lengths90[0] <= d <= one.lengths90[1])
+        widths.append(math.log(one.sizes90[1] / one.sizes90[0]) / 2)
+    assert 15 <= sum(inside) <= 20
+    assert np.mean(widths) < 1.0
+
+
+def test_the_interval_grows_with_the_budget_and_forms_are_weighed_by_sizes_left_out() -> None:
+    truth = LossLaw("coupled", {"N_c": 5e5, "D_c": 1.2e7, "alpha_N": 0.2, "alpha_D": 0.22}, (1, 1), (1, 1))
+    points = [
+        Point(n, d, truth.predict(n, d, force=True), f"{n}")
+        for n in (2.4e4, 5.3e4, 9.5e4, 2e5)
+        for d in (4e5, 8e5, 1.6e6)
+    ]
+    near, far = law_of("wiki", points, 1e13), law_of("wiki", points, 1e16)
+    assert max(near.weights, key=near.weights.__getitem__) == "coupled"
+    assert near.weights["additive"] < 0.2
+    assert near.best[0] == pytest.approx(truth.optimum(1e13)[0], rel=0.15)
+    assert near.loss(1e5, 1e6) == pytest.approx(truth.predict(1e5, 1e6, force=True), rel=0.005)
+    assert far.sizes90[1] / far.sizes90[0] > near.sizes90[1] / near.sizes90[0]
+
+
+def test_the_law_says_which_batch_and_base_learning_rate_it_is_for(
+    fill: Callable[..., Path], recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = fill()
+    data = scale(recipe, home).data
+    assert {(one["law"]["batch"], one["law"]["base_lr"]) for one in data["laws"]} == {(128, 0.01)}
+    words = "for batches of 128 tokens at a base learning rate of 0.01"
+    assert cli._run(["law", "scale", str(recipe.base / "p.toml"), "--home", str(home)]) == 0
+    assert words in " ".join(capsys.readouterr().out.split())
+    path = Home(home).program("p") / "laws" / "scale-wiki.json"
+    assert cli._run(["law", "predict", "--law", str(path), "--flops", "1e13"]) == 0
+    assert words in capsys.readouterr().out
+    assert cli._run(["law", "predict", "--law", "minicpm-average", "--flops", "1e21"]) == 0
+    assert "base learning rate" not in capsys.readouterr().out, "the paper's fits are for no one setting"
 
 
 def test_exact_costs_pass_through_the_known_shapes() -> None:

@@ -159,6 +159,8 @@ class Prediction:
     inference_tokens: float = 0.0
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     notes: tuple[str, ...] = ()
+    setting: str = ""
+    """The batch and base learning rate that the law is for."""
 
     @classmethod
     def of(
@@ -184,7 +186,19 @@ class Prediction:
             fix = "see windtunnel law predict --help"
             raise UserError("law predict", "expected either --flops, or --parameters and --tokens", fix)
         notes = (*law.outside(n, d), *law.warnings)
-        return cls(name, law.unit, n, d, compute, law.predict(n, d, force=True), law.counts, served, intervals, notes)
+        return cls(
+            name,
+            law.unit,
+            n,
+            d,
+            compute,
+            law.predict(n, d, force=True),
+            law.counts,
+            served,
+            intervals,
+            notes,
+            law.setting,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -193,6 +207,7 @@ class Prediction:
             "counts": self.counts, "inference_tokens": self.inference_tokens,
             "inference_flops": 2 * self.parameters * self.inference_tokens,
             "intervals": {key: list(value) for key, value in self.intervals.items()}, "notes": list(self.notes),
+            "setting": self.setting,
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -209,6 +224,8 @@ class Prediction:
             ]
             lines.append(f"  90 %: {', '.join(shown)}")
         lines.append(f"  N counts {_COUNTED[self.counts]}; FLOPs are 6ND")
+        if self.setting:
+            lines.append(f"  the law is {self.setting}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 

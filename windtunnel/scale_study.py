@@ -6,6 +6,7 @@ The runs are those of the recipe's scaling study; what is trained already is not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from windtunnel.study import AVERAGE
 from windtunnel.views import View, line, table
 
 Row = Mapping[str, Any]
+_UNLIKE = "note: the runs differ in batch or base learning rate: the law is for none of them alone"
 
 
 def scale(
@@ -110,6 +112,10 @@ def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, bu
         several["all held-out"] = averaged(points, dict.fromkeys(points, 1.0))
     asked = float(parse_count(budget, "--flops")) if budget else _ten_times(several, cost)
     found = [law_of(name, part, asked, cost=cost, counts=counts) for name, part in several.items()]
+    settings = {(r["config"]["batch"] * length, r["config"]["optimizer"]["learning_rate"]) for r in rows}
+    if len(settings) == 1:
+        ((batch, rate),) = settings
+        found = [replace(one, law=replace(one.law, batch=batch, base_lr=rate)) for one in found]
     saved = _saved(rows, length)
     folder = Home(home).program(recipe.name) / "laws"
     for one in found:
@@ -156,9 +162,7 @@ def _map(one: CorpusLaw, cost: Cost) -> str:
     pairs = [(p.parameters, p.tokens) for p in one.points]
     target = {f"best at {si(cost(n) * d)}FLOPs": (n, d)}
     unit = f"{one.law.unit} on {one.corpus}"
-    return contour_figure(
-        lambda a, b: one.law.predict(a, b, force=True), pairs, one.line, band=band, target=target, unit=unit
-    )
+    return contour_figure(one.loss, pairs, one.line, band=band, target=target, unit=unit)
 
 
 def _view(
@@ -172,19 +176,24 @@ def _view(
         errors = ", ".join(f"{form} {100 * one.held_out[form]:+.2f} %" for form in several)
         rows.append((
             one.corpus, f"{c['alpha']:.3f}", f"{c['beta']:.3f}", f"{c['L0']:.3f}", f"{100 * one.law.residual:.2f} %",
-            si(one.best[0]), si(one.best[1]), f"{ratio:.3g} [{low:.3g}, {high:.3g}]", errors,
+            _with(one.best[0], one.sizes90), _with(one.best[1], one.lengths90), f"{ratio:.3g} [{low:.3g}, {high:.3g}]", errors,
         ))  # fmt: skip
     columns = ("corpus", "α", "β", "L0", "residual", "N", "D", "D/N", "largest size, left out")
     title = f"C_N N^-α + C_D D^-β + L0 in nats per byte; best use of {si(budget)}FLOPs (N: {counts}, FLOPs: {flops})"
     parts: list[RenderableType] = [
         table(columns, rows, title=title, right=(1, 2, 3, 4, 5, 6)),
-        line(f"D/N: {found[0].interval}"),
+        line(f"N, D and D/N: {found[0].interval}"),
+        line(f"the law is {setting}" if (setting := found[0].law.setting) else _UNLIKE),
     ]
     warnings = dict.fromkeys(text for one in found for text in one.law.warnings)
     notes = (*warnings, *_reach(found), *(f"left out: {text}" for text in left))
     parts += [line(f"note: {text}") for text in notes]
     parts += [line(str(saved)), line(cost_line(data["cost"])), line(f"laws and maps: {folder}")]
     return View({**data, "warnings": list(warnings)}, tuple(parts))
+
+
+def _with(value: float, interval: tuple[float, float]) -> str:
+    return f"{si(value)} [{si(interval[0])}, {si(interval[1])}]"
 
 
 def _reach(found: Sequence[CorpusLaw]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from windtunnel.base.errors import ArtefactError
 from windtunnel.laws.fit import LawError
-from windtunnel.laws.forecast import Forecast, Interval, forecast, freeze, read_forecast, score
+from windtunnel.laws.forecast import Forecast, Interval, forecast, freeze, read_forecast, score, unlike_setting
 from windtunnel.laws.heldout import seed_noise
 from windtunnel.laws.loss import LossLaw
 from windtunnel.laws.points import Point
@@ -110,6 +110,17 @@ def test_beyond_ten_times_the_coupled_form_is_left_out_unless_forced() -> None:
     assert "coupled" in {f.law.form for f in forecast(points, 1.2e6, 6.4e6, force=True).forms}
     with pytest.raises(LawError, match="no form may extrapolate"):
         forecast(points, 1.2e6, 6.4e6, forms=("coupled",))
+
+
+def test_a_setting_unlike_the_proxies_is_named_with_its_factor_and_one_alike_is_not() -> None:
+    proxies = [(4096, 0.01), (4096, 0.01)]
+    assert unlike_setting(4096, 0.01, proxies) == []
+    batch, rate = unlike_setting(16384, 0.005, proxies)
+    assert batch == "the target's batch of 16.4k tokens is 4× that of the proxies, for which the law is"
+    assert rate == "the target's base learning rate of 0.005 is 0.5× that of the proxies, for which the law is"
+    (both,) = unlike_setting(4096, 0.01, [*proxies, (2048, 0.01)])
+    assert "1× to 2×" in both
+    assert not any("batch" in warning for warning in one().warnings)
 
 
 def test_naive_forecasts_are_the_largest_proxy_and_the_line_through_the_last_two() -> None:

@@ -1,9 +1,10 @@
 """L(N, D) corpus by corpus, as in figure 10 of arXiv 2404.06395: what each one says about the best size, and how well known.
 
-Each corpus gets the additive law (the paper's), its constants, and the compute-optimal N and D of a budget. With six or more
-independent trunks the interval of an optimum comes from a bootstrap over trunks; with fewer it is the range over the forms of
-law, which is narrower than what is not known and says so. How well each form predicts the largest size without having seen it
-stands beside it: the form that does best there is named.
+Each corpus gets the additive law (the paper's), its constants, and the compute-optimal N and D of a budget. That optimum is the
+mean (in logs) of what all forms of law say, weighted by how well each predicts the sizes that it was not fitted on, and its 90 %
+interval is combined as in ``forecast``: what seed noise makes of the constants (with six or more independent trunks a
+bootstrap over them says that), the spread of the forms, and half of how far the optimum of that budget moves when the largest
+size is left out, which grows with the distance to the points.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from windtunnel.base.units import si
-from windtunnel.laws.fit import LawError
-from windtunnel.laws.forms import FORMS, free_parameters, weak_prior
-from windtunnel.laws.heldout import extrapolate, seed_noise
+from windtunnel.laws.fit import Array, LawError, student_quantile
+from windtunnel.laws.forecast import combined, run_noise, weights_of
+from windtunnel.laws.forms import FORMS, constants_of, free_parameters, weak_prior
+from windtunnel.laws.heldout import Extrapolation, Noise, extrapolate, seed_noise
 from windtunnel.laws.loss import LossLaw, fit_loss_law
 from windtunnel.laws.optimum import FLOPS
 from windtunnel.laws.points import Point, check_points, columns
@@ -39,13 +41,25 @@ class CorpusLaw:
     """Form to mean log error on the largest size when it was left out."""
     best: tuple[float, float]
     """N and D."""
+    sizes90: tuple[float, float]
+    lengths90: tuple[float, float]
+    """90 % intervals of both."""
     ratio: tuple[float, float, float]
     """D/N at the optimum: value, low, high."""
     interval: str
-    """Where the interval comes from."""
+    """Where the intervals come from."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of each form in the optimum."""
+    laws: tuple[LossLaw, ...] = field(default=(), repr=False)
+    """The law of each form, in the order of the weights."""
     points: tuple[Point, ...] = field(default=(), repr=False)
     line: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     """N and D of the best use of rising budgets, three decades around the points."""
+
+    def loss(self, n: float, d: float) -> float:
+        """The weighted mean of the forms."""
+        logs = [math.log(law.predict(n, d, force=True)) for law in self.laws]
+        return math.exp(sum(w * v for w, v in zip(self.weights.values(), logs, strict=True)))
 
     @property
     def best_form(self) -> str:
@@ -56,6 +70,7 @@ class CorpusLaw:
         return {
             "corpus": self.corpus, "law": self.law.to_dict(), "held_out": dict(self.held_out), "best_form": self.best_form,
             "parameters": self.best[0], "tokens": self.best[1], "tokens_per_parameter": list(self.ratio),
+            "parameters90": list(self.sizes90), "tokens90": list(self.lengths90), "weights": dict(self.weights),
             "interval": self.interval, "points": [point.to_dict() for point in self.points],
             "line": [list(pair) for pair in self.line],
         }  # fmt: skip
@@ -94,10 +109,16 @@ def best_use(law: LossLaw, budget: float, cost: Cost = six) -> tuple[float, floa
     if cost is six:
         return law.optimum(budget)
     middle, _ = law.optimum(budget)
-    sizes = middle * np.exp(np.linspace(-7, 7, 561))
+    sizes = middle * np.exp(np.linspace(-7, 7, 141))
     tokens = np.array([budget / cost(float(n)) for n in sizes])
-    index = int(np.argmin(law.losses(sizes, tokens)))
-    return float(sizes[index]), float(tokens[index])
+    losses = law.losses(sizes, tokens)
+    index = int(np.clip(np.argmin(losses), 1, len(sizes) - 2))
+    low, middle_loss, high = losses[index - 1 : index + 2]
+    bend = low - 2 * middle_loss + high
+    # The minimum of a parabola through the three lowest: a grid alone would move in steps.
+    shift = float(np.clip(0.5 * (low - high) / bend, -1, 1)) if bend > 0 else 0.0
+    n = float(sizes[index] * (sizes[1] / sizes[0]) ** shift)
+    return n, budget / cost(n)
 
 
 def law_of(corpus: str, points: Sequence[Point], budget: float, *, cost: Cost = six, counts: str = "body") -> CorpusLaw:
@@ -125,24 +146,71 @@ def law_of(corpus: str, points: Sequence[Point], budget: float, *, cost: Cost = 
             draws=drawn if form == "additive" else 0,
         )  # fmt: skip
         laws[form] = replace(law, warnings=(*law.warnings, *_design(n, d, prior is not None)))
-    largest = np.unique(n)[-1]
-    held_out: dict[str, float] = {}
-    for form in FORMS:
-        if len(np.unique(n)) > 2:
-            held_out[form] = extrapolate(form, points, float(largest), float(d.max()), noise).held_out[-1]
-    law = laws["additive"]
-    best = best_use(law, budget, cost)
-    others = law.drawn() if drawn else list(laws.values())
-    ratios = [t / size for size, t in (best_use(one, budget, cost) for one in others)]
-    low, high = (float(v) for v in np.percentile(ratios, [5, 95])) if drawn else (min(ratios), max(ratios))
-    source = (
-        f"90 %, {trunks} trunks resampled"
-        if drawn
-        else f"range of {len(others)} forms; {trunks} trunks are too few to resample"
-    )
+    middle, _ = best_use(laws["additive"], budget, cost)
+    answers = {form: extrapolate(form, points, middle, budget / cost(middle), noise) for form in FORMS}
+    weights: dict[str, float] = dict(zip(FORMS, weights_of(list(answers.values()), noise), strict=True))
+    held_out = {form: a.held_out[-1] for form, a in answers.items()} if len(np.unique(n)) > 2 else {}
+
+    def best_at(c: float) -> tuple[float, float]:
+        size = math.exp(sum(w * math.log(best_use(laws[form], c, cost)[0]) for form, w in weights.items()))
+        return size, c / cost(size)
+
+    law, best = laws["additive"], best_at(budget)
+    drawn_sizes = [_logs(best_use(one, budget, cost)) for one in law.drawn()] if drawn else []
+    found = _intervals(laws, answers, weights, points, noise, budget, cost, best, drawn_sizes)
+    noises = f"{trunks} trunks resampled" if drawn else f"seed noise ({trunks} trunks are too few to resample)"
+    source = f"90 %: {noises}, spread of the forms by their error on sizes left out, the largest size left out"
     spent = [cost(p.parameters) * p.tokens for p in points]
-    line = tuple(best_use(law, float(c), cost) for c in np.geomspace(min(spent) / 30, max(spent) * 30, 40))
-    return CorpusLaw(corpus, law, held_out, best, (best[1] / best[0], low, high), source, tuple(points), line)
+    line = tuple(best_at(float(c)) for c in np.geomspace(min(spent) / 30, max(spent) * 30, 40))
+    return CorpusLaw(
+        corpus, law, held_out, best, found[0], found[1], (best[1] / best[0], *found[2]), source, weights, tuple(laws.values()),
+        tuple(points), line,
+    )  # fmt: skip
+
+
+def _logs(best: tuple[float, float]) -> Array:
+    """log N, log D and log D/N."""
+    n, d = best
+    return np.log([n, d, d / n])
+
+
+def _intervals(
+    laws: Mapping[str, LossLaw], answers: Mapping[str, Extrapolation], weights: Mapping[str, float], points: Sequence[Point],
+    noise: Noise, budget: float, cost: Cost, best: tuple[float, float], drawn: Sequence[Array],
+) -> list[tuple[float, float]]:  # fmt: skip
+    """90 % intervals of N, D and D/N at the optimum, around ``best``."""
+    w, several = list(weights.values()), list(answers.values())
+    run, freedom = run_noise(several, w, noise, len(points))
+    values = np.stack([_logs(best_use(laws[form], budget, cost)) for form in answers])
+    moved = np.stack([_at(a, a.smaller.theta, budget, cost) - _at(a, a.fitted.theta, budget, cost) for a in several])
+    if drawn:
+        constants = np.tile(np.var(np.stack(drawn), axis=0), (len(several), 1))
+    else:
+        constants = np.stack([_constants(a, points, budget, cost, noise.sd) for a in several]) * run / noise.sd**2
+    # How far the optimum of this budget moves without the largest size already grows with the distance.
+    out: list[tuple[float, float]] = []
+    for i, centre in enumerate(_logs(best)):
+        _, variance = combined(values[:, i].tolist(), constants[:, i].tolist(), (moved[:, i] ** 2).tolist(), w, 1.0)
+        half = student_quantile(freedom, 0.95) * math.sqrt(variance)
+        out.append((math.exp(centre - half), math.exp(centre + half)))
+    return out
+
+
+def _at(answer: Extrapolation, theta: Array, budget: float, cost: Cost) -> Array:
+    """The optimum of a form with these parameters."""
+    law = LossLaw(answer.form, constants_of(answer.form, theta, answer.at), (1, 1), (1, 1))
+    return _logs(best_use(law, budget, cost))
+
+
+def _constants(answer: Extrapolation, points: Sequence[Point], budget: float, cost: Cost, noise: float) -> Array:
+    """Variance of the optimum from seed noise through the fitted constants, by finite differences."""
+    theta = answer.fitted.theta
+    rows: list[Array] = []
+    for i in range(len(theta)):
+        step = np.zeros_like(theta)
+        step[i] = 1e-3
+        rows.append((_at(answer, theta + step, budget, cost) - _at(answer, theta - step, budget, cost)) / 2e-3)
+    return np.array([answer.variance(points, noise, gradient) for gradient in np.stack(rows, axis=1)])
 
 
 def _design(n: Any, d: Any, prior: bool) -> list[str]:

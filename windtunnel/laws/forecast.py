@@ -67,7 +67,7 @@ def forecast(
         raise LawError("forecast", f"no form may extrapolate {reach:.3g}× in N", "fit larger proxies or force it")
     noise = seed_noise(points)
     answers = [extrapolate(form, points, parameters, tokens, noise) for form in allowed]
-    weights = _weights(answers, noise)
+    weights = weights_of(answers, noise)
     ratio = distance_ratio(points, parameters, tokens)
     expected = _combine(answers, weights, noise, ratio, len(points))
     names = [si(size) for size in sorted({float(size) for size in n})]
@@ -108,7 +108,7 @@ def distance_ratio(points: Sequence[Point], parameters: float, tokens: float) ->
     return max(0.5, beyond / math.log(sizes[-1] / sizes[-2]))
 
 
-def _weights(answers: Sequence[Extrapolation], noise: Noise) -> list[float]:
+def weights_of(answers: Sequence[Extrapolation], noise: Noise) -> list[float]:
     """Inverse fourth power of the held-out error, the largest size counting as much as all others together."""
     scores: list[float] = []
     for answer in answers:
@@ -121,18 +121,41 @@ def _weights(answers: Sequence[Extrapolation], noise: Noise) -> list[float]:
 def _combine(
     answers: Sequence[Extrapolation], weights: Sequence[float], noise: Noise, ratio: float, count: int
 ) -> Interval:
-    w = np.array(weights)
-    values = np.array([a.value for a in answers])
-    mean = float(w @ values)
-    spread = float(w @ (values - mean) ** 2)
-    held_out = float(w @ np.array([a.held_out_rms[-1] ** 2 for a in answers]))
-    squares = float(w @ np.array([np.sum(a.fitted.residuals**2) for a in answers]))
+    run, freedom = run_noise(answers, weights, noise, count)
+    mean, variance = combined(
+        [a.value for a in answers], [a.sd**2 * run / noise.sd**2 for a in answers],
+        [a.held_out_rms[-1] ** 2 for a in answers], weights, ratio,
+    )  # fmt: skip
+    return Interval.around(mean, math.sqrt(run + variance + _FLOOR**2), freedom)
+
+
+def run_noise(
+    answers: Sequence[Extrapolation], weights: Sequence[float], noise: Noise, count: int
+) -> tuple[float, float]:
+    """Variance of one run's log loss from seeds and residuals, and the degrees of freedom behind it."""
+    squares = float(np.array(weights) @ np.array([np.sum(a.fitted.residuals**2) for a in answers]))
     # About five constants are fitted; the residuals speak with the weight of four repeats.
     residual = squares / max(count - 5, count / 3)
-    run = (noise.freedom * noise.sd**2 + _RESIDUAL_FREEDOM * residual) / (noise.freedom + _RESIDUAL_FREEDOM)
-    constants = float(w @ np.array([a.sd**2 for a in answers])) * run / noise.sd**2
-    variance = run + _CONSTANTS_SHARE * constants + spread + (_HELD_OUT_SHARE * ratio) ** 2 * held_out + _FLOOR**2
-    return Interval.around(mean, math.sqrt(variance), noise.freedom + _RESIDUAL_FREEDOM)
+    freedom = noise.freedom + _RESIDUAL_FREEDOM
+    return (noise.freedom * noise.sd**2 + _RESIDUAL_FREEDOM * residual) / freedom, freedom
+
+
+def combined(
+    values: Sequence[float], constants: Sequence[float], left_out: Sequence[float], weights: Sequence[float], ratio: float
+) -> tuple[float, float]:  # fmt: skip
+    """What several forms say together: mean, and its variance without the noise of a run.
+
+    Args:
+        values: of each form.
+        constants: variance of each from its fitted constants.
+        left_out: square of what leaving the largest size out changes.
+        weights: summing to one.
+        ratio: log-distance to the target over that between the two largest sizes.
+    """
+    w, v = np.array(weights), np.array(values)
+    mean = float(w @ v)
+    spread, held_out = float(w @ (v - mean) ** 2), float(w @ np.array(left_out))
+    return mean, _CONSTANTS_SHARE * float(w @ np.array(constants)) + spread + (_HELD_OUT_SHARE * ratio) ** 2 * held_out
 
 
 def _law(answer: Extrapolation, points: Sequence[Point], unit: str) -> LossLaw:

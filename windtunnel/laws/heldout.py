@@ -41,7 +41,15 @@ class Extrapolation:
     """For each size, smallest first: mean log prediction minus mean log loss when that size was left out."""
     held_out_rms: tuple[float, ...]
     fitted: Fitted
+    smaller: Fitted
+    """Without the largest size."""
     at: Coordinates
+    precision: Array
+    """Of the prior."""
+
+    def variance(self, points: Sequence[Point], noise: float, gradient: Array) -> float:
+        """Variance, from seed noise through the fitted constants, of what has this gradient in them."""
+        return _parameter_sd(points, self.fitted, self.precision, noise, gradient) ** 2
 
 
 def seed_noise(points: Sequence[Point]) -> Noise:
@@ -89,7 +97,9 @@ def extrapolate(form: str, points: Sequence[Point], parameters: float, tokens: f
         spreads.append(float(np.sqrt(np.mean(by_length**2))))
     value, gradient = model_for(form, np.array([parameters]), np.array([tokens]), at)(whole.theta[None])
     sd = _parameter_sd(points, whole, priors[0].precision, noise.sd, gradient[0, 0])
-    return Extrapolation(form, float(value[0, 0]), sd, tuple(means), tuple(spreads), whole, at)
+    return Extrapolation(
+        form, float(value[0, 0]), sd, tuple(means), tuple(spreads), whole, parts[-1], at, priors[0].precision
+    )
 
 
 def _parameter_sd(points: Sequence[Point], fitted: Fitted, precision: Array, noise: float, gradient: Array) -> float:

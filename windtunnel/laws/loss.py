@@ -48,6 +48,10 @@ class LossLaw:
     warnings: tuple[str, ...] = ()
     counts: str = "body"
     """What N counts: ``body`` (non-embedding parameters) or ``body+head``."""
+    batch: float | None = None
+    """Tokens in a batch of the runs that it was fitted on; None where it is not known or not one."""
+    base_lr: float | None = None
+    """Their base learning rate."""
     draws: tuple[tuple[float, ...], ...] = ()
     """The constants refitted to resampled trunks, in the order of ``constants``."""
 
@@ -141,8 +145,16 @@ class LossLaw:
         laws = [replace(self, constants=dict(zip(names, draw, strict=True)), draws=()) for draw in self.draws]
         return [law for law in laws if all(value > 0 for key, value in law.constants.items() if key not in ("L0", "E"))]
 
+    @property
+    def setting(self) -> str:
+        """The batch and base learning rate that it is for, in words; empty where they are not known."""
+        if self.batch is None or self.base_lr is None:
+            return ""
+        return f"for batches of {si(self.batch)} tokens at a base learning rate of {self.base_lr:g}"
+
     def to_dict(self) -> dict[str, Any]:
         more: dict[str, Any] = {} if self.counts == "body" else {"counts": self.counts}
+        more |= {key: value for key in ("batch", "base_lr") if (value := getattr(self, key)) is not None}
         if self.draws:
             more["draws"] = [list(draw) for draw in self.draws]
         return {
