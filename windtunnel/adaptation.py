@@ -279,7 +279,7 @@ def _scored(said: Mapping[str, Any], outcome: Mapping[str, float]) -> Iterator[R
 
 
 def _kind(desk: Desk, target: Stage) -> str:
-    """``blind`` if no decay of the target's width, depth and corpora, was trained in this home; else ``rehearsal``."""
+    """``blind`` if no decay of the target's width, depth and corpora was trained in this home; else ``rehearsal``."""
     shape = target.shape
     trained = [
         r for r in desk.book.runs(kind="decay") if r["status"] in ("done", "running") and r["study"] == ""

@@ -28,7 +28,7 @@ from windtunnel.home import Home
 from windtunnel.laws.curve_sizes import SIZED, End, Proxy, SizedForecast, forecast_sizes
 from windtunnel.laws.design import rates_of
 from windtunnel.laws.points import Point
-from windtunnel.laws.sealed import Sealed, freeze, read_forecast
+from windtunnel.laws.sealed import CURVE, Sealed, freeze, read_forecast
 from windtunnel.ledger import target_run
 from windtunnel.model.shape import Shape
 from windtunnel.pipeline import run
@@ -223,7 +223,7 @@ def _seal(desk: Desk, program: Program, target: Target, found: Study) -> Sealed:
     sealed = read_forecast(path)
     with desk.book as book:
         content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
-        book.put_fact(program.name, STUDY, stage.folder_name, content)
+        book.put_fact(program.name, CURVE, stage.folder_name, content)
     return sealed
 
 

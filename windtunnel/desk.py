@@ -23,7 +23,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
 from windtunnel.base.units import si
 from windtunnel.home import FACTS, RECORD, Home
-from windtunnel.laws.sealed import ADAPTATION, LAW
+from windtunnel.laws.sealed import ADAPTATION, CURVE, LAW
 from windtunnel.program import Prepared
 from windtunnel.takeover import take_over
 from windtunnel.track import Mirror
@@ -182,11 +182,12 @@ class Desk:
         self._say_given_up(stages, results)
         if not jobs:
             return results
+        forecasts = self._forecasts()
         with self.book as book:
             for job in jobs:
                 run = self.run_id(job.stage)
                 # What a run begins under is its parent; a later forecast of it is none.
-                forecast = {} if study or book.run(run) else {"forecast": self._forecast_of(job.stage)}
+                forecast = {} if book.run(run) else {"forecast": forecasts.get(job.stage.key, "")}
                 columns = {**self._columns(job.stage, study), **forecast}
                 book.put_run(run, **columns, status="waiting", started=time.time())
         if not (self.machine.packed or large or self.machine.cluster):
@@ -288,11 +289,14 @@ class Desk:
             "parent": f"{parent.parents[3].name}/{parent.parents[1].name}" if parent else "",
         }  # fmt: skip
 
-    def _forecast_of(self, stage: Stage) -> str:
-        """Hash of the newest sealed forecast of a stage, or of a branch that grows from it; nothing without one."""
-        known = [fact for kind in (LAW, ADAPTATION) for fact in self.book.facts(self.program, kind).values()]
-        mine = [f for f in known if stage.key in (f["facts"].get("target"), f["facts"].get("trunk"))]
-        return max(mine, key=lambda fact: str(fact["facts"].get("time", "")))["hash"] if mine else ""
+    def _forecasts(self) -> dict[str, str]:
+        """Hash of the newest sealed forecast by the key of the stage that it is about, and of the trunk that stage grows from."""
+        known = [f for kind in (LAW, CURVE, ADAPTATION) for f in self.book.facts(self.program, kind).values()]
+        newest = sorted(known, key=lambda fact: str(fact["facts"].get("time", "")))
+        return {
+            key: fact["hash"] for fact in newest for facts in [fact["facts"]]
+            for key in (facts.get("target"), facts.get("trunk"), *facts.get("same", ())) if key
+        }  # fmt: skip
 
     def _pack(self, stage: Stage) -> None:
         """Measures once how many workers a GPU takes, on the shape of the first stage that is trained."""

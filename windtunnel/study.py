@@ -14,7 +14,7 @@ from windtunnel.blindness import kind_of, read_all
 from windtunnel.desk import Desk, Result
 from windtunnel.laws.forecast import forecast, unlike_setting
 from windtunnel.laws.points import Point
-from windtunnel.laws.sealed import Forecast, freeze, read_forecast
+from windtunnel.laws.sealed import LAW, Forecast, freeze, read_forecast
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
@@ -376,7 +376,7 @@ def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
     sealed = read_forecast(path)
     content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
     with desk.book as book:
-        book.put_fact(program.name, "forecast", branch.folder_name, content)
+        book.put_fact(program.name, LAW, branch.folder_name, content)
         book.put_fact(
             program.name, "points", AVERAGE, {name: [p.to_dict() for p in part] for name, part in points.items()}
         )
