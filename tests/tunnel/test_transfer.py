@@ -246,6 +246,19 @@ def test_a_grid_grows_until_two_rates_lie_on_either_side_of_the_best(best: int) 
     assert first_rates(5) == [-2, -1, 0, 1, 2]
 
 
+def test_a_grid_grows_until_no_seeds_own_lowest_trial_is_its_last() -> None:
+    bests = (
+        0,
+        3,
+        -4,
+    )  # the mean's lowest stays near 0, so that its two neighbours alone would leave the others on the edge
+    tried: dict[int, list[float | None]] = {}
+    while wanted := next_rates(tried, 5):
+        tried |= {k: [1.0 + 0.01 * (k - best) ** 2 for best in bests] for k in wanted}
+    assert {-5, 4} <= set(tried)
+    assert not any(find_valley({2.0 ** (k / 2): losses[i] for k, losses in tried.items()}).edge for i in range(3))
+
+
 def test_divergence_ends_a_grid_and_a_grid_that_diverged_whole_goes_lower() -> None:
     tried: dict[int, list[float | None]] = {k: [1.0 - 0.01 * k] for k in range(-2, 2)}
     assert next_rates({**tried, 2: [None]}, 5) == []

@@ -168,6 +168,8 @@ def first_rates(count: int) -> list[int]:
 def next_rates(grid: Grid, count: int) -> list[int]:
     """The k that a grid still needs: its first ones, then those that put two tried rates on either side of the best.
 
+    A seed whose own lowest trial is the last one on a side wants the next one too: the audit needs a valley of every seed.
+
     A rate that diverged for half of the seeds ends the grid on its side. A grid none of whose rates is finite is tried at
     ever lower ones.
     """
@@ -177,15 +179,19 @@ def next_rates(grid: Grid, count: int) -> list[int]:
     if not means:
         lowest = min(grid)
         return [lowest - 2, lowest - 1] if lowest > -_FARTHEST else []
-    best = min(means, key=lambda k: (means[k], k))
-    wanted = []
-    for side in (-1, 1):
-        for distance in range(1, _SIDE + 1):
-            k = best + side * distance
-            if k in grid and k not in means:
-                break
-            if k not in grid and abs(k) <= _FARTHEST:
-                wanted.append(k)
+    around = [(min(means, key=lambda k: (means[k], k)), _SIDE)]
+    for seed in range(max(map(len, grid.values()))):
+        own = {k: loss for k in means if len(grid[k]) > seed and (loss := grid[k][seed]) is not None}
+        if own:
+            around.append((min(own, key=lambda k: (own[k], k)), 1))
+    wanted: set[int] = set()
+    for best, reach in around:
+        for side in (-1, 1):
+            for k in range(best + side, best + side * (reach + 1), side):
+                if k in grid and k not in means:
+                    break
+                if k not in grid and abs(k) <= _FARTHEST:
+                    wanted.add(k)
     return sorted(wanted)
 
 
