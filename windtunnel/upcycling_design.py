@@ -71,12 +71,11 @@ def moe_branch(recipe: Recipe, name: str | None) -> str:
 class Design:
     """The lengths of both sides in updates after the checkpoint.
 
-    ``dense`` names the length at which the dense side has read, computed or taken as much as the experts' longest branch.
-    ``ratios`` are the tokens that the dense side reads for each of the experts' at equal tokens, FLOPs and seconds.
+    ``whole`` is the recipe's branch of experts, from which shape, batch, text, decay and length come; ``ratios`` are the tokens
+    that the dense side reads for each of the experts' at equal tokens, FLOPs and seconds.
     """
 
     whole: Stage
-    """The recipe's branch of experts, from which shape, batch, text, decay and length come."""
     trunk: Stage
     ratios: Mapping[Axis, float]
 

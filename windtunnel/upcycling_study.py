@@ -150,13 +150,15 @@ def _judged(
         steps = design.dense_steps(axis, last)
         rows = _leads(design, axis, experts, dense)
         lead = Estimate.of([row[-1] for row in rows]) if rows else None
-        turn = break_even([n * step for n in design.lengths], rows) if rows else None
+        tokens = [n * step for n in design.lengths]
+        turn = break_even(tokens, rows) if rows else None
+        recent = break_even(tokens[-2:], [row[-2:] for row in rows]) if rows else None
         axes.append({
             "axis": axis, "dense_tokens": steps * step, "ratio": design.ratios[axis],
             "dense": _mean(dense[steps]), "experts": _mean(experts[last]), "lead": lead.to_dict() if lead else None,
             "verdict": _verdict(lead), "seeds": [row[-1] for row in rows],
             "course": [Estimate.of(column).to_dict() for column in zip(*rows, strict=True)],
-            "break_even": turn.to_dict() if turn else None,
+            "break_even": turn.to_dict() if turn else None, "by_last_two": recent.to_dict() if recent else None,
         })  # fmt: skip
     return {
         "axes": axes, "lengths": [n * step for n in design.lengths],

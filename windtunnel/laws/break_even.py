@@ -91,6 +91,6 @@ def _half_width(lines: Array) -> Array:
     seeds = len(lines)
     if seeds < 2:
         return np.full(lines.shape[1], math.inf)
-    spread: Array = lines.std(0, ddof=1)
-    half: Array = student_quantile(seeds - 1, 0.95) * spread / math.sqrt(seeds)
-    return half
+    squares: Array = ((lines - lines.mean(0)) ** 2).sum(0)
+    error: Array = np.sqrt(squares / (seeds * (seeds - 1)))
+    return error * student_quantile(seeds - 1, 0.95)

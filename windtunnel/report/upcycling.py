@@ -68,7 +68,10 @@ def verdicts(fact: Fact) -> list[str]:
     for one in fact["axes"]:
         lead = one["lead"]
         told = f" ({_interval(lead)})" if lead else ""
-        out.append(f"At {NAMES[one['axis']]} {_decided(one)}{told}; {_turn(fact, one)}.")
+        turn, recent = one["break_even"], one["by_last_two"]
+        bends = turn and turn["outcome"] != recent["outcome"] and len(fact["seeds"]) > 1
+        other = f"; by the last two lengths alone {_turn(fact, one, recent)}" if bends else ""
+        out.append(f"At {NAMES[one['axis']]} {_decided(one)}{told}; {_turn(fact, one, turn)}{other}.")
     return out
 
 
@@ -82,16 +85,15 @@ def _decided(one: Fact) -> str:
     return what if one["axis"] == "tokens" else f"(dense reads {times}) {what}"
 
 
-def _turn(fact: Fact, one: Fact) -> str:
+def _turn(fact: Fact, one: Fact, turn: Fact | None) -> str:
     """Where the lead turns, in words."""
-    turn = one["break_even"]
     if turn is None:
         return "no break-even without all runs"
     if len(fact["seeds"]) < 2:
         return "a break-even needs a second seed"
     far = f"up to {10 * turn['longest'] / fact['tokens']:g} times the longest length"
     if turn["outcome"] == "ahead":
-        return f"they lead at every length {far}"
+        return f"the experts lead at every length {far}"
     if turn["outcome"] == "behind":
         return f"no break-even {far}"
     if turn["outcome"] == "cannot tell":
@@ -127,7 +129,8 @@ def notes(fact: Fact) -> list[str]:
     out = [
         f"Bits per byte on held-out {', '.join(fact['on'])}, each branch with a decay over its last {100 * fact['decay']:.0f} %; "
         "between dense lengths the loss is a line over log tokens, and so is the lead that gives the break-even: its "
-        "interval knows the noise over seeds, not whether the line goes on.",
+        "interval knows the noise over seeds, not whether the line goes on; the last two lengths are asked alone where they "
+        "say something else.",
         f"{said}.",
     ]
     if fact["most_read"] > 1:
