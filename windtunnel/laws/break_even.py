@@ -90,7 +90,7 @@ def _half_width(lines: Array) -> Array:
     """Half of the mean's 90 % interval at each place; infinite for a single seed."""
     seeds = len(lines)
     if seeds < 2:
-        return np.full(lines.shape[1], math.inf)
+        return np.full_like(lines[0], math.inf)
     squares: Array = ((lines - lines.mean(0)) ** 2).sum(0)
     error: Array = np.sqrt(squares / (seeds * (seeds - 1)))
     return error * student_quantile(seeds - 1, 0.95)
