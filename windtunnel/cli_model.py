@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from windtunnel.cli_options import HOME, AsJson, Devices, Home, RunName, show
+from windtunnel.cli_options import HOME, AsJson, Devices, Home, Overrides, RecipeFile, RunName, load, show
 
 
 def tree(
@@ -82,6 +83,26 @@ def preferences(
     show(call(home, runs), as_json)
 
 
+def upcycling(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    branch: Annotated[
+        str | None, typer.Option("--branch", metavar="NAME", help="Of kind moe; default: the only one.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Paired seeds.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
+    devices: Devices = None,
+    home: Home = HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Do upcycled experts pay, beside the same model going on?"""
+    loaded = load(recipe, overrides)
+    from windtunnel.upcycling_study import upcycling as call
+
+    show(call(loaded, home, branch=branch, seeds=seeds, out=out, devices=devices), as_json)
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "tree": tree, "branch": branch, "delete": delete, "preferences": preferences, "shapes": shapes,
+    "upcycling": upcycling,
 }  # fmt: skip

@@ -85,6 +85,7 @@ SURFACE = {
     "model delete": "--help --home --yes name",
     "model preferences": "--help --home --json runs",
     "model shapes": "--family --help --json --vocab",
+    "model upcycling": "--branch --devices --help --home --json --out --seeds --set recipe",
 }
 VERBS = [
     "plan",

@@ -8,10 +8,10 @@ import pytest
 
 from windtunnel import desk as desk_module
 from windtunnel.base.devices import Crew
-from windtunnel.base.errors import UserError
+from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.desk import Desk, Machine
 from windtunnel.home import Home
-from windtunnel.tunnel.packing import measure_together, pack
+from windtunnel.tunnel.packing import measure_in_turns, measure_together, pack
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,18 @@ def test_processes_that_measure_together_wait_for_each_other_and_their_rates_add
     assert math.isfinite(rate)
     assert rate > 0
     assert measure_together(make_trial(8, objective="none of ours"), "cpu", 1) is None
+
+
+@pytest.mark.slow
+def test_stages_are_measured_in_turns_and_a_failure_says_why(make_trial, monkeypatch):
+    monkeypatch.setattr("windtunnel.tunnel.packing._TURN", 0.2)
+    monkeypatch.setattr("windtunnel.tunnel.packing._TURNS", 3)
+    small, large = make_trial(8), make_trial(8, batch=16)
+    rounds = measure_in_turns([small, large], "cpu")
+    assert [len(one) for one in rounds] == [2, 2, 2]
+    assert all(rate > 0 for one in rounds for rate in one)
+    with pytest.raises(WindtunnelError, match="none of ours"):
+        measure_in_turns([make_trial(8, objective="none of ours")], "cpu")
 
 
 def test_a_machine_has_the_workers_that_are_stated_and_else_one_for_each_core_or_gpu():

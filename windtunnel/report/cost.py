@@ -143,6 +143,7 @@ _STUDIES = {
     COORDINATES: "Coordinate check",
     "decay-data": "What corpora are worth in the decay",
     "mixture": "Mixture study",
+    "upcycling": "Experts beside a dense continuation",
     "adapt": "Short branches of the adaptation",
     "replicate": "The paper's claims",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,18 +37,33 @@ class Loads:
 
 def read_loads(book: LabBook, runs: Sequence[dict[str, Any]]) -> list[Loads]:
     """The runs that have recorded where their tokens went."""
-    return [_loads(book, run) for run in runs if "load_cv" in book.metric_names(run["id"])]
+    return [_loads(book, [run]) for run in runs if _recorded(book, run)]
 
 
-def _loads(book: LabBook, run: dict[str, Any]) -> Loads:
-    before = tokens_at(run, first_step(run))
+def read_loads_along(book: LabBook, chain: Sequence[dict[str, Any]]) -> Loads | None:
+    """Runs of which each grows from the one before, as one run from where the first began; None where one recorded nothing."""
+    return _loads(book, chain) if chain and all(_recorded(book, run) for run in chain) else None
+
+
+def _recorded(book: LabBook, run: dict[str, Any]) -> bool:
+    return "load_cv" in book.metric_names(run["id"])
+
+
+def _loads(book: LabBook, chain: Sequence[dict[str, Any]]) -> Loads:
+    before = tokens_at(chain[0], first_step(chain[0]))
+    ends = [*(first_step(run) for run in chain[1:]), math.inf]
 
     def curve(name: str) -> Curve:
-        steps, values = book.metrics(run["id"], name)
-        return tuple((tokens_at(run, s) - before, v) for s, v in zip(steps, values, strict=True) if v == v)
+        read = [
+            (tokens_at(run, s) - before, v)
+            for run, end in zip(chain, ends, strict=True)
+            for s, v in zip(*book.metrics(run["id"], name), strict=True)
+            if s <= end and v == v
+        ]
+        return tuple(read)
 
-    experts = tuple(curve(f"load_{e}") for e in range(int(run["config"]["shape"]["experts"])))
-    return Loads(str(run["name"]), experts, curve("load_cv"), curve("load_max"))
+    experts = tuple(curve(f"load_{e}") for e in range(int(chain[-1]["config"]["shape"]["experts"])))
+    return Loads(str(chain[-1]["name"]), experts, curve("load_cv"), curve("load_max"))
 
 
 def load_figure(loads: Loads, width: int) -> str:

@@ -30,6 +30,7 @@ from windtunnel.report import (
     programme,
     story,
     studies,
+    upcycling,
 )
 from windtunnel.report.cost import read_cost
 from windtunnel.report.svg import FIGURE_CSS
@@ -101,6 +102,7 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "scale": _scale(book, program),
         "training": _training(book, runs),
         "experts": _experts(book, runs),
+        "upcycling": _upcycling(book, program),
         "decay": _decay(book, runs),
         "mixture": _mixture(book, program),
         "answers": _answers(book, program, runs),
@@ -134,6 +136,7 @@ _TITLES = {
     "scale": ("By corpus", "The law corpus by corpus"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "experts": ("Experts", "Which experts the tokens went to"),
+    "upcycling": ("Upcycling", "Experts beside a dense continuation"),
     "decay": ("Decay data", "What the decay data did"),
     "mixture": ("Mixture", "Which shares of which corpora"),
     "answers": ("Answers", "What post-training changed"),
@@ -266,6 +269,22 @@ def _experts(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
     found = experts.read_loads(book, runs)
     shown = [(one, Pair.of(partial(experts.load_figure, one))) for one in found]
     return macro("experts", shown) if shown else None
+
+
+def _upcycling(book: LabBook, program: str) -> Markup | None:
+    found = upcycling.read_upcyclings(book, program)
+    if not found:
+        return None
+    return macro("upcycling", [
+        (
+            upcycling.upcycling_title(fact), upcycling.verdicts(fact), upcycling.notes(fact),
+            [(upcycling.upcycling_columns(), upcycling.upcycling_rows(fact)),
+             (upcycling.length_columns(), upcycling.length_rows(fact))],
+            [Pair.of(partial(draw, fact)) for draw in (upcycling.lead_figure, upcycling.loss_figure)],
+            [Pair.of(partial(experts.load_figure, one)) for one in loads[:1]],
+        )
+        for fact, loads in found
+    ])  # fmt: skip
 
 
 def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,18 +60,40 @@ def train_for(stage: Stage, seconds: float, wait: Callable[[], object]) -> float
     """Tokens a second of a stage's own steps on made-up tokens, warmed up before ``wait`` is called."""
     runtime = choose(None, 1)
     prepare(runtime)
-    trainer = Workshop(runtime).trainer(stage)
-    draw = np.random.default_rng(0)
-    tokens = draw.integers(5, stage.shape.vocab, (stage.batch, stage.plan.row + 1))
+    step = _warm_step(stage, Workshop(runtime))
+    wait()
+    return _speed(step, stage.step_tokens, seconds)
+
+
+def in_turns(stages: Sequence[Stage], seconds: float, rounds: int, device: str = "") -> list[list[float]]:
+    """Tokens a second of several stages' own last steps, [round][stage].
+
+    One process measures them in turns, so that a machine that is busy for a while slows all of them.
+    """
+    runtime = choose(device or None, 1)
+    prepare(runtime)
+    workshop = Workshop(runtime)
+    steps = [(_warm_step(stage, workshop), stage.step_tokens) for stage in stages]
+    return [[_speed(step, tokens, seconds) for step, tokens in steps] for _ in range(rounds)]
+
+
+def _warm_step(stage: Stage, workshop: Workshop) -> Callable[[], object]:
+    """One step of a stage on made-up tokens, with the batch of its last; compiled and warmed up."""
+    trainer, draw = workshop.trainer(stage), np.random.default_rng(0)
+    tokens = draw.integers(5, stage.shape.vocab, (stage.step_tokens // stage.plan.row, stage.plan.row + 1))
     rows = as_rows(tokens, np.ones_like(tokens, bool))
     for _ in range(3):
         train_step(trainer, rows, 1e-4)
-    wait()
+    return lambda: train_step(trainer, rows, 1e-4)
+
+
+def _speed(step: Callable[[], object], tokens: int, seconds: float) -> float:
+    """Tokens a second of a step, made over and over for so long."""
     begun, count = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
-        train_step(trainer, rows, 1e-4)
+        step()
         count += 1
-    return count * stage.batch * stage.plan.row / (time.perf_counter() - begun)
+    return count * tokens / (time.perf_counter() - begun)
 
 
 def _wait() -> None:
@@ -82,10 +104,15 @@ def _wait() -> None:
 def main(arguments: list[str]) -> None:
     """Prints one JSON line: expected tokens a second on one thread for a shape (JSON) and row, the peak, the cores.
 
-    With ``--train STAGE SECONDS`` it says ready, waits for a line, trains and prints tokens a second.
+    With ``--train STAGE SECONDS`` it says ready, waits for a line, trains and prints tokens a second; with
+    ``--turns STAGES SECONDS ROUNDS DEVICE`` it prints what ``in_turns`` finds.
     """
     if arguments[0] == "--train":
         print(train_for(Stage.from_dict(json.loads(arguments[1])), float(arguments[2]), _wait))
+        return
+    if arguments[0] == "--turns":
+        stages = [Stage.from_dict(raw) for raw in json.loads(arguments[1])]
+        print(json.dumps(in_turns(stages, float(arguments[2]), int(arguments[3]), arguments[4])))
         return
     shape, row = Shape(**json.loads(arguments[0])), int(arguments[1])
     runtime = choose(None, 1)
