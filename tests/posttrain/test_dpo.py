@@ -23,8 +23,11 @@ from windtunnel.posttrain.sft import fresh_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.train import reference
+from windtunnel.train.checkpoint import load_model
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.loop import Workshop, run_stage
+from windtunnel.train.lora import Lora
+from windtunnel.train.memory import step_memory
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.objectives import PairwisePreference
 from windtunnel.train.preference import Preference
@@ -207,12 +210,54 @@ def test_the_reference_is_computed_once_kept_and_computed_again_where_it_does_no
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("lora", [None, Lora(4, 12.0)], ids=["weights", "adapters"])
+def test_a_live_reference_gives_the_numbers_of_the_precomputed_one_and_a_killed_run_goes_on_bit_for_bit(
+    tmp_path, eager, parent, pairs, lora
+):
+    workshop, corpora = Workshop(eager), {"pairs": pairs}
+    run_stage(parent, tmp_path / "trunk", corpora, workshop)
+    source = checkpoint_path(tmp_path / "trunk", 2)
+    stored = dpo(parent, pairs, lora=lora)
+    live = dpo(parent, pairs, Preference(reference="live"), lora=lora)
+    for name, stage in (("stored", stored), ("live", live)):
+        run_stage(stage, tmp_path / name, corpora, workshop, parent=source)
+    assert (tmp_path / "stored" / "reference").exists()
+    assert not (tmp_path / "live" / "reference").exists()
+    metrics = [list(read_metrics(tmp_path / name)) for name in ("stored", "live")]
+    assert len(metrics[0]) == len(metrics[1]) == 6
+    assert metrics[1][-1][1]["margin"] > 1e-3
+    for (step, wanted), (same, found) in zip(*metrics, strict=True):
+        assert step == same
+        assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6)  # terms and the gradient's norm
+    weights = [load_model(checkpoint_path(tmp_path / name, 6))[0].state_dict() for name in ("stored", "live")]
+    for name, wanted in weights[0].items():
+        torch.testing.assert_close(weights[1][name], wanted, rtol=0, atol=1e-6)
+    run_stage(replace(live, steps=3), tmp_path / "cut", corpora, workshop, parent=source)
+    run_stage(live, tmp_path / "cut", corpora, workshop, parent=source)
+    assert list(read_metrics(tmp_path / "cut")) == metrics[1]
+    files = [sorted(checkpoint_path(tmp_path / name, 6).glob("*.safetensors")) for name in ("cut", "live")]
+    assert len(files[0]) == len(files[1]) == 2 + (lora is not None)
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+
+
+def test_a_live_reference_is_a_second_model_in_memory_unless_adapters_stand_beside_it(parent, pairs):
+    stored, live = dpo(parent, pairs), dpo(parent, pairs, Preference(reference="live"))
+    more = step_memory(live).tensors - step_memory(stored).tensors
+    assert more == step_memory(live).reference == step_memory(live).weights
+    assert step_memory(replace(live, lora=Lora(4))).reference == 0
+    assert step_memory(dpo(parent, pairs, Preference("simpo", reference="live"))).reference == 0
+    assert "reference" not in stored.to_dict()["preference"]  # keys stay what they were
+
+
 def test_keys_tell_preferences_apart_and_stages_read_back(parent, pairs):
     stage = dpo(parent, pairs)
     assert Stage.from_dict(stage.to_dict()) == stage
     assert "preference" not in parent.to_dict()
     others = [Preference(beta=0.2), Preference(smoothing=0.1), Preference("simpo"), Preference("dpo-normalised")]
-    assert len({stage.key, *(dpo(parent, pairs, other).key for other in others)}) == 5
+    others.append(Preference(reference="live"))
+    assert len({stage.key, *(dpo(parent, pairs, other).key for other in others)}) == 6
+    live = dpo(parent, pairs, others[-1])
+    assert Stage.from_dict(live.to_dict()) == live
 
 
 def test_a_pair_is_two_documents_scored_on_the_last_answer_and_questions_lie_on_one_side(tmp_path, chat_tokenizer):

@@ -195,6 +195,8 @@ LINES = [
     (LAST, LAST + CHAT + 'parent = "beter"\nmixture = { more = 1 }', "branch.chat.parent: expected a branch that stands above, got 'beter'; did you mean 'better'?"),
     (LAST, LAST + CHAT + 'parent = "better"', "branch.chat.mixture: expected weights of corpora, got none"),
     (LAST, LAST + CHAT + 'parent = "better"\nmixture = { more = 1 }', "branch.chat.mixture: expected at least one corpus of chats, got none"),
+    (LAST, LAST + CHAT.replace("sft", "dpo") + 'parent = "better"\nloss = "simpo"\nreference = "live"\nmixture = { more = 1 }', "branch.chat.reference: expected none, since simpo has no reference, got 'live'; leave it out"),
+    ('[branch.same]\ntokens = "10%"', '[branch.same]\nreference = "live"', "branch.same.reference: expected it beside kind = 'dpo', got kind = 'decay'"),
     (LAST, LAST + '[branch.mean]\nkind = "soup"', "branch.mean.of: expected what to average, got none; write for example of = [\"chat\", \"aligned\"]"),
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["better", "beter"]', "branch.mean.of: expected branches that stand above, got 'beter'; did you mean 'better'?"),
     (LAST, LAST + '[branch.mean]\nkind = "soup"\nof = ["better"]', "branch.mean.of: expected two different branches or more, got better; or the trunk alone"),
