@@ -16,7 +16,8 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.loader import IGNORED, Loader
 from windtunnel.corpus.packing import row_index
 from windtunnel.export.folding import llama_name
-from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.adapters import attach, set_aside
+from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
 from windtunnel.posttrain.dpo import cosine, on_pairs
 from windtunnel.posttrain.sft import fresh_stage
@@ -94,7 +95,7 @@ def compared(model, rows, preference, values):
     loss, sums = make_compute(objective, compiled=False)(model, *batch, *extra, scale)
     loss.backward()
     return dict(zip(objective.names, (sums / torch.tensor(counts)).tolist(), strict=True)), {
-        n: p.grad.clone() for n, p in model.named_parameters()
+        n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad
     }
 
 
@@ -104,15 +105,9 @@ def reference_of(model, rows) -> np.ndarray:
         return PairwisePreference(Preference()).log_likelihoods(model, *batch)[0].numpy()
 
 
-def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin, trainer_arguments, plain_tokenizer):
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
-    model, llama = twin(0)
-    frozen, frozen_llama = twin(7)
-    values = reference_of(frozen, rows)
-    examples = []
+def examples_of(rows) -> list[dict]:
+    """The pairs of our rows as trl's collator wants them."""
+    out = []
     for inputs, targets, documents in zip(rows.inputs, rows.targets, rows.documents, strict=True):
         answers = []
         for number in (0, 1):
@@ -120,19 +115,49 @@ def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin
             first, last = np.flatnonzero(labels != IGNORED)[[0, -1]]
             answers.append((ids[: first + 1].tolist(), labels[first : last + 1].tolist()))
         assert answers[0][0] == answers[1][0]  # the question
-        examples.append({"prompt_ids": answers[0][0], "chosen_ids": answers[0][1], "rejected_ids": answers[1][1]})
+        out.append({"prompt_ids": answers[0][0], "chosen_ids": answers[0][1], "rejected_ids": answers[1][1]})
+    return out
+
+
+@pytest.fixture
+def trl_trainer(trainer_arguments, plain_tokenizer):
+    """A trainer of trl for one of its losses."""
+
+    def make(loss: str, beta: float, **models):
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+
+        return DPOTrainer(
+            args=DPOConfig(**trainer_arguments, beta=beta, loss_type=loss), processing_class=plain_tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": "a b", "chosen": "a", "rejected": "b"}]), **models,
+        )  # fmt: skip
+
+    return make
+
+
+def asked(trainer, data: list[dict]) -> tuple[float, dict]:
+    """The loss of a trainer of trl and what it records; its model's gradients are those of this loss."""
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(trainer.data_collator(data)))
+    loss.backward()
+    return loss.item(), {name: series[-1] for name, series in trainer._metrics["train"].items()}
+
+
+REWARDS = {"margin": "margins", "chosen_reward": "chosen", "rejected_reward": "rejected", "accuracy": "accuracies"}
+"""Our terms, and what trl calls them."""
+
+
+def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin, trl_trainer):
+    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
+    model, llama = twin(0)
+    frozen, frozen_llama = twin(7)
+    values = reference_of(frozen, rows)
+    examples = examples_of(rows)
     swapped = [{**e, "chosen_ids": e["rejected_ids"], "rejected_ids": e["chosen_ids"]} for e in examples]
 
     def theirs(kind: str, beta: float, data):
-        trainer = DPOTrainer(
-            model=llama, ref_model=frozen_llama, args=DPOConfig(**trainer_arguments, beta=beta, loss_type=kind),
-            train_dataset=Dataset.from_list([{"prompt": "a b", "chosen": "a", "rejected": "b"}]), processing_class=plain_tokenizer,
-        )  # fmt: skip
-        llama.zero_grad()
-        loss = trainer.compute_loss(llama, dict(trainer.data_collator(data)))
-        loss.backward()
-        metrics = {name: series[-1] for name, series in trainer._metrics["train"].items()}
-        return loss.item(), metrics, {n: p.grad.clone() for n, p in llama.named_parameters()}
+        loss, metrics = asked(trl_trainer(kind, beta, model=llama, ref_model=frozen_llama), data)
+        return loss, metrics, {n: p.grad.clone() for n, p in llama.named_parameters()}
 
     for kind, loss_kind, beta in (("dpo", "sigmoid", 0.3), ("dpo-normalised", "sigmoid_norm", 2.0)):
         terms, gradients = compared(model, rows, Preference(kind, beta), values)
@@ -141,13 +166,7 @@ def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin
         for name, value in gradients.items():
             torch.testing.assert_close(value, wanted[llama_name(name)], rtol=0, atol=1e-5)
         if kind == "dpo":
-            names = {
-                "margin": "margins",
-                "chosen_reward": "chosen",
-                "rejected_reward": "rejected",
-                "accuracy": "accuracies",
-            }
-            for ours, name in names.items():
+            for ours, name in REWARDS.items():
                 assert terms[ours] == pytest.approx(metrics[f"rewards/{name}"], abs=1e-5)
             # Smoothing mixes the loss of the pairs with that of the same pairs the other way round.
             other, _, other_gradients = theirs(loss_kind, beta, swapped)
@@ -156,6 +175,44 @@ def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin
             for name, value in smoothed_gradients.items():
                 mixed = 0.8 * wanted[llama_name(name)] + 0.2 * other_gradients[llama_name(name)]
                 torch.testing.assert_close(value, mixed, rtol=0, atol=1e-5)
+
+
+def test_with_adapters_the_reference_is_the_model_without_them_as_trl_and_peft_have_it(
+    parent, pairs, twin, trl_trainer, lora_config, share_adapters
+):
+    rows, lora = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5), Lora(4, 12.0)
+    model, llama = twin(0)
+    plain = reference_of(model, rows)
+    attach(model, lora.rank, lora.scale)
+    trainer = trl_trainer("sigmoid", 0.1, model=llama, peft_config=lora_config(lora))
+    wanted = share_adapters(model, trainer.model)
+    assert np.abs(reference_of(model, rows) - plain).max() > 0.1  # the adapters do something
+    with set_aside(model):
+        values = reference_of(model, rows)
+    np.testing.assert_array_equal(values, plain)
+    terms, gradients = compared(model, rows, Preference("dpo", 0.1), values)
+    loss, metrics = asked(trainer, examples_of(rows))
+    assert terms["loss"] == pytest.approx(loss, abs=1e-5)
+    for ours, name in REWARDS.items():
+        assert terms[ours] == pytest.approx(metrics[f"rewards/{name}"], abs=1e-5)
+    assert gradients.keys() == wanted.keys()
+    for name, value in gradients.items():
+        other = wanted[name].grad
+        assert (value - other).norm() <= 1e-5 * other.norm()
+        assert other.norm() > 1e-2
+
+
+def test_a_run_with_adapters_moves_them_alone_and_begins_where_both_rewards_are_zero(tmp_path, eager, parent, pairs):
+    workshop, corpora = Workshop(eager), {"pairs": pairs}
+    run_stage(parent, tmp_path / "trunk", corpora, workshop)
+    source = checkpoint_path(tmp_path / "trunk", 2)
+    run_stage(dpo(parent, pairs, lora=Lora(4)), tmp_path / "dpo", corpora, workshop, parent=source)
+    metrics = list(read_metrics(tmp_path / "dpo"))
+    assert metrics[0][1]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics[-1][1]["margin"] > 1e-3
+    before, after = (load_model(path)[0] for path in (source, checkpoint_path(tmp_path / "dpo", 6)))
+    moved = {n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert moved == {n for n, role in after.roles.items() if role is Role.HIDDEN}
 
 
 def test_simpo_is_its_formula_and_needs_no_reference(parent, pairs, twin):
