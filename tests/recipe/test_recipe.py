@@ -46,7 +46,7 @@ FIELDS = {
     "smoothing margin warmup decay lora of weights last",
     "branch.x.lora": "rank alpha",
     "branch.x.experts": "count top_k drop router balance z bias",
-    "branch.x.context": "row theta scaling factor untie long_share long_from items",
+    "branch.x.context": "row theta scaling factor dynamic_ntk untie long_share long_from items",
     "evaluate": "corpora tokens tasks",
     "export": "branch format",
     "machine": "count tflops price watts currency",

@@ -220,6 +220,8 @@ LINES = [
     ("mixture = { more = 1 }", "kind = 'long'\nparent = 'same'\ncontext = { row = 1024 }", "branch.better.parent: expected the trunk or a long branch"),
     ("mixture = { more = 1 }", "kind = 'long'\nbatch = 1500\ncontext = { row = 1024 }", "branch.better.batch: expected a multiple of context.row = 1024"),
     ("mixture = { more = 1 }", "kind = 'long'\ncontext = { row = 1024, scaling = 'none', factor = 4 }", "branch.better.context.factor: expected a scaling"),
+    ("mixture = { more = 1 }", "kind = 'long'\ncontext = { row = 1024, dynamic_ntk = '0.5@64' }", "branch.better.context.dynamic_ntk: expected FACTOR or FACTOR@TOKENS, such as 4 or 4@65536, got '0.5@64'; a factor is 1 or more"),
+    ("mixture = { more = 1 }", "kind = 'long'\ncontext = { row = 1024, scaling = 'yarn', dynamic_ntk = '4' }", "branch.better.context.dynamic_ntk: expected it beside scaling 'none' or 'ntk', got 'yarn'"),
     (LAST, LAST + FAR.format("") + "context = { row = 4096 }", "branch.farther.parent: expected a parent that does not decay, got 'far'"),
     (LAST, LAST + FAR.format('stable = "5%"\n') + 'at = "1M"\ncontext = { row = 4096 }', "branch.farther.at: expected none"),
     (LAST, LAST + FAR.format('stable = "5%"\n') + "context = { row = 2048 }", "branch.farther.context.row: expected more than its parent's 2048"),

@@ -231,6 +231,14 @@ class Transformer(nn.Module):
         self.parametrization = parametrization
         self._fill_buffers()
 
+    def placed(self, shape: Shape) -> Transformer:
+        """The same weights, not copied, under a shape that differs in its positions alone; for inference."""
+        other = Transformer(shape, self.parametrization, device="meta", compute_dtype=self.compute_dtype)
+        other.to_empty(device=self.embedding.weight.device)
+        other.load_state_dict(self.state_dict(), assign=True)
+        other._fill_buffers()
+        return other.eval()
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Draws every parameter, and fills the buffers.
