@@ -11,6 +11,9 @@ from dataclasses import replace
 import pytest
 
 from windtunnel.model.shape import Shape
+from windtunnel.planning import plan
+from windtunnel.program import Program
+from windtunnel.recipe import load_recipe
 from windtunnel.train.loop import Workshop
 from windtunnel.train.memory import kept_by_layer, micro_rows, recomputes, step_memory
 from windtunnel.train.preference import Preference
@@ -49,6 +52,29 @@ WIDE = Shape(width=448, layers=6, heads=28, kv_heads=28, head_dim=16, ff=1120, v
 LONG = Shape(64, 8, 4, 4, 16, 160, 1500, 32, max_positions=12_288)
 
 
+FAR = """
+name = "far"
+
+[corpus.plain]
+source = "plain.jsonl"
+
+[tokenizer]
+vocab = 576
+
+[model]
+shape = {{ width = 64, layers = 8, ff = 160 }}
+row = 512
+
+[trunk]
+tokens = "4M"
+batch = 16384
+
+[branch.far]
+kind = "long"
+tokens = "1M"
+batch = {row}
+context = {{ row = {row}, theta = 1000000 }}
+"""
 PAIRS = {"kind": "dpo", "objective": "dpo", "preference": Preference(reference="live")}
 
 
@@ -72,9 +98,27 @@ def staged(make_trunk, shape: Shape, row: int, batch: int, **changes) -> Stage:
 )
 def test_the_expected_memory_is_the_measured_one_within_15_percent(make_trunk, shape, row, batch, changes):
     stage = staged(make_trunk, shape, row, batch, **changes)
+    is_measured(step_memory(stage).resident, stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "again"), [(16_384, False), (40_960, True)], ids=["kept", "computed again"])
+def test_what_plan_says_of_a_long_stage_in_fp32_on_a_cpu_is_the_measured_memory(tmp_path, row, again):
+    """The number of the table's column, for a branch of the recipe that nothing has been prepared for yet."""
+    (tmp_path / "far.toml").write_text(FAR.format(row=row), encoding="utf-8")
+    recipe = load_recipe(tmp_path / "far.toml")
+    view = plan(recipe, tmp_path / "home", measure=False)
+    said = {line["name"]: line["memory"] for line in view.data["stages"]}["far"]
+    stage = Program(recipe).branch("far")
+    assert (stage.plan.row, stage.batch, recomputes(stage)) == (row, 1, again)
+    is_measured(said, stage)
+
+
+def is_measured(expected: int, stage: Stage) -> None:
+    """Whether a process that makes three steps of the stage takes that many bytes."""
     command = [sys.executable, "-c", MEASURE, json.dumps(stage.to_dict())]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **_MEMORY})
-    expected, measured = step_memory(stage).resident, int(done.stdout.splitlines()[-1])
+    measured = int(done.stdout.splitlines()[-1])
     print(f"expected {expected / 2**20:.0f} MiB, measured {measured / 2**20:.0f}: {expected / measured - 1:+.1%}")
     assert expected == pytest.approx(measured, rel=0.15)
 
