@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from windtunnel import desk as desk_module
-from windtunnel.base.errors import RecipeError
+from windtunnel.base.errors import RecipeError, UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
+from windtunnel.manage import chat, export
 from windtunnel.pipeline import run
 from windtunnel.planning import load_program, plan
 from windtunnel.program import Program
@@ -176,6 +177,18 @@ def test_a_longer_context_is_trained_measured_exported_and_shown(folder, monkeyp
     config = json.loads((home.program("longer") / "exports" / stage.folder_name / "config.json").read_text())
     assert config["rope_theta"] == pytest.approx(50_000 * 4 ** (stage.shape.head_dim / (stage.shape.head_dim - 2)))
     assert not config["tie_word_embeddings"]
+    before = {path: path.stat().st_mtime for path in home.runs("longer").rglob("*.safetensors")}
+    run(load_recipe(folder / "longer.toml", ["branch.long.context.dynamic_ntk=4@128"]), home.root, quiet=True)
+    assert {path: path.stat().st_mtime for path in home.runs("longer").rglob("*.safetensors")} == before
+    config = json.loads((home.program("longer") / "exports" / stage.folder_name / "config.json").read_text())
+    served = {"rope_type": "dynamic", "rope_theta": 50_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+    assert config["rope_scaling"] == config["rope_parameters"] == served
+    assert config["max_position_embeddings"] == 128
+    assert export(home.root, "longer/long", out=folder / "plain", dynamic_ntk="none").data["dynamic_ntk"] is None
+    assert "rope_scaling" not in json.loads((folder / "plain" / "config.json").read_text())
+    with pytest.raises(UserError, match="--dynamic-ntk: expected FACTOR or FACTOR@TOKENS"):
+        chat(home.root, "longer/long", prompt="Hello", dynamic_ntk="far")
+    chat(home.root, "longer/long", prompt="Hello", max_tokens=4, dynamic_ntk="2@64")
     page = (home.program("longer") / "report.html").read_text(encoding="utf-8")
     assert "What the longer context brought" in page
     assert "Share of hidden keys found" in page

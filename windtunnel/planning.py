@@ -307,10 +307,11 @@ def _memory_parts(lines: list[Line]) -> list[RenderableType]:
         m = line_memory(item)
         ways = [way for way, used in (("layers computed again", m.recompute), ("loss in chunks", m.chunked)) if used]
         lanes = f" in each of {m.lanes} processes" if m.lanes > 1 else ""
+        beside = f", the reference's {bytes_size(m.reference)}" if m.reference else ""
         text = (
-            f"{bytes_size(m.tensors)}{lanes}: weights {bytes_size(m.weights)}, gradients {bytes_size(m.gradients)}, moments"
-            f" {bytes_size(m.moments)}, activations {bytes_size(m.activations)}, head or layer at work {bytes_size(m.work)}"
-            f"{''.join(f'; {way}' for way in ways)}"
+            f"{bytes_size(m.tensors)}{lanes}: weights {bytes_size(m.weights)}{beside}, gradients {bytes_size(m.gradients)},"
+            f" moments {bytes_size(m.moments)}, activations {bytes_size(m.activations)}, head or layer at work"
+            f" {bytes_size(m.work)}{''.join(f'; {way}' for way in ways)}"
         )
         alike.setdefault(text, []).append(item.name)
     return [line(f"a step of {', '.join(names)}: {text}") for text, names in alike.items()]

@@ -76,5 +76,17 @@ def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
     pairs = [name for name in recipe.long_mixture(name) if recipe.corpus[name].pairs]
     if context.long_share is not None and pairs:
         yield Problem(f"{key}.mixture", f"expected text or chats to pack into rows, got the pairs of {pairs[0]!r}")
+    chain = [recipe.branch[other] for other in _ancestors(recipe, name)]
+    way = next((b.context.scaling for b in chain if b.context and b.context.scaling), "none")
+    if context.dynamic_ntk is not None and way not in ("none", "ntk"):
+        problem = f"expected it beside scaling 'none' or 'ntk', got {way!r}"
+        yield Problem(f"{key}.context.dynamic_ntk", problem, "leave it out: the model is used to its own way")
     if context.factor is not None and context.scaling == "none":
         yield Problem(f"{key}.context.factor", "expected a scaling beside a factor, got 'none'", "leave one out")
+
+
+def _ancestors(recipe: Recipe, name: str) -> Iterator[str]:
+    """A branch, and the branches that it grows from."""
+    while name in recipe.branch:
+        yield name
+        name = recipe.branch[name].parent

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple, Weights
+from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple, Weights, refuse
+from windtunnel.base.errors import UserError
 from windtunnel.base.units import Length
+from windtunnel.model.serving import DynamicNtk
 from windtunnel.train.schedule import Form
+
+
+def _dynamic_ntk(value: object) -> object:
+    try:
+        return str(DynamicNtk.parse(value))
+    except UserError as error:
+        raise refuse(error.problem, error.fix) from None
 
 
 class BatchChange(Config):
@@ -129,6 +138,12 @@ class ContextConfig(Config):
         allow_inf_nan=False,
         description="by how much; without it, the ratio of the rows",
         examples=[4],
+    )
+    dynamic_ntk: Annotated[str, BeforeValidator(_dynamic_ntk)] | None = Field(
+        default=None,
+        description="FACTOR@TOKENS: export and chat stretch positions beyond so many tokens by dynamic NTK, in the place of "
+        "static NTK within the trained row; without @TOKENS, beyond the trained row. No number of the training depends on it",
+        examples=["4@65536"],
     )
     untie: bool = Field(
         default=True, description="a head of its own, which begins as a copy of the embedding", examples=[True]
