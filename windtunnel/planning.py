@@ -324,6 +324,8 @@ def _schedule_parts(program: Program) -> list[RenderableType]:
         points = [stage.schedule.factor(max(1, round(stage.steps * i / 59))) for i in range(60)]
         rate, end = stage.optimizer.learning_rate, stage.schedule.factor(stage.steps)
         out.append(line(f"LR {name:10s} {blocks(points)}  {rate:.4g} → {rate * end:.3g} at step {stage.steps:,}"))
+        own = [change for change in stage.batch_changes if change[0] > stage.first_step]
+        out.extend(line(f"batch {name}: {batch * stage.plan.row:,} tokens after step {step:,}") for step, batch in own)
     return out
 
 
@@ -428,5 +430,6 @@ def _alone(item: Line) -> dict[str, Any]:
     top = max(factor(max(1, stage.first_step + 1)), factor(max(1, stage.schedule.warmup)))
     return {
         "parameters": stage.shape.body, "active": stage.shape.active, "tokens": stage.own_tokens, "row": stage.plan.row,
-        "batch_tokens": stage.step_tokens, "rate": [rate * top, rate * factor(max(1, stage.steps))],
+        "batch_tokens": stage.step_tokens, "batch_changes": [list(change) for change in stage.batch_changes],
+        "rate": [rate * top, rate * factor(max(1, stage.steps))],
     }  # fmt: skip

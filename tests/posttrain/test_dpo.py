@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from windtunnel.corpus.loader import IGNORED, Loader
 from windtunnel.corpus.packing import row_index
 from windtunnel.export.folding import llama_name
 from windtunnel.model.adapters import attach, set_aside
+from windtunnel.model.chunked_size import is_chunked
 from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
 from windtunnel.posttrain.dpo import cosine, on_pairs
@@ -28,7 +31,7 @@ from windtunnel.train.checkpoint import load_model
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.lora import Lora
-from windtunnel.train.memory import step_memory
+from windtunnel.train.memory import micro_rows, step_memory
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.objectives import PairwisePreference
 from windtunnel.train.preference import Preference
@@ -295,6 +298,34 @@ def test_a_live_reference_gives_the_numbers_of_the_precomputed_one_and_a_killed_
     files = [sorted(checkpoint_path(tmp_path / name, 6).glob("*.safetensors")) for name in ("cut", "live")]
     assert len(files[0]) == len(files[1]) == 2 + (lora is not None)
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+
+
+@pytest.mark.slow
+def test_two_processes_with_slices_have_the_losses_of_one_with_a_live_reference_and_logits_in_chunks(
+    tmp_path, eager, parent, pairs
+):
+    large = replace(parent, shape=replace(parent.shape, vocab=16_448))  # 8 rows of 128 are more than 2^24 logits
+    workshop, corpora = Workshop(eager), {"pairs": pairs}
+    run_stage(large, tmp_path / "trunk", corpora, workshop)
+    source = checkpoint_path(tmp_path / "trunk", 2)
+    stage = dpo(large, pairs, Preference(reference="live"), steps=4, batch=15)
+    assert is_chunked(micro_rows(stage, world=2) * ROW, stage.shape.padded_vocab)
+    run_stage(stage, tmp_path / "one", corpora, workshop, parent=source)
+    message = {
+        "stage": stage.to_dict(),
+        "run": str(tmp_path / "two"),
+        "corpora": {"pairs": str(pairs.path)},
+        "parent": str(source),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(message), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "windtunnel.tunnel.worker",
+               "--eager", "--devices", "cpu", "--threads", "1", "--job", str(tmp_path / "job.json")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (list(read_metrics(tmp_path / name)) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for (_, a), (_, b) in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-4)
 
 
 def test_a_live_reference_is_a_second_model_in_memory_unless_adapters_stand_beside_it(parent, pairs):

@@ -21,10 +21,11 @@ def _dynamic_ntk(value: object) -> object:
 
 
 class BatchChange(Config):
-    """One change of the trunk's batch."""
+    """One change of the batch of the trunk, or of a branch."""
 
     after: LengthValue = Field(
-        description="tokens of the trunk, or steps, after which the batch changes; no share, so that the trunk can be extended",
+        description="tokens of the trunk or branch, or steps, after which the batch changes; no share, so that the trunk can be "
+        "extended",
         examples=["1B"],
     )
     batch: Count = Field(description="tokens in a step from there on, a multiple of model.row", examples=["4M"])
@@ -213,6 +214,12 @@ class BranchConfig(Config):
     )
     batch: Count | None = Field(
         default=None, description="tokens in a step; without it, the trunk's", examples=["4096"]
+    )
+    batch_schedule: Tuple[BatchChange] | None = Field(
+        default=None,
+        min_length=1,
+        description="moe, long: where its batch changes, counted from its beginning; without it, nowhere",
+        examples=[[{"after": "2B", "batch": "2M"}]],
     )
     stable: LengthValue | None = Field(
         default=None,
