@@ -267,7 +267,7 @@ def test_misses_are_printed(make_book: Make) -> None:
             book.put_fact(NAME, "forecast", "same-older", old)
     text = Page(render(book, NAME)).text["forecast"]
     assert "a miss" in text
-    assert "Earlier forecasts" in text
+    assert "Other forecasts" in text
     assert "2025-01-01" in text
 
 
