@@ -44,7 +44,7 @@ def test_the_forecasts_of_one_trunk_are_blind_until_it_begins_and_one_that_is_as
     assert "trunk" not in trained
     assert set(view.data["others"]) == {"half"}
     assert {e.branch: (e.kind, e.outcome) for e in entries(home)} == {"same": ("blind", None), "half": ("blind", None)}
-    done = run(load_recipe(str(path), [HALF]), home, until="half", quiet=True)
+    done = run(load_recipe(str(path), [HALF]), home, quiet=True)
     rows = {e.branch: e for e in entries(home) if e.corpus == AVERAGE}
     assert {name: row.tokens for name, row in rows.items()} == {"same": 7680, "half": 3840}
     assert all(row.kind == "blind" and row.scored for row in rows.values())
@@ -65,6 +65,10 @@ def test_the_forecasts_of_one_trunk_are_blind_until_it_begins_and_one_that_is_as
             "the longest run's is the page's first"
         )
     assert done.data["outcome"]["forecast"] == hashes["same"]
+    page = (Home(home).program("tiny") / "report.html").read_text()
+    assert "Every forecast of this home" in page
+    assert "Of 2 blind forecasts with an outcome" in page
+    assert "<td>tiny/half</td><td>blind</td>" in page
     # The size has been trained by now.
     run(load_recipe(str(path), [HALF, LATER]), home, until="forecast", quiet=True)
     assert next(e for e in entries(home) if e.branch == "third").kind == "rehearsal"

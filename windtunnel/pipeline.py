@@ -26,8 +26,8 @@ from windtunnel.planning import known_pins, pin_key
 from windtunnel.preference_study import study_beta
 from windtunnel.preparation import check_supply, note_target, prepare
 from windtunnel.program import Program
+from windtunnel.program_report import write_program_report
 from windtunnel.recipe import Recipe, differences, introduction, shipped, with_defaults
-from windtunnel.report.page import write_report
 from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
 from windtunnel.study import choose, mean_loss, part_view, seal_forecasts, train_part
@@ -379,7 +379,8 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
 
 
 def _report(job: Job) -> None:
-    write_report(job.desk.book, job.program.name, job.desk.home.program(job.program.name) / "report.html")
+    desk, name = job.desk, job.program.name
+    write_program_report(desk.book, desk.home.root, name, desk.home.program(name) / "report.html")
 
 
 def _note_change(desk: Desk, recipe: Recipe) -> None:
