@@ -40,18 +40,19 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def coverage_lines(data: Row) -> list[str]:
     """What the blind forecasts with an outcome say about the intervals."""
-    adapted = [data["adaptations"][key] for key in ("scored", "inside_90", "trunks")]
-    laws = [data[key] for key in ("blind", "inside_90", "blind_trunks")]
-    out = [text for text in (_coverage("", *laws), _coverage(" of adaptations, by corpus", *adapted)) if text]
+    laws, adapted = [data[key] for key in ("blind", "inside_90", "blind_trunks")], data["adaptations"]
+    of_adaptations = _coverage(" of adaptations, by corpus,", adapted["scored"], adapted["inside_90"])
+    out = [text for text in (_coverage("", *laws), of_adaptations) if text]
     return out or ["No blind forecast has an outcome yet: nothing is known about the intervals."]
 
 
-def _coverage(what: str, count: int, inside: int, trunks: int) -> str:
+def _coverage(what: str, count: int, inside: int, trunks: int | None = None) -> str:
     if not count:
         return ""
     text = f"Of {count} blind forecasts{what} with an outcome, {inside} lie inside their 90 % interval"
-    several = f"{trunks} trunk{'s' if trunks > 1 else ''}"
-    return f"{text}; they are about {several}, whose branches err together." if trunks < count else f"{text}."
+    if trunks is None or trunks == count:
+        return f"{text}."
+    return f"{text}; they are about {trunks} trunk{'s' if trunks > 1 else ''}, whose branches err together."
 
 
 def left_out(data: Row, rows: Sequence[tuple[str, ...]]) -> bool:

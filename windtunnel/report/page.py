@@ -24,6 +24,8 @@ from windtunnel.report import (
     by_corpus,
     context,
     curves,
+    decay_data,
+    dynamics,
     experts,
     figures,
     mixtures,
@@ -115,7 +117,9 @@ def render(
         "experts": _experts(book, runs),
         "upcycling": _upcycling(book, program),
         "decay": _decay(book, runs),
+        "worth": _worth(book, program),
         "mixture": _mixture(book, program),
+        "dynamics": _dynamics(book, program),
         "answers": _answers(book, program, runs),
         "context": _context(book, program),
         "samples": _samples(book, program, share),
@@ -151,6 +155,8 @@ _TITLES = {
     "experts": ("Experts", "Which experts the tokens went to"),
     "upcycling": ("Upcycling", "Experts beside a dense continuation"),
     "decay": ("Decay data", "What the decay data did"),
+    "worth": ("Worth in the decay", "What each corpus is worth in the decay"),
+    "dynamics": ("Inside the decay", "What happens to gradients in the decay"),
     "mixture": ("Mixture", "Which shares of which corpora"),
     "answers": ("Answers", "What post-training changed"),
     "context": ("Longer context", "What the longer context brought"),
@@ -314,6 +320,24 @@ def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
         shares = " → ".join(found.share(name, corpus) for name in (found.reference or "", *found.others))
         rows.append((corpus, f"share {shares}", [found.change(name, corpus) for name in found.others]))
     return macro("decay", found, Pair.of(lambda width: figures.change_figure(rows, found.others, width)))
+
+
+def _worth(book: LabBook, program: str) -> Markup | None:
+    found = decay_data.read_decay_data(book, program)
+    if not found:
+        return None
+    return macro("worth", [
+        (decay_data.value_title(fact), decay_data.value_columns(fact), decay_data.value_rows(fact),
+         Pair.of(partial(decay_data.value_figure, fact)))
+        for fact in found
+    ])  # fmt: skip
+
+
+def _dynamics(book: LabBook, program: str) -> Markup | None:
+    found = dynamics.read_dynamics(book, program)
+    if not found:
+        return None
+    return macro("dynamics", [(name, dynamics.phase_columns(fact), dynamics.phase_rows(fact)) for name, fact in found])
 
 
 def _mixture(book: LabBook, program: str) -> Markup | None:
