@@ -52,7 +52,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for script in $(filter-out bench/search.py bench/trainer.py bench/pick.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script --json || exit 1; done
+	@for script in $(filter-out bench/search.py bench/trainer.py bench/pick.py bench/decisions.py,$(wildcard bench/*.py)); do echo "== $$script"; $(BIN)/python $$script --json || exit 1; done
 
 bench-search: $(STAMP)
 	PYTHONPATH=. $(BIN)/python bench/search.py --json

@@ -161,7 +161,7 @@ def test_a_forecast_is_listed_as_an_adaptation_and_an_edited_one_is_refused(fold
     assert "forecasts of adaptations" in out
     assert f"sealed {said['hash'][:12]}" in out
     assert "changed after it was frozen" not in out
-    assert forecasts(folder / "home").data["adaptations"] == {"scored": 0, "inside_90": 0}
+    assert forecasts(folder / "home").data["adaptations"] == {"scored": 0, "inside_90": 0, "trunks": 0}
     (file,) = (Home(folder / "home").program("maths") / "forecasts").glob("*.json")
     file.write_bytes(file.read_bytes().replace(b'"kind":"blind"', b'"kind":"blinD"'))
     with pytest.raises(ArtefactError, match="this forecast was changed after it was frozen: expected hash"):

@@ -19,6 +19,7 @@ from windtunnel.curve_runs import curve_of
 from windtunnel.home import Home
 from windtunnel.laws.sealed import read_forecast
 from windtunnel.ledger import AVERAGE, entries, forecasts
+from windtunnel.manage import report
 from windtunnel.recipe import Recipe, load_recipe
 
 LENGTHS = '["5120", "10240", "15360"]'
@@ -74,6 +75,11 @@ def test_a_curve_is_sealed_before_its_run_and_scored_after_it(
     svg = Path(after.data["figure"]).read_text()
     assert svg.count('class="trunk"') == 1
     assert "as trained" in svg
+    report(home, "tiny")
+    page = (Home(home).program("tiny") / "report.html").read_text()
+    assert "Along the run the forecast was " in page
+    assert page.count("<title>Forecast of the whole loss curve of") == 2, "for a page and for a phone"
+    assert sealed.hash[:16] in page
     # A second schedule at that size is a rehearsal now: the size has been trained.
     again = curve(recipe, home, schedule="linear:50%:0.1", quiet=True)
     assert again.data["kind"] == "rehearsal"

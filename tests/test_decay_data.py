@@ -16,6 +16,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.decay_data_study import blend, decay_data
 from windtunnel.home import Home
 from windtunnel.recipe import Recipe, load_recipe
+from windtunnel.report.page import render
 from windtunnel.train.stage import Stage
 
 WORTH = {"clean": 3.0, "noised": 1.0, "foreign": -2.0}
@@ -89,7 +90,10 @@ def test_candidates_are_ranked_by_their_planted_worth_and_seed_noise_cancels_in_
     assert [one["verdict"] for one in found] == ["helps", "helps", "hurts"]
     book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
     (fact,) = book.facts("which", "decay-data").values()
+    page = render(book, "which")
     book.close()
+    assert "What each corpus is worth in the decay" in page
+    assert all(f"<td>{name}</td>" in page for name in WORTH)
     assert fact["candidates"] == json.loads(json.dumps(found))
     svg = Path(view.data["figure"]).read_text(encoding="utf-8")
     assert all(f">{name}<" in svg for name in WORTH)

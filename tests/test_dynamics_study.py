@@ -14,6 +14,7 @@ from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.pipeline import run
 from windtunnel.recipe import load_recipe
+from windtunnel.report.page import render
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.stage import Stage
@@ -54,7 +55,10 @@ def test_the_decay_and_as_many_steps_before_it_are_made_again_from_the_nearest_c
     book = LabBook(Home(home).labbook, readonly=True)
     rows = {row["name"]: row for row in book.runs()}
     fact = book.fact("tiny", "dynamics", Path(rows["same"]["folder"]).name)
+    page = render(book, "tiny")
     book.close()
+    assert "What happens to gradients in the decay" in page
+    assert "its last quarter" in page
     data = view.data
     assert (data["first"], data["last"]) == (
         10,

@@ -83,7 +83,7 @@ def test_misses_rehearsals_and_open_forecasts_are_shown_and_only_blind_outcomes_
     rows = entries(home)
     assert [row.kind for row in rows].count("blind") == 3
     assert [row.kind for row in rows].count("late") == 1
-    assert coverage([row for row in rows if row.kind == "blind"]) == {"scored": 2, "inside_90": 1}
+    assert coverage([row for row in rows if row.kind == "blind"]) == {"scored": 2, "inside_90": 1, "trunks": 1}
     assert cli._run(["forecast", "--list", "--home", str(home)]) == 0
     out = capsys.readouterr().out
     assert "of 2 blind forecasts with an outcome, 1 lie inside" in out

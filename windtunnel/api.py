@@ -15,6 +15,7 @@ from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.laws.forecast import Forecast
 from windtunnel.laws.loss import LossLaw
+from windtunnel.laws.sealed import LAW
 from windtunnel.model.transformer import Transformer
 from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.recipe_new import new_recipe
@@ -126,9 +127,12 @@ class Run:
 
     @property
     def forecast(self) -> Forecast | None:
-        """What the program's sealed forecast says: value, intervals, forms of the law; None before it is made."""
-        sealed = list(self._book.facts(self._row["program"], "forecast").values())
-        return Forecast.from_dict(sealed[-1]["forecast"]) if sealed else None
+        """What the sealed forecast of this run, or else of the program's longest, says; None before it is made."""
+        sealed = self._book.facts(self._row["program"], LAW)
+        if not sealed:
+            return None
+        longest = max(sealed.values(), key=lambda one: one["forecast"]["tokens"])
+        return Forecast.from_dict(sealed.get(Path(self._row["folder"]).name, longest)["forecast"])
 
     @property
     def law(self) -> LossLaw | None:

@@ -22,7 +22,7 @@ from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import Length, si
 from windtunnel.corpus.mixture import check_epochs
-from windtunnel.curve_runs import alike, curve_of, curve_score, curve_sets, rates_of_run, stretch_of
+from windtunnel.curve_runs import alike, curve_score, curve_sets, rates_of_run, stretch_of
 from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.laws.curve_sizes import SIZED, End, Proxy, SizedForecast, forecast_sizes
@@ -35,8 +35,8 @@ from windtunnel.pipeline import run
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.trunk import scheduled_stage
 from windtunnel.program import Program
+from windtunnel.program_report import curve_picture
 from windtunnel.recipe import Recipe
-from windtunnel.report.curve_forecast import Line, curve_forecast_figure
 from windtunnel.schedule_design import parse_rule
 from windtunnel.study import forecast_facts
 from windtunnel.train.schedule import Schedule
@@ -119,7 +119,8 @@ def curve(
         row = target_run(desk.book, recipe.name, sealed.facts)
         score = curve_score(desk.book, row, sealed.facts["curve"]) if row else None
         figure = out or desk.home.program(recipe.name) / "laws" / f"{target.stage.name}.svg"
-        write_bytes(figure, _figure(desk.book, target, found, sealed, row).encode())
+        content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
+        write_bytes(figure, curve_picture(desk.book, recipe.name, content).draw(alone=True).encode())
         outcome = _outcome(desk.book, row, recipe.mixture) if row else None
     return _view(recipe.name, target, sealed, outcome, score, figure, found.left_out)
 
@@ -219,7 +220,8 @@ def _seal(desk: Desk, program: Program, target: Target, found: Study) -> Sealed:
         said = forecast_sizes(found.proxies, found.ends, stage.shape.body, stage.tokens, rates)
         about = f"a whole run of {stage.steps:,} steps under the schedule '{target.schedule}'"
         facts = forecast_facts(desk, program, stage, found.runs, said.final, about)
-        freeze(said.final, path, {**facts, "same": list(target.same), "curve": _facts(said, found)})
+        facts |= {"same": list(target.same), "schedule": stage.schedule.to_dict(), "curve": _facts(said, found)}
+        freeze(said.final, path, facts)
     sealed = read_forecast(path)
     with desk.book as book:
         content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
@@ -238,25 +240,6 @@ def _train(desk: Desk, program: Program, stage: Stage) -> None:
         desk.screen.say(f"{stage.name}: {warning}")
     results = desk.train(f"law curve: {stage.name}", STUDY, [stage], program.prepared, large=True)
     desk.need_all([stage], results)
-
-
-def _figure(book: LabBook, target: Target, found: Study, sealed: Sealed, row: Row | None) -> str:
-    said, stage = sealed.facts["curve"], target.stage
-    each = float(found.step_tokens)
-
-    def over(steps: Sequence[float], values: Sequence[float]) -> Line:
-        return [(each * s, v) for s, v in zip(steps, values, strict=True)]
-
-    proxies: dict[str, list[Line]] = {}
-    for p in sorted(found.proxies, key=lambda p: p.parameters):
-        proxies.setdefault(f"N = {si(p.parameters)}", []).append(over(p.curve.steps.tolist(), p.curve.losses.tolist()))
-    seen = curve_of(book, row, found.stretch, whole=True) if row else None
-    rates = rates_of(stage.schedule, stage.optimizer.learning_rate, stage.steps)
-    return curve_forecast_figure(
-        over(said["steps"], said["value"]), over(said["steps"], said["low90"]), over(said["steps"], said["high90"]),
-        over(list(range(1, stage.steps + 1)), rates.tolist()), proxies, f"N = {si(stage.shape.body)}",
-        over(seen.steps.tolist(), seen.losses.tolist()) if seen else (),
-    )  # fmt: skip
 
 
 # -- what is shown ---------------------------------------------------------------------------------------------------------

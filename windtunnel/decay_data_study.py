@@ -16,7 +16,7 @@ from rich.console import RenderableType
 
 from windtunnel.base.artefact import content_hash, write_bytes, write_json
 from windtunnel.base.errors import UserError
-from windtunnel.base.units import Length, si
+from windtunnel.base.units import Length
 from windtunnel.desk import Desk, Result
 from windtunnel.home import Home
 from windtunnel.pretrain.setting import Mixture
@@ -24,7 +24,7 @@ from windtunnel.program import Program
 from windtunnel.proxy_trunk import ProxyTrunk
 from windtunnel.recipe import Recipe
 from windtunnel.report.cost import cost_line, cost_of, target_flops
-from windtunnel.report.values import Value, values_figure
+from windtunnel.report.decay_data import value_columns, value_figure, value_rows, value_title
 from windtunnel.study import mean_loss
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program
@@ -87,7 +87,7 @@ def decay_data(
         fact = {**judged(program, question, plain, mixed, results), "cost": cost}
         studies = desk.home.program(recipe.name) / "studies"
         target = out or studies / "decay-data.svg"
-        write_bytes(target, values_figure(_shown_values(fact), "held-out loss below the trunk's own decay, %").encode())
+        write_bytes(target, value_figure(fact, alone=True).encode())
         write_json(studies / f"decay-data-{fact['key'][:12]}.json", fact)
         with desk.book as book:
             book.put_fact(recipe.name, STUDY, fact["key"][:12], fact)
@@ -179,35 +179,9 @@ def _verdict(value: Estimate) -> str:
     return "helps" if value.low > 0 else "hurts" if value.high < 0 else "cannot tell"
 
 
-def _shown_values(fact: Mapping[str, Any]) -> list[Value]:
-    return [
-        Value(one["name"], one["value"]["value"], one["value"]["low"], one["value"]["high"])
-        for one in fact["candidates"]
-        if one["value"] is not None
-    ]
-
-
 def _parts(fact: Mapping[str, Any], figure: Path) -> Iterator[RenderableType]:
-    rows: list[tuple[str, ...]] = []
-    for one in fact["candidates"]:
-        read = f"{one['read']:.2f}" if one["read"] is not None else "–"
-        rows.append((one["name"], _text(one["value"]), _text(one["own"]), read, one["verdict"]))
-    title = (
-        f"{100 * fact['share']:g} % of each in the last {si(fact['branch_tokens'])} of {si(fact['tokens'])} tokens, "
-        f"{si(fact['parameters'])} parameters, {len(fact['seeds'])} seeds"
-    )
-    columns = ("candidate", f"value on {', '.join(fact['on'])}, 90 %", "on the trunk's own text", "times read", "")
-    yield table(columns, rows, title=title, right=(3,))
+    yield table(value_columns(fact), value_rows(fact), title=value_title(fact), right=(3,))
     yield line(
         f"value: how much lower the held-out loss ends than with the trunk's own data, in percent; "
         f"{cost_line(fact['cost'])}; the figure is {figure}"
     )
-
-
-def _text(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "–"
-    text = f"{found['value']:+.2f} %"
-    if found["low"] is not None:
-        text += f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return text.replace("-", "−")

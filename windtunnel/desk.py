@@ -290,9 +290,14 @@ class Desk:
         }  # fmt: skip
 
     def _forecasts(self) -> dict[str, str]:
-        """Hash of the newest sealed forecast by the key of the stage that it is about, and of the trunk that stage grows from."""
+        """Hash of the newest sealed forecast by the key of the stage that it is about, and of the trunk that stage grows from.
+
+        A trunk with several branches has the forecast of the longest run.
+        """
         known = [f for kind in (LAW, CURVE, ADAPTATION) for f in self.book.facts(self.program, kind).values()]
-        newest = sorted(known, key=lambda fact: str(fact["facts"].get("time", "")))
+        newest = sorted(
+            known, key=lambda fact: (str(fact["facts"].get("time", "")), fact["facts"].get("tokens_with_decay", 0))
+        )
         return {
             key: fact["hash"] for fact in newest for facts in [fact["facts"]]
             for key in (facts.get("target"), facts.get("trunk"), *facts.get("same", ())) if key

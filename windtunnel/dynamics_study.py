@@ -20,16 +20,12 @@ from windtunnel.comparison import find_run
 from windtunnel.home import Home
 from windtunnel.pipeline import finishing
 from windtunnel.pretrain.branch import whole_run
-from windtunnel.report.dynamics import dynamics_figure, moves_by_kind
+from windtunnel.report.dynamics import MEASURES, dynamics_figure, level_cells, moves_by_kind, phase_columns, phase_rows
 from windtunnel.train.folder import RESULT, STAGE, checkpoint_path, steps_saved
 from windtunnel.train.metrics import LIVE
 from windtunnel.train.stage import Stage, Start
 from windtunnel.views import View, line, table
 
-MEASURES = {
-    "norm": "gradient norm", "max": "largest |g|", "cosine": "cos(g(t), g(t+1))", "d1": "D1", "d2": "D2",
-    "curvature": "curvature K", "sharpness": "sharpness",
-}  # fmt: skip
 _UNDECAYED = 400
 _SNAPSHOTS = 40
 _LATE = 0.25
@@ -223,23 +219,9 @@ def summary(seen: Mapping[str, Any], begins: int | None) -> dict[str, Any]:
 
 
 def _parts(run: str, seen: Mapping[str, Any], phases: Mapping[str, Any], figure: Path) -> Iterator[RenderableType]:
-    words = list(phases["phases"])
-    titles = {
-        "before": "before the decay" if len(words) > 1 else "all of it",
-        "decay": "in the decay",
-        "late": "its last quarter",
-    }
-
-    def cells(rows: Mapping[str, Mapping[str, float | None]], key: str) -> list[str]:
-        return [f"{v:.3g}" if (v := rows[word].get(key)) is not None else "–" for word in words]
-
-    columns = ("", *(titles[word] for word in words))
+    words, columns = list(phases["phases"]), phase_columns(phases)
     right = tuple(range(1, len(columns)))
-    rates = (phases["rate"][word] for word in words)
-    rows = [("learning rate", *(f"{rate:.3g}" if rate is not None else "–" for rate in rates))]
-    shown = [key for key in MEASURES if any(phases["phases"][word].get(key) is not None for word in words)]
-    rows += [(MEASURES[key], *cells(phases["phases"], key)) for key in shown]
-    yield table(columns, rows, title=f"{run}, steps {seen['first']:,} to {seen['last']:,}", right=right)
+    yield table(columns, phase_rows(phases), title=f"{run}, steps {seen['first']:,} to {seen['last']:,}", right=right)
     if not seen["moves"]:  # recorded while it trained
         yield line(
             f"K is a median, the rest means; a pair of updates every {seen['sampling']['every']} steps took "
@@ -248,15 +230,14 @@ def _parts(run: str, seen: Mapping[str, Any], phases: Mapping[str, Any], figure:
         return
     kinds = phases["moves"][words[0]]
     window = seen["sampling"]["window"]
-    yield table(
-        (f"largest |ΔW| in {window} steps", *columns[1:]), [(kind, *cells(phases["moves"], kind)) for kind in kinds], right=right
-    )  # fmt: skip
+    moved = [(kind, *level_cells(phases["moves"], kind)) for kind in kinds]
+    yield table((f"largest |ΔW| in {window} steps", *columns[1:]), moved, right=right)
     made: list[tuple[str, ...]] = []
     for role in phases["roles"][words[0]]:
         own = {word: phases["roles"][word].get(role, {}) for word in words}
-        pairs = zip(cells(own, "norm"), cells(own, "cosine"), strict=True)
+        pairs = zip(level_cells(own, "norm"), level_cells(own, "cosine"), strict=True)
         made.append((role, *(cell for pair in pairs for cell in pair)))
-    both = [f"{what}, {titles[word]}" for word in words for what in ("norm", "cosine")]
+    both = [f"{what}, {title}" for title in columns[1:] for what in ("norm", "cosine")]
     yield table(("role", *both), made, right=tuple(range(1, len(both) + 1)))
     yield line(
         f"K and sharpness are medians, the rest means; looking every {seen['sampling']['every']} steps took "

@@ -53,6 +53,8 @@ class Entry:
     note: str = ""
     before: float | None = None
     """What an adapted model lost before; None for the forecast of a law."""
+    trunk: str = ""
+    """Key of the trunk that the run grows from, or of the run itself: forecasts of one trunk are right or wrong together."""
     curve: Mapping[str, float] | None = None
     """How the forecast of the whole curve did (``curve_runs.curve_score``), where there is one."""
 
@@ -96,8 +98,7 @@ class Entry:
             "relative_error": self.error, "inside_90": self.inside, "gap_share": self.gap_share,
             "interval_score": self.scores.get("forecast"),
             "naive_interval_score": {name: self.scores[name] for name in NAIVE if name in self.scores}, "note": self.note,
-            "before": self.before,
-            "curve": self.curve,
+            "before": self.before, "trunk": self.trunk, "curve": self.curve,
         }  # fmt: skip
 
 
@@ -153,7 +154,7 @@ def _read(book: LabBook, program: str, content: Mapping[str, Any]) -> list[Entry
         kind = "late"
     blank = Entry(
         program, str(facts["branch"]), AVERAGE, kind, content["hash"], str(facts.get("time", facts.get("made", ""))), 0, 0,
-        None, {}, 0,
+        None, {}, 0, trunk=str(facts.get("trunk") or facts.get("target", "")),
     )  # fmt: skip
     rows = _gains(blank, content) if "gains" in content else _laws(blank, content)
     curve = _curve(book, run, facts)
@@ -229,9 +230,10 @@ def _outcomes(book: LabBook, run: Mapping[str, Any] | None, facts: Mapping[str, 
 
 
 def coverage(rows: Sequence[Entry]) -> dict[str, int]:
-    """How many of these forecasts have an outcome, and how many of them hold it inside their 90 % interval."""
+    """How many of these forecasts have an outcome, how many of those lie inside their 90 % interval, and of how many trunks."""
     scored = [row for row in rows if row.scored]
-    return {"scored": len(scored), "inside_90": sum(bool(row.inside) for row in scored)}
+    trunks = len({row.trunk for row in scored})
+    return {"scored": len(scored), "inside_90": sum(bool(row.inside) for row in scored), "trunks": trunks}
 
 
 def forecasts(home: Path) -> View:
@@ -249,6 +251,7 @@ def forecasts(home: Path) -> View:
     average, corpora = _blind_coverage(laws, True), _blind_coverage(laws, False)
     data = {
         "forecasts": [row.to_dict() for row in rows], "blind": average["scored"], "inside_90": average["inside_90"],
+        "blind_trunks": average["trunks"],
         "blind_by_corpus": corpora["scored"], "inside_90_by_corpus": corpora["inside_90"],
         "adaptations": _blind_coverage(adapted, False),
     }  # fmt: skip
@@ -268,7 +271,13 @@ def _of_laws(rows: Sequence[Entry]) -> Iterator[RenderableType]:
         yield line("no blind forecast has an outcome yet: nothing is known about the coverage")
         return
     inside, count = average["inside_90"], average["scored"]
-    yield line(f"of {count} blind forecasts with an outcome, {inside} lie inside their 90 % interval")
+    trunks = average["trunks"]
+    shared = (
+        f"; they are about {trunks} trunk{'s' if trunks > 1 else ''}, whose branches err together"
+        if trunks < count
+        else ""
+    )
+    yield line(f"of {count} blind forecasts with an outcome, {inside} lie inside their 90 % interval{shared}")
     if corpora["scored"]:
         inside, count = corpora["inside_90"], corpora["scored"]
         yield line(f"by corpus, not independent of these: {inside} of {count} inside")

@@ -32,9 +32,9 @@ from windtunnel.model.serving import DynamicNtk
 from windtunnel.model.shape import Shape
 from windtunnel.pipeline import FINISH, dynamic_ntk_of, export_job, finishing, run
 from windtunnel.preparation import prepare
+from windtunnel.program_report import write_program_report
 from windtunnel.recipe import Recipe, parse_recipe
 from windtunnel.recipe_schema import Origin
-from windtunnel.report.page import write_report
 from windtunnel.train.folder import FAILED, checkpoint_path, steps_saved
 from windtunnel.train.stage import FINISHED
 from windtunnel.views import View, line, table
@@ -316,7 +316,7 @@ def report(home: Path, program: str | None, *, out: Path | None = None, share: b
         names, key=lambda name: max([r["started"] or 0 for r in book.runs(program=name)], default=0)
     )
     target = out or Home(home).program(chosen) / ("report-share.html" if share else "report.html")
-    path = write_report(book, chosen, target, share=share)
+    path = write_program_report(book, home, chosen, target, share=share)
     return View({"report": str(path), "program": chosen}, (line(f"wrote {path}"),))
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from windtunnel.planning import known_pins, pin_key
 from windtunnel.preference_study import study_beta
 from windtunnel.preparation import check_supply, note_target, prepare
 from windtunnel.program import Program
+from windtunnel.program_report import write_program_report
 from windtunnel.recipe import Recipe, differences, introduction, shipped, with_defaults
-from windtunnel.report.page import write_report
 from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
-from windtunnel.study import choose, mean_loss, part_view, seal_forecast, train_part
+from windtunnel.study import choose, mean_loss, part_view, seal_forecasts, train_part
 from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
 from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
 from windtunnel.train.stage import AdamW, Stage, check_ranks, optimizer_of
@@ -42,12 +42,12 @@ FINISH = "finish.json"
 
 @dataclass
 class Job:
-    """A run of the pipeline in progress."""
+    """A run of the pipeline in progress; ``sealed`` holds its forecasts, that of the longest run first."""
 
     desk: Desk
     program: Program
     until: str | None
-    sealed: dict[str, Any] | None = None
+    sealed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     trunk_end: int | None = None
     part: tuple[int, int] | None = None
     trials: int = 0
@@ -102,7 +102,7 @@ def run(
             book.put_fact(recipe.name, "session", f"{begun:.0f}", {"seconds": time.time() - begun})
         if until in (None, "export", "report") or until in recipe.branch:
             return outcome_view(desk, job.program, job.sealed)
-        if job.sealed is not None and until == "forecast":
+        if job.sealed and until == "forecast":
             remaining = remaining_cost(desk, job.program)
             return forecast_view(job.program, job.sealed, remaining)
         if share is not None:
@@ -150,17 +150,16 @@ def _choose(job: Job) -> None:
 
 
 def _seal(job: Job) -> None:
-    job.sealed = seal_forecast(job.desk, job.program)
+    job.sealed = seal_forecasts(job.desk, job.program)
 
 
 def _limits(job: Job) -> None:
     """Stops before the big run if the forecast exceeds a limit that the recipe sets."""
     recipe, sealed = job.program.recipe, job.sealed
-    assert sealed is not None
     remaining = remaining_cost(job.desk, job.program)
     job.desk.screen.console.print(forecast_view(job.program, sealed, remaining))
     problems = []
-    bits = sealed["forecast"]["expected"]["value"] / LN2
+    bits = sealed[0]["forecast"]["expected"]["value"] / LN2
     if recipe.max_loss is not None and bits > recipe.max_loss:
         problems.append(f"expected loss {bits:.4f} bits per byte > max_loss {recipe.max_loss:g}")
     if recipe.max_hours is not None and remaining.seconds / 3600 > recipe.max_hours:
@@ -251,8 +250,9 @@ def _branches(job: Job) -> None:
 
 
 def _score_forecast(job: Job, stage: Stage, result: Result) -> None:
-    sealed, program, desk = job.sealed, job.program, job.desk
-    if sealed is None or sealed["facts"]["target"] != stage.key:
+    program, desk = job.program, job.desk
+    sealed = next((one for one in job.sealed if one["facts"]["target"] == stage.key), None)
+    if sealed is None:
         return
     scored = score(Forecast.from_dict(sealed["forecast"]), mean_loss(result["scores"], program.recipe.mixture))
     with desk.book as book:
@@ -391,7 +391,8 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
 
 
 def _report(job: Job) -> None:
-    write_report(job.desk.book, job.program.name, job.desk.home.program(job.program.name) / "report.html")
+    desk, name = job.desk, job.program.name
+    write_program_report(desk.book, desk.home.root, name, desk.home.program(name) / "report.html")
 
 
 def _note_change(desk: Desk, recipe: Recipe) -> None:

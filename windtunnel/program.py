@@ -388,7 +388,9 @@ class Program:
         half_life = self._half_life(name)
         floor = config.floor if config.floor is not None else (0.0 if half_life else 0.1)
         share = self.decay_steps(name) / self.steps
-        if self.recipe.trunk.batch_schedule:  # then steps are not equally long
+        if (
+            self.recipe.trunk.batch_schedule or config.at
+        ):  # then steps are not equally long, or the run is a shorter one
             stage = self.branch(name)
             share = stage.own_tokens / stage.tokens
         return Decay(share, config.form, floor, half_life)

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from windtunnel.base.artefact import content_hash, read_json, write_json
@@ -352,14 +353,43 @@ def measure_law(desk: Desk, program: Program) -> dict[str, list[Point]]:
     return points
 
 
-def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
-    """Fits the law, forecasts the target and freezes the forecast as a file, before the target trains.
+def seal_forecasts(desk: Desk, program: Program) -> list[dict[str, Any]]:
+    """Fits the law, forecasts the target and freezes a forecast of each of its plain decays as a file, before its trunk trains.
 
-    Returns the file's content with its hash. A forecast of the same target from the same runs is made once.
+    Returns the files' contents with their hashes, the longest run first. A forecast of the same run from the same proxies is
+    made once.
     """
     points = measure_law(desk, program)
+    with desk.book as book:
+        book.put_fact(
+            program.name, "points", AVERAGE, {name: [p.to_dict() for p in part] for name, part in points.items()}
+        )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return [_sealed(desk, program, points, program.branch(name), now) for name in forecast_branches(program)]
+
+
+def forecast_branches(program: Program) -> list[str]:
+    """The branches that a forecast is made for, the longest run first: decays on the trunk's own data by the proxies' rule.
+
+    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens.
+    """
+    found: list[tuple[int, str]] = []
+    recipe, rule = program.recipe, program.decay()
+    for name in recipe.decays:
+        if recipe.branch[name].mixture in (None, recipe.trunk.mixture):
+            stage = program.branch(name)
+            own = (stage.schedule.form, stage.schedule.floor, stage.schedule.half_life)
+            off = abs(stage.own_tokens - rule.share * stage.tokens)
+            if own == (rule.form, rule.floor, rule.half_life) and off <= stage.step_tokens:
+                found.append((stage.tokens, name))
+    return [name for _, name in sorted(found, key=lambda pair: -pair[0])]
+
+
+def _sealed(
+    desk: Desk, program: Program, points: Mapping[str, Sequence[Point]], branch: Stage, now: str
+) -> dict[str, Any]:
+    """The forecast of one branch, sealed now unless there is a file of it; its content with its hash."""
     shape, recipe = program.shape, program.recipe
-    branch = program.branch(recipe.forecast_branch or "")
     runs = sorted(run.trunk.key for run in program.scaling())
     identity = content_hash([branch.key, runs, list(recipe.tunnel.forms) if recipe.tunnel else []])
     path = desk.home.program(program.name) / "forecasts" / f"{branch.name}-{identity[:12]}.json"
@@ -372,14 +402,11 @@ def seal_forecast(desk: Desk, program: Program) -> dict[str, Any]:
         about = f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps"
         by_corpus = {name: part.to_dict() for name, part in made.items() if name != AVERAGE}
         facts = forecast_facts(desk, program, branch, runs, made[AVERAGE], about)
-        freeze(made[AVERAGE], path, {**facts, "per_corpus": by_corpus})
+        freeze(made[AVERAGE], path, {**facts, "time": now, "per_corpus": by_corpus})
     sealed = read_forecast(path)
     content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
     with desk.book as book:
         book.put_fact(program.name, LAW, branch.folder_name, content)
-        book.put_fact(
-            program.name, "points", AVERAGE, {name: [p.to_dict() for p in part] for name, part in points.items()}
-        )
     return content
 
 

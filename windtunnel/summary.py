@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,9 @@ def in_bits(interval: dict[str, float]) -> dict[str, float]:
     return {name: value / LN2 for name, value in interval.items()}
 
 
-def forecast_view(program: Program, sealed: dict[str, Any], remaining: Remaining) -> View:
-    """The one screen of ``windtunnel forecast``."""
+def forecast_view(program: Program, forecasts: Sequence[dict[str, Any]], remaining: Remaining) -> View:
+    """The one screen of ``windtunnel forecast``: that of the longest run whole, the others in a line each."""
+    sealed, *others = forecasts
     facts, expected = sealed["facts"], in_bits(sealed["forecast"]["expected"])
     naive = {name: value["value"] / LN2 for name, value in sealed["forecast"]["naive"].items()}
     forms = [(f["law"]["form"], f"{f['weight']:.0%}", f"{f['value'] / LN2:.4f}") for f in sealed["forecast"]["forms"]]
@@ -98,6 +100,7 @@ def forecast_view(program: Program, sealed: dict[str, Any], remaining: Remaining
         ),
         line(f"  naive: largest proxy {naive['largest']:.4f}, line through the last two sizes {naive['line']:.4f}"),
         table(("law", "weight", "says"), forms, right=(1, 2)),
+        *(line(text) for text in map(_in_one_line, others)),
         line(f"the big run costs {cost}  (from {remaining.source})"),
         *(line(text) for text in cost_lines(program.recipe, remaining.seconds)),
         *(line(f"note: {text}") for text in sealed["forecast"]["warnings"]),
@@ -108,8 +111,22 @@ def forecast_view(program: Program, sealed: dict[str, Any], remaining: Remaining
     data = {
         "program": program.name, "hash": sealed["hash"], "kind": facts["kind"], "unit": "bits per UTF-8 byte",
         "expected": expected, "naive": naive, "seconds": remaining.seconds, "disk": remaining.disk, "money": remaining.money,
+        "others": {
+            one["facts"]["branch"]: {
+                "hash": one["hash"], "kind": one["facts"]["kind"], "tokens": one["forecast"]["tokens"],
+                "expected": in_bits(one["forecast"]["expected"]),
+            } for one in others
+        },
     }  # fmt: skip
     return View(data, tuple(parts))
+
+
+def _in_one_line(sealed: dict[str, Any]) -> str:
+    facts, expected = sealed["facts"], in_bits(sealed["forecast"]["expected"])
+    return (
+        f"  branch '{facts['branch']}' after {si(sealed['forecast']['tokens'])} tokens: {expected['value']:.4f} "
+        f"[{expected['low90']:.4f}, {expected['high90']:.4f}] ({facts['kind']}, sealed {sealed['hash'][:12]})"
+    )
 
 
 def _command(program: Program) -> str:
@@ -117,7 +134,7 @@ def _command(program: Program) -> str:
     return shown.removesuffix(".toml") if "/" not in shown and not (program.recipe.base / shown).exists() else shown
 
 
-def outcome_view(desk: Desk, program: Program, sealed: dict[str, Any] | None) -> View:
+def outcome_view(desk: Desk, program: Program, forecasts: Sequence[dict[str, Any]]) -> View:
     """What ``windtunnel run`` prints at its end: forecast beside outcome, losses of the branches, where things lie."""
     book, folder = desk.book, desk.home.program(program.name)
     outcomes = list(book.facts(program.name, "outcome").values())
@@ -129,15 +146,18 @@ def outcome_view(desk: Desk, program: Program, sealed: dict[str, Any] | None) ->
         for run in branches
     }
     parts: list[RenderableType] = [line(f"'{program.name}' is done", "bold")]
-    outcome = next((o for o in reversed(outcomes) if sealed and o["forecast"] == sealed["hash"]), None)
-    if sealed is not None and outcome is not None:
+    found = [next((o for o in outcomes if o["forecast"] == sealed["hash"]), None) for sealed in forecasts]
+    for sealed, outcome in zip(forecasts, found, strict=True):
+        if outcome is None:
+            continue
         expected = in_bits(sealed["forecast"]["expected"])
         inside = "inside" if outcome["inside_90"] else "OUTSIDE"
+        name = f" of '{sealed['facts']['branch']}'" if len(forecasts) > 1 else ""
         parts.append(
             line(
-                f"forecast {expected['value']:.4f} [{expected['low90']:.4f}, {expected['high90']:.4f}], sealed before training"
-                f" · outcome {outcome['outcome'] / LN2:.4f} bits per byte · error {100 * outcome['relative_error']:+.2f} %,"
-                f" {inside} the 90 % interval",
+                f"forecast{name} {expected['value']:.4f} [{expected['low90']:.4f}, {expected['high90']:.4f}], sealed before "
+                f"training · outcome {outcome['outcome'] / LN2:.4f} bits per byte · error "
+                f"{100 * outcome['relative_error']:+.2f} %, {inside} the 90 % interval",
                 "bold green" if outcome["inside_90"] else "bold red",
             )
         )
@@ -150,5 +170,8 @@ def outcome_view(desk: Desk, program: Program, sealed: dict[str, Any] | None) ->
     for name, fact in book.facts(program.name, "export").items():
         parts.append(line(f"model:  {desk.home.root / fact['folder']} (Hugging Face folder; {fact['check']})"))
         parts.append(line(f"talk:   windtunnel chat {program.name}/{name.rpartition('-')[0]}"))
-    data = {"program": program.name, "scores": scores, "outcome": outcome, "report": str(folder / "report.html")}
+    data = {
+        "program": program.name, "scores": scores, "outcome": found[0] if found else None,
+        "report": str(folder / "report.html"),
+    }  # fmt: skip
     return View(data, tuple(parts))

@@ -561,7 +561,8 @@ def test_an_empty_home_is_answered_in_one_line_without_an_empty_table(tmp_path: 
         "forecasts": [],
         "blind": 0,
         "inside_90": 0,
+        "blind_trunks": 0,
         "blind_by_corpus": 0,
         "inside_90_by_corpus": 0,
-        "adaptations": {"scored": 0, "inside_90": 0},
+        "adaptations": {"scored": 0, "inside_90": 0, "trunks": 0},
     }

@@ -13,6 +13,7 @@ from windtunnel.laws.decision import (
     Thresholds,
     decide,
     detectable,
+    follow,
     noise_at,
     registry,
     runs_needed,
@@ -27,20 +28,12 @@ def play(effect: float, worlds: int, *, known: float, shared: float = 0.5, looks
     rng, thresholds, said = np.random.default_rng(seed), Thresholds(0.005), []
     for _ in range(worlds):
         noise = SeedNoise(SD * math.sqrt(rng.chisquare(known) / known), known) if known else None
-        a: dict[int, float] = {}
-        b: dict[int, float] = {}
-        wanted, outcome = 3, "more"
-        for look in range(1, looks + 1):
-            for number in range(len(a), min(wanted, 24)):
-                common = math.sqrt(shared) * rng.normal()
-                own = math.sqrt(1 - shared) * rng.normal(size=2)
-                a[number] = 2.0 * math.exp(SD * (common + own[0]))
-                b[number] = 2.0 * math.exp(effect + SD * (common + own[1]))
-            found = decide(a, b, thresholds, noise=noise, look=look)
-            outcome, wanted = found.outcome, found.pairs + found.more
-            if outcome != "more":
-                break
-        said.append(outcome)
+        pairs: list[tuple[float, float]] = []
+        for _ in range(24):
+            common = math.sqrt(shared) * rng.normal()
+            own = math.sqrt(1 - shared) * rng.normal(size=2)
+            pairs.append((2.0 * math.exp(SD * (common + own[0])), 2.0 * math.exp(effect + SD * (common + own[1]))))
+        said.append(follow(pairs, thresholds, noise=noise, looks=looks).outcome)
     return said
 
 
@@ -66,6 +59,17 @@ def test_planted_differences_are_found_the_more_often_the_larger_they_are() -> N
     assert curve[0.02] == 1.0
     assert play(0.01, 200, known=6.0, seed=3).count("B") == 0
     assert play(-0.02, 50, known=6.0, seed=4) == ["B"] * 50
+
+
+def test_looks_go_on_with_as_many_pairs_as_were_asked_for_and_end_with_an_answer_or_the_pairs() -> None:
+    pairs = [(2.0 + 0.004 * (i % 2), 2.006 + 0.004 * (i % 3)) for i in range(40)]
+    first = follow(pairs[:3], Thresholds(0.002))
+    assert (first.outcome, first.look, first.pairs) == ("more", 1, 3)
+    second = follow(pairs, Thresholds(0.002), looks=2)
+    assert (second.look, second.pairs) == (2, 3 + first.more)
+    assert follow(pairs, Thresholds(0.002)).outcome == "A"
+    with pytest.raises(LawError, match=r"decision.looks: expected one or more"):
+        follow(pairs, Thresholds(0.002), looks=0)
 
 
 def test_the_first_look_is_the_paired_t_test_at_half_the_level() -> None:

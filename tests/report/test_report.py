@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.report.cost import cost_line, read_cost
+from windtunnel.report.curve_forecast import CurvePicture
 from windtunnel.report.figures import compare_figure, lower_edge, thin
 from windtunnel.report.page import render, write_report
 from windtunnel.report.story import without_paths
@@ -267,8 +269,55 @@ def test_misses_are_printed(make_book: Make) -> None:
             book.put_fact(NAME, "forecast", "same-older", old)
     text = Page(render(book, NAME)).text["forecast"]
     assert "a miss" in text
-    assert "Earlier forecasts" in text
+    assert "Other forecasts" in text
     assert "2025-01-01" in text
+
+
+def test_the_ledger_names_every_forecast_of_the_home_and_one_to_share_no_other_program(make_book: Make) -> None:
+    said = {"value": 1.9, "low50": 1.88, "high50": 1.92, "low90": 1.85, "high90": 1.95}
+    row = {
+        "program": NAME, "branch": "same", "corpus": "average", "kind": "blind", "time": "2026-03-01T10:20:30Z",
+        "parameters": 3e5, "tokens": 6.4e6, "expected": said, "outcome": 1.97, "relative_error": 1.9 / 1.97 - 1,
+        "inside_90": False, "before": None, "curve": {"mean_error": 0.011, "inside_90": 0.93},
+    }  # fmt: skip
+    other = {**row, "program": "secret", "outcome": None, "curve": None}
+    changed = {**row, "branch": "old", "kind": "changed", "expected": None}
+    data = {
+        "forecasts": [row, other, changed, {**row, "corpus": "wiki", "branch": "part"}], "blind": 4, "inside_90": 3,
+        "blind_trunks": 1, "adaptations": {"scored": 0, "inside_90": 0, "trunks": 0},
+    }  # fmt: skip
+    text = Page(render(make_book(), NAME, ledger=data)).text["ledger"]
+    for words in (
+        "harbour/same",
+        "secret/same",
+        "harbour/old",
+        "changed",
+        "−3.55 %",
+        "open",
+        "miss; whole curve 1.1 % off",
+    ):
+        assert words in text
+    assert "harbour/part" not in text, "corpora stand with the forecast"
+    assert "Of 4 blind forecasts with an outcome, 3 lie inside their 90 % interval; they are about 1 trunk" in text
+    shared = Page(render(make_book(), NAME, ledger=data, share=True)).text["ledger"]
+    assert "secret" not in shared
+    assert "left out of this table" in shared
+    nothing = {**data, "forecasts": [other], "blind": 0}
+    assert "nothing is known about the intervals" in Page(render(make_book(), NAME, ledger=nothing)).text["ledger"]
+
+
+@pytest.mark.parametrize("width", [340, 720])
+def test_a_forecast_curve_is_drawn_with_and_without_its_run_and_learning_rate(width: int) -> None:
+    line = [(1000.0 * i, 6.0 - i / 20) for i in range(1, 40)]
+    high, low = ([(d, v + off) for d, v in line] for off in (0.2, -0.2))
+    proxies = {"N = 24k": [[(d, v + 0.5) for d, v in line]], "N = 95k": [[(d, v + 0.3) for d, v in line]]}
+    bare = CurvePicture("curve", "N = 300k", line, low, high, (), proxies)
+    whole = replace(bare, rate=[(d, 0.01) for d, _ in line], outcome=line[4:])
+    assert "as trained" in whole.draw(width)
+    assert "as trained" not in bare.draw(width)
+    assert whole.draw(width).count("learning rate") == 1
+    assert "learning rate" not in bare.draw(width)
+    assert whole.draw(width, alone=True).startswith("<svg xmlns=")
 
 
 def test_each_word_is_explained_where_it_first_appears(make_book: Make) -> None:

@@ -166,6 +166,33 @@ def decide(
     return Decision(outcome, look, n, mean, half, sd, freedom, more, thresholds)
 
 
+def follow(
+    pairs: Sequence[tuple[float, float]], thresholds: Thresholds, *, noise: SeedNoise | None = None, first: int = 3,
+    looks: int = 5,
+) -> Decision:  # fmt: skip
+    """What looks lead to that train as many pairs as the one before asked for: the last look.
+
+    Args:
+        pairs: losses of A and B that are there to be trained, in the order in which they would be; the looks end with them.
+        first: pairs of the first look.
+        looks: the most that are taken.
+
+    Raises:
+        LawError: there are no pairs, or a loss is not finite and positive.
+    """
+    wanted, found = first, None
+    for look in range(1, looks + 1):
+        trained = pairs[:wanted]
+        a, b = ({seed: pair[arm] for seed, pair in enumerate(trained)} for arm in (0, 1))
+        found = decide(a, b, thresholds, noise=noise, look=look)
+        if found.outcome != "more" or len(trained) == len(pairs):
+            break
+        wanted = found.pairs + found.more
+    if found is None:
+        raise LawError("decision.looks", f"expected one or more, got {looks}")
+    return found
+
+
 def runs_needed(sd: float, half_width: float, alpha: float, *, known: float = 0.0) -> int:
     """The number of pairs whose interval is at most so wide, if their spread stays what it is; at most 1000."""
     low, high = 2, _MOST_RUNS

@@ -209,7 +209,7 @@ class BranchConfig(Config):
     )
     mixture: Weights | None = Field(
         default=None,
-        description="corpus = weight; without it, the trunk's: the branch that the forecast is about",
+        description="corpus = weight; without it, the trunk's: a branch that a forecast is about",
         examples=[{"wiki": 1, "chats": 1}],
     )
     batch: Count | None = Field(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from windtunnel.base.labbook import LabBook
 from windtunnel.report.figures import thin
 from windtunnel.report.svg import SERIES, Axis, Canvas, compact, spread, text_width, x_axis, y_axis
 
@@ -48,6 +49,43 @@ def dynamics_figure(seen: Mapping[str, Any], decay_from: int | None, title: str,
         canvas.line(x(decay_from), 42, x(decay_from), height - _GAP - 20, "hair")
         canvas.text(x(decay_from) + 5, 30, "the decay begins", "k")
     return canvas.render(alone=True)
+
+
+MEASURES = {
+    "norm": "gradient norm", "max": "largest |g|", "cosine": "cos(g(t), g(t+1))", "d1": "D1", "d2": "D2",
+    "curvature": "curvature K", "sharpness": "sharpness",
+}  # fmt: skip
+
+
+def read_dynamics(book: LabBook, program: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Runs whose updates were watched and what was seen of each: by a second pass, else by its probe."""
+    found = {**book.facts(program, "dynamics-live"), **book.facts(program, "dynamics")}
+    return [(folder.rpartition("-")[0] or folder, fact) for folder, fact in found.items()]
+
+
+def phase_columns(fact: Mapping[str, Any]) -> tuple[str, ...]:
+    """Titles of ``phase_rows``."""
+    words = list(fact["phases"])
+    titles = {
+        "before": "before the decay" if len(words) > 1 else "all of it",
+        "decay": "in the decay",
+        "late": "its last quarter",
+    }
+    return ("", *(titles[word] for word in words))
+
+
+def phase_rows(fact: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Learning rate and every quantity in each phase of a run."""
+    words = list(fact["phases"])
+    rates = (fact["rate"][word] for word in words)
+    shown = [key for key in MEASURES if any(fact["phases"][word].get(key) is not None for word in words)]
+    rows = [(MEASURES[key], *level_cells(fact["phases"], key)) for key in shown]
+    return [("learning rate", *(f"{rate:.3g}" if rate is not None else "–" for rate in rates)), *rows]
+
+
+def level_cells(phases: Mapping[str, Mapping[str, float | None]], key: str) -> list[str]:
+    """A quantity in each phase."""
+    return [f"{value:.3g}" if (value := levels.get(key)) is not None else "–" for levels in phases.values()]
 
 
 def moves_by_kind(moves: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:

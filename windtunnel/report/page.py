@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,8 @@ from windtunnel.report import (
     by_corpus,
     context,
     curves,
+    decay_data,
+    dynamics,
     experts,
     figures,
     mixtures,
@@ -32,7 +34,9 @@ from windtunnel.report import (
     studies,
     upcycling,
 )
+from windtunnel.report import ledger as ledgers
 from windtunnel.report.cost import read_cost
+from windtunnel.report.curve_forecast import CurvePicture
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -70,14 +74,19 @@ class Section:
     words: list[tuple[str, str]]
 
 
-def write_report(book: LabBook, program: str, out: Path, *, share: bool = False) -> Path:
+def write_report(
+    book: LabBook, program: str, out: Path, *, share: bool = False, curves: Sequence[CurvePicture] = (),
+    ledger: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
     """Writes the report of a program as one HTML file and returns its path.
 
     Args:
         book: the lab book; every number of the page comes from it.
         program: its name.
         out: the file; an earlier one is replaced.
-        share: leave out samples, answers and all other text that was trained on or written by a model.
+        share: leave out samples, answers and all other text that was trained on or written by a model, and other programs.
+        curves: forecasts of whole curves.
+        ledger: the forecasts of the home, as ``ledger.forecasts`` tells them.
 
     Raises:
         UserError: the book knows no such program, or the file cannot be written.
@@ -85,12 +94,15 @@ def write_report(book: LabBook, program: str, out: Path, *, share: bool = False)
     if program not in book.programs():
         known = ", ".join(book.programs()) or "none"
         raise UserError("report", f"expected a program of this lab book ({known}), got {program!r}")
-    write_bytes(out, render(book, program, share=share).encode())
+    write_bytes(out, render(book, program, share=share, curves=curves, ledger=ledger).encode())
     return out
 
 
-def render(book: LabBook, program: str, *, share: bool = False) -> str:
-    """The report as HTML text."""
+def render(
+    book: LabBook, program: str, *, share: bool = False, curves: Sequence[CurvePicture] = (),
+    ledger: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """The report as HTML text; arguments as ``write_report``'s."""
     forecasts, runs = story.read_forecasts(book, program), programme.target_runs(book, program)
     bodies = {
         "forecast": _forecast(book, program, forecasts),
@@ -100,14 +112,18 @@ def render(book: LabBook, program: str, *, share: bool = False) -> str:
         "batch": _batch(book, program),
         "law": _law(forecasts),
         "scale": _scale(book, program),
+        "curve": _curve(curves),
         "training": _training(book, runs),
         "experts": _experts(book, runs),
         "upcycling": _upcycling(book, program),
         "decay": _decay(book, runs),
+        "worth": _worth(book, program),
         "mixture": _mixture(book, program),
+        "dynamics": _dynamics(book, program),
         "answers": _answers(book, program, runs),
         "context": _context(book, program),
         "samples": _samples(book, program, share),
+        "ledger": _ledger(ledger, program, share),
         "cost": _cost(book, program),
         "provenance": _provenance(book, program, forecasts, share),
     }
@@ -134,14 +150,18 @@ _TITLES = {
     "batch": ("Batch", "Which batch, and what half or double of it costs"),
     "law": ("Law", "The law and its points"),
     "scale": ("By corpus", "The law corpus by corpus"),
+    "curve": ("Whole curve", "The whole curve, forecast"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "experts": ("Experts", "Which experts the tokens went to"),
     "upcycling": ("Upcycling", "Experts beside a dense continuation"),
     "decay": ("Decay data", "What the decay data did"),
+    "worth": ("Worth in the decay", "What each corpus is worth in the decay"),
+    "dynamics": ("Inside the decay", "What happens to gradients in the decay"),
     "mixture": ("Mixture", "Which shares of which corpora"),
     "answers": ("Answers", "What post-training changed"),
     "context": ("Longer context", "What the longer context brought"),
     "samples": ("Samples", "The first samples"),
+    "ledger": ("Ledger", "Every forecast of this home"),
     "cost": ("Cost", "What it cost"),
     "provenance": ("Provenance", "Provenance"),
 }
@@ -257,6 +277,10 @@ def _scale(book: LabBook, program: str) -> Markup | None:
     return macro("scale", found, maps)
 
 
+def _curve(pictures: Sequence[CurvePicture]) -> Markup | None:
+    return macro("curve", [(one, Pair.of(one.draw)) for one in pictures]) if pictures else None
+
+
 def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
     if not runs:
         return None
@@ -296,6 +320,24 @@ def _decay(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
         shares = " → ".join(found.share(name, corpus) for name in (found.reference or "", *found.others))
         rows.append((corpus, f"share {shares}", [found.change(name, corpus) for name in found.others]))
     return macro("decay", found, Pair.of(lambda width: figures.change_figure(rows, found.others, width)))
+
+
+def _worth(book: LabBook, program: str) -> Markup | None:
+    found = decay_data.read_decay_data(book, program)
+    if not found:
+        return None
+    return macro("worth", [
+        (decay_data.value_title(fact), decay_data.value_columns(fact), decay_data.value_rows(fact),
+         Pair.of(partial(decay_data.value_figure, fact)))
+        for fact in found
+    ])  # fmt: skip
+
+
+def _dynamics(book: LabBook, program: str) -> Markup | None:
+    found = dynamics.read_dynamics(book, program)
+    if not found:
+        return None
+    return macro("dynamics", [(name, dynamics.phase_columns(fact), dynamics.phase_rows(fact)) for name, fact in found])
 
 
 def _mixture(book: LabBook, program: str) -> Markup | None:
@@ -347,6 +389,13 @@ def _samples(book: LabBook, program: str, share: bool) -> Markup | None:
     ]  # fmt: skip
     shown = [] if share else [{"answers": [], "sampling": None, **model} for model in models]
     return macro("samples", shown, tasks, share)
+
+
+def _ledger(data: Mapping[str, Any] | None, program: str, share: bool) -> Markup | None:
+    rows = ledgers.ledger_rows(data, program, share=share) if data else []
+    if not data or not rows:
+        return None
+    return macro("ledger", ledgers.COLUMNS, rows, ledgers.coverage_lines(data), ledgers.left_out(data, rows))
 
 
 def _cost(book: LabBook, program: str) -> Markup | None:

@@ -80,10 +80,10 @@ class Sealed:
 
 
 def read_forecasts(book: LabBook, program: str) -> list[Sealed]:
-    """All sealed forecasts of a program, the newest first."""
+    """All sealed forecasts of a program, the newest first, of those sealed together that of the longest run."""
     outcomes = book.facts(program, "outcome")
     out = [_sealed(name, content, outcomes.get(name)) for name, content in book.facts(program, "forecast").items()]
-    return sorted(out, key=lambda one: one.when, reverse=True)
+    return sorted(out, key=lambda one: (one.when, one.tokens), reverse=True)
 
 
 def _sealed(folder: str, content: dict[str, Any], outcome: dict[str, Any] | None) -> Sealed:

@@ -1,4 +1,4 @@
-"""Values with intervals, one row each, best first: as a figure of its own."""
+"""Values with intervals, one row each, best first."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Value:
     high: float | None
 
 
-def values_figure(rows: Sequence[Value], title: str, width: int = 720) -> str:
+def values_figure(rows: Sequence[Value], title: str, width: int = 720, *, alone: bool = False) -> str:
     """A dot and a bar for each, over one axis on which zero is marked."""
     left = max([text_width(row.name) for row in rows] + [40]) + 16
     right, base = width - 90, 18 + _ROW * len(rows)
     canvas = Canvas(width, base + 46, f"{title}: {', '.join(row.name for row in rows)}")
     if not rows:
         canvas.text(0, 20, "nothing was measured", "m")
-        return canvas.render(alone=True)
+        return canvas.render(alone=alone)
     ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
     x = Axis.over([0.0, *ends], left, right, margin=0.08)
     x_axis(canvas, x, base, title, grid=10)
@@ -39,4 +39,4 @@ def values_figure(rows: Sequence[Value], title: str, width: int = 720) -> str:
             canvas.rect(x(row.low), y - 6, x(row.high) - x(row.low), 12, "core", 3)
         canvas.circle(x(row.value), y, 4.5, "dot")
         canvas.text(width, y + 4, f"{row.value:+.2f}".replace("-", "−"), "m", "end")
-    return canvas.render(alone=True)
+    return canvas.render(alone=alone)
