@@ -18,7 +18,7 @@ from windtunnel.laws.loss import NAMED
 from windtunnel.model.family import FAMILIES
 from windtunnel.program import Program
 from windtunnel.recipe import check_files, differences, load_recipe, parse_recipe, shipped, shipped_path, with_defaults
-from windtunnel.recipe_errors import table_model, unwrapped
+from windtunnel.recipe_errors import table_model, toml_value, unwrapped
 from windtunnel.recipe_new import new_recipe
 from windtunnel.recipe_reference import recipe_reference
 from windtunnel.recipe_schema import NamedLaw, Recipe
@@ -320,3 +320,18 @@ def test_the_reference_in_the_documentation_is_the_generated_one() -> None:
     assert written.read_text(encoding="utf-8") == recipe_reference(), (
         "run: python -m windtunnel.recipe_reference > docs/reference/recipe.md"
     )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{{ title }}\n\n{{ extract }}",
+        'a "quoted" \\ path',
+        "tab\there",
+        "".join(map(chr, range(1, 128))),
+        "größe 用户",
+        ["a\nb", True, 0.5],
+    ],
+)
+def test_a_value_that_we_write_into_a_recipe_is_read_back_as_it_was(value: Any) -> None:
+    assert tomllib.loads(f"key = {toml_value(value)}") == {"key": value}
