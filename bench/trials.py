@@ -44,13 +44,13 @@ def text(folder: Path) -> Path:
     return path
 
 
-def stages(corpus_hash: str, count: int, tokens: int) -> list[Stage]:
+def stages(corpus_hash: str, count: int, tokens: int, vocab: int = VOCAB) -> list[Stage]:
     setting = Setting(
         corpora=(("text", corpus_hash),), mixture=(("text", 1.0),), row=ROW, batch=BATCH, warmup=10, seed=0,
         parametrization=Parametrization(), optimizer=AdamW(), score=("text",), score_tokens=20_000,
     )  # fmt: skip
     steps = max(4, tokens // (ROW * BATCH))
-    shape = FAMILIES["tiny"].shape("0.1M", VOCAB)
+    shape = FAMILIES["tiny"].shape("0.1M", vocab)
     trial = trial_stage("trial", shape, setting, steps, steps // 5)
     return [
         replace(trial, name=f"trial-{i}", optimizer=AdamW(learning_rate=0.005 * 1.1**i), seed=i) for i in range(count)

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from windtunnel import desk as desk_module
-from windtunnel.base.errors import RecipeError
+from windtunnel.base.errors import RecipeError, UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
+from windtunnel.manage import chat, export
 from windtunnel.pipeline import run
 from windtunnel.planning import load_program, plan
 from windtunnel.program import Program
 from windtunnel.recipe import load_recipe
 from windtunnel.report.programme import read_limbs, target_runs
+from windtunnel.train.stage import Stage
 
 RECIPE = """
 name = "grown"
@@ -66,15 +68,44 @@ def test_a_mixture_branch_is_the_stage_that_its_table_says(folder):
     assert (stage.start.stage, stage.start.step, stage.steps) == (
         trunk.key,
         16,
-        16 + 2 + 2,
-    )  # 5 and 3 steps of the trunk's
-    assert (stage.schedule.stable_end, stage.schedule.decay_steps) == (18, 2)
-    assert stage.schedule.factor(18) == 1.0 > stage.schedule.factor(19)
+        16 + 3 + 5,
+    )  # its own steps, of twice the trunk's tokens
+    assert (stage.schedule.stable_end, stage.schedule.decay_steps) == (19, 5)
+    assert stage.schedule.factor(19) == 1.0 > stage.schedule.factor(20)
     assert stage.balance is not None
     assert (stage.balance.loss, stage.balance.z) == (0.01, 0.001)
     assert 16 in trunk.keep
     assert type(stage).from_dict(json.loads(json.dumps(stage.to_dict()))) == stage
     assert program.recipe.forecast_branch == "same"
+
+
+def test_a_branch_has_a_batch_schedule_of_its_own_counted_from_its_beginning_to_which_its_lengths_hold(folder):
+    def stage_of(*changes: str) -> Stage:
+        return Program(load_recipe(folder / "grown.toml", [f"branch.mixture.{change}" for change in changes])).branch(
+            "mixture"
+        )
+
+    plain = stage_of("tokens=2304", "stable=1536")
+    assert (plain.batch_changes, plain.own_steps, plain.schedule.stable_end) == ((), 6 + 9, 16 + 6)
+    steps = 'batch_schedule=[{ after = "2 steps", batch = "512" }, { after = "7 steps", batch = "128" }]'
+    tokens = 'batch_schedule=[{ after = 512, batch = "512" }, { after = 3072, batch = "128" }]'
+    for schedule in (steps, tokens):
+        stage = stage_of("tokens=2304", "stable=1536", schedule)
+        assert (stage.batch, stage.batch_changes) == (8, ((18, 16), (23, 4)))
+        own = [stage.batches.at(step) for step in range(17, stage.steps + 1)]
+        assert own[:2] == [8] * 2
+        assert own[2:7] == [16] * 5
+        assert set(own[7:]) == {4}
+        assert sum(own[: stage.schedule.stable_end - 16]) * 32 == 1536
+        assert sum(own) * 32 == stage.own_tokens == 1536 + 2304
+        assert Stage.from_dict(json.loads(json.dumps(stage.to_dict()))) == stage
+        assert stage.key != plain.key
+    counted = stage_of(steps)
+    assert (counted.schedule.stable_end, counted.own_steps) == (16 + 3, 3 + 5)  # lengths in steps are steps
+    with pytest.raises(
+        RecipeError, match=r"branch\.mixture\.batch_schedule: expected changes before its last step, 8, got"
+    ):
+        stage_of('batch_schedule=[{ after = "8 steps", batch = "512" }]')
 
 
 def test_an_inner_width_that_a_gpu_cannot_group_is_refused_before_anything_is_read(folder):
@@ -137,10 +168,10 @@ def test_a_longer_context_is_a_chain_of_stages_that_ends_in_a_decay(folder):
     assert stretch.shape.rope == (50_000.0, "none", 1.0, 0)
     assert not stretch.shape.tied
     assert long.start is not None
-    assert (long.start.stage, long.start.step, long.steps) == (stretch.key, 18, 19)
+    assert (long.start.stage, long.start.step, long.steps) == (stretch.key, 18, 22)
     assert (long.plan.row, long.batch) == (256, 2)
     assert long.shape.rope == (50_000.0, "ntk", 4.0, 64)
-    assert (long.schedule.stable_end, long.schedule.decay_steps) == (18, 1)
+    assert (long.schedule.stable_end, long.schedule.decay_steps) == (18, 4)
     assert program.recipe.from_trunk == ("same", "stretch")
     assert program.recipe.forecast_branch == "same"
     assert trunk.keep == (16,)
@@ -172,10 +203,22 @@ def test_a_longer_context_is_trained_measured_exported_and_shown(folder, monkeyp
         512,
     } <= lengths  # as long as its rows, and beyond; a question needs over a hundred tokens of this vocabulary
     assert (limbs["stretch"].start, limbs["stretch"].end) == (16 * 128, 18 * 128)
-    assert (limbs["long"].start, limbs["long"].end) == (18 * 128, 18 * 128 + 512)
+    assert (limbs["long"].start, limbs["long"].end) == (18 * 128, 18 * 128 + 4 * 512)
     config = json.loads((home.program("longer") / "exports" / stage.folder_name / "config.json").read_text())
     assert config["rope_theta"] == pytest.approx(50_000 * 4 ** (stage.shape.head_dim / (stage.shape.head_dim - 2)))
     assert not config["tie_word_embeddings"]
+    before = {path: path.stat().st_mtime for path in home.runs("longer").rglob("*.safetensors")}
+    run(load_recipe(folder / "longer.toml", ["branch.long.context.dynamic_ntk=4@128"]), home.root, quiet=True)
+    assert {path: path.stat().st_mtime for path in home.runs("longer").rglob("*.safetensors")} == before
+    config = json.loads((home.program("longer") / "exports" / stage.folder_name / "config.json").read_text())
+    served = {"rope_type": "dynamic", "rope_theta": 50_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+    assert config["rope_scaling"] == config["rope_parameters"] == served
+    assert config["max_position_embeddings"] == 128
+    assert export(home.root, "longer/long", out=folder / "plain", dynamic_ntk="none").data["dynamic_ntk"] is None
+    assert "rope_scaling" not in json.loads((folder / "plain" / "config.json").read_text())
+    with pytest.raises(UserError, match="--dynamic-ntk: expected FACTOR or FACTOR@TOKENS"):
+        chat(home.root, "longer/long", prompt="Hello", dynamic_ntk="far")
+    chat(home.root, "longer/long", prompt="Hello", max_tokens=4, dynamic_ntk="2@64")
     page = (home.program("longer") / "report.html").read_text(encoding="utf-8")
     assert "What the longer context brought" in page
     assert "Share of hidden keys found" in page

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from windtunnel.export.huggingface import rope_parameters
 from windtunnel.home import Home
+from windtunnel.model.serving import DynamicNtk
 from windtunnel.planning import Speed, expected_seconds, load_program, plan, plan_lines
+from windtunnel.program import Program
 from windtunnel.recipe import load_recipe
 
 SIZES = {"minicpm-1.2b": 1_247_442_432, "minicpm-2.4b": 2_442_057_984}
@@ -92,6 +95,11 @@ def test_contexts_grow_from_the_last_stable_checkpoint_to_128k_on_44_percent_lon
     recipe = load_recipe(name)
     contexts = [context for k in (32, 64, 128) if (context := recipe.branch[f"long-{k}k"].context)]
     assert [context.scaling for context in contexts] == [None, "ntk", "ntk"]
+    assert [context.dynamic_ntk for context in contexts] == [None, None, "4@65536"]
+    served = DynamicNtk.parse(contexts[2].dynamic_ntk).of(Program(recipe).branch("long-128k").shape)
+    rope = rope_parameters(served)  # the released config.json of MiniCPM-2B-128k
+    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("dynamic", 4.0, 1e6)
+    assert rope["original_max_position_embeddings"] == 65_536
     assert contexts[0].theta == 1e6
     assert all(context.untie for context in contexts)
     for k in (32, 64, 128):

@@ -159,9 +159,9 @@ class Run:
         """Writes the report of its program."""
         return manage.report(self.home, self._row["program"], out=out, share=share)
 
-    def export(self, out: Path | None = None) -> Any:
-        """Writes a Hugging Face folder and checks it."""
-        return manage.export(self.home, self.name, out=out)
+    def export(self, out: Path | None = None, *, dynamic_ntk: str | None = None) -> Any:
+        """Writes a Hugging Face folder and checks it; ``dynamic_ntk`` as in ``windtunnel export``."""
+        return manage.export(self.home, self.name, out=out, dynamic_ntk=dynamic_ntk)
 
     def chat(self, prompt: str, **sampling: Any) -> Any:
         """Answers one prompt."""

@@ -32,6 +32,7 @@ from windtunnel.cli_options import (
     SETTINGS,
     AsJson,
     Devices,
+    DynamicNtk,
     Home,
     Overrides,
     PerGpu,
@@ -223,12 +224,13 @@ def evaluate(
 def export(
     name: RunName,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default: exports/ of the run's program.")] = None,
+    dynamic_ntk: DynamicNtk = None,
     home: Home = HOME,
 ) -> None:
     """Write a Hugging Face folder, and check its logits."""
     from windtunnel.manage import export as call
 
-    show(call(home, name, out=out))
+    show(call(home, name, out=out, dynamic_ntk=dynamic_ntk))
 
 
 @app.command()
@@ -243,12 +245,14 @@ def chat(
     ] = 0.9,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
+    dynamic_ntk: DynamicNtk = None,
     home: Home = HOME,
 ) -> None:
     """Talk to a model in the terminal; an empty line or Ctrl-D ends."""
     from windtunnel.manage import chat as call
 
-    show(call(home, name, prompt=prompt, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed))
+    sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    show(call(home, name, prompt=prompt, dynamic_ntk=dynamic_ntk, **sampling))
 
 
 # -- beside the everyday verbs ---------------------------------------------------------------------------------------------

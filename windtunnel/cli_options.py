@@ -28,6 +28,14 @@ RunName = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: --set trunk.tokens=6.4M.")
 ]
+DynamicNtk = Annotated[
+    str | None,
+    typer.Option(
+        "--dynamic-ntk",
+        metavar="FACTOR[@TOKENS]",
+        help="Stretch positions beyond so many tokens, by default the model's; none: as trained. Default: as its recipe says.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Devices = Annotated[
     str | None,

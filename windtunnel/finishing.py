@@ -27,6 +27,7 @@ from windtunnel.evaluate.positions import loss_by_position, with_positions
 from windtunnel.export.card import CardFacts
 from windtunnel.export.huggingface import export_huggingface
 from windtunnel.model.sample import generate
+from windtunnel.model.serving import DynamicNtk
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.serve.chat import chat
@@ -159,14 +160,20 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
     model, _ = load_model(Path(job["checkpoint"]))
     facts = CardFacts(name=job["name"], tokens=job["tokens"], scores=job["scores"], corpora=job["corpora"])
     source, out = Path(job["tokenizer"]) / "tokenizer.json", Path(job["out"])
-    return {"check": export_huggingface(model, source, out, facts, chats=job.get("chats", True))}
+    model = _served(model, job.get("dynamic_ntk"))
+    check = export_huggingface(model, source, out, facts, chats=job.get("chats", True))
+    return {"check": check, "dynamic_ntk": job.get("dynamic_ntk")}
+
+
+def _served(model: Transformer, dynamic_ntk: str | None) -> Transformer:
+    return model.placed(DynamicNtk.parse(dynamic_ntk).of(model.shape)) if dynamic_ntk else model
 
 
 def talk(job: dict[str, Any]) -> dict[str, Any]:
     """A chat on this terminal; the answer to one prompt if the job has one."""
     model, _ = load_model(Path(job["checkpoint"]))
     tokenizer = Tokenizer.load(Path(job["tokenizer"]))
-    chat(model, tokenizer, **job["options"])
+    chat(_served(model, job.get("dynamic_ntk")), tokenizer, **job["options"])
     return {}
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from windtunnel.base.errors import DataError
+from windtunnel.base.errors import DataError, RecipeError
 from windtunnel.base.units import Length
 from windtunnel.corpus.packing import corrected, shared_by_length
 from windtunnel.posttrain.config import GrownConfig
@@ -17,6 +17,7 @@ from windtunnel.pretrain.config import BranchConfig, ExpertsConfig
 from windtunnel.pretrain.extend import extended_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.upcycle import upcycled_stage
+from windtunnel.train.batches import Batches, Changes
 from windtunnel.train.growth import Balance, Surgery
 from windtunnel.train.lora import Lora
 from windtunnel.train.stage import Stage
@@ -98,13 +99,13 @@ def upcycled(
     name: str, config: BranchConfig, trunk: Stage, at: int, setting: Setting, tokens: Callable[[Length], int]
 ) -> Stage:
     """The stage of a ``moe`` branch that begins at step ``at`` of the trunk."""
-    experts = config.experts or ExpertsConfig()
-    step = config.batch or trunk.batches.at(at) * trunk.plan.row
+    experts, row = config.experts or ExpertsConfig(), trunk.plan.row
+    pace = Pace.of(name, config, (config.batch or trunk.batches.at(at) * row) // row, row, tokens)
+    stable, decay = pace.parts(config.stable or config.length, config.length)
     return upcycled_stage(
-        trunk, name, setting, at=at, stable=_whole(config.stable or config.length, tokens, step),
-        decay=_whole(config.length, tokens, step), experts=experts.count, top_k=experts.top_k,
-        batch=step // trunk.plan.row, surgery=Surgery(experts.drop, experts.router),
-        balance=balance_of(experts), **_fall(config, tokens, step),
+        trunk, name, setting, at=at, stable=stable, decay=decay, experts=experts.count, top_k=experts.top_k,
+        surgery=Surgery(experts.drop, experts.router), balance=balance_of(experts), batch=pace.batches.first,
+        changes=pace.after(at), **_fall(config, pace, stable),
     )  # fmt: skip
 
 
@@ -141,26 +142,72 @@ def extended(
         whole = shared_by_length(mixture, context.long_share, lengths)
         parts = (part.partition(":") for part, _ in whole)
         packed = tuple((f"{c}:{p}", lengths[c][p]["hash"] if c in lengths else "") for c, _, p in parts)
-    step = max(1, (config.batch or parent.batches.at(at) * parent.plan.row) // context.row) * context.row
+    batch = max(1, (config.batch or parent.batches.at(at) * parent.plan.row) // context.row)
+    pace = Pace.of(name, config, batch, context.row, tokens)
+    stable, decay = pace.parts(config.stable, config.length if config.decays else None)
     return extended_stage(
         parent, name, setting, at=at, row=context.row, packed=packed, long_from=long_from if packed else 0,
-        batch=step // context.row,
-        stable=_whole(config.stable, tokens, step) if config.stable else 0,
-        decay=_whole(config.length, tokens, step) if config.decays else 0, theta=context.theta, scaling=context.scaling,
-        factor=context.factor, untie=context.untie, **{**_fall(config, tokens, step), "mixture": whole},
+        batch=pace.batches.first, changes=pace.after(at), stable=stable, decay=decay, theta=context.theta,
+        scaling=context.scaling, factor=context.factor, untie=context.untie, **{**_fall(config, pace, stable), "mixture": whole},
     )  # fmt: skip
 
 
-def _whole(length: Length, tokens: Callable[[Length], int], step: int) -> int:
-    """A length in steps of ``step`` tokens, one at least."""
-    return max(1, round(tokens(length) / step))
+@dataclass(frozen=True)
+class Pace:
+    """The batch of a branch as a function of its own steps, and what its lengths are in them. Lengths in steps are its own."""
+
+    name: str
+    batches: Batches
+    row: int
+    tokens: Callable[[Length], int]
+
+    @classmethod
+    def of(cls, name: str, config: BranchConfig, first: int, row: int, tokens: Callable[[Length], int]) -> Pace:
+        """With the changes that the branch's table states, counted from its beginning."""
+        pace = cls(name, Batches(first), row, tokens)
+        for change in config.batch_schedule or ():
+            after, changes = pace.updates(change.after), pace.batches.changes
+            pace = replace(pace, batches=Batches(first, (*changes, (after, change.batch // row))))
+        return pace
+
+    def updates(self, length: Length, begun: int = 0) -> int:
+        """Updates of a length that begins after ``begun`` of them, one at least."""
+        if length.unit == "steps":
+            return max(1, round(length.value))
+        if not self.batches.changes:
+            return max(1, round(self.tokens(length) / (self.batches.first * self.row)))
+        return max(1, self.batches.steps(self.batches.sequences(begun) + self.tokens(length) / self.row) - begun)
+
+    def parts(self, stable: Length | None, decay: Length | None) -> tuple[int, int]:
+        """Updates of the stable part and of the decay.
+
+        Raises:
+            RecipeError: a change of the batch comes after both.
+        """
+        first = self.updates(stable) if stable else 0
+        second = self.updates(decay, first) if decay else 0
+        late = [step for step, _ in self.batches.changes if step >= first + second]
+        if late:
+            raise RecipeError(
+                f"branch.{self.name}.batch_schedule",
+                f"expected changes before its last step, {first + second}, got one after step {late[0]}",
+            )
+        return first, second
+
+    def after(self, at: int) -> Changes:
+        """The changes as the parent's steps go on."""
+        return tuple((at + step, batch) for step, batch in self.batches.changes)
 
 
-def _fall(config: BranchConfig, tokens: Callable[[Length], int], step: int) -> dict[str, Any]:
-    """How the rate falls in the end, and on which data."""
-    floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
+def _fall(config: BranchConfig, pace: Pace, stable: int) -> dict[str, Any]:
+    """How the rate falls after ``stable`` updates, and on which data."""
+    floor, half_life = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1), None
+    if config.half_life is not None:
+        step = pace.batches.at(stable + 1) * pace.row
+        steps = config.half_life.unit == "steps"
+        half_life = config.half_life.value if steps else pace.tokens(config.half_life) / step
     return {
-        "form": config.form, "floor": floor, "half_life": tokens(config.half_life) / step if config.half_life else None,
+        "form": config.form, "floor": floor, "half_life": half_life,
         "mixture": tuple(sorted(config.mixture.items())) if config.mixture else None,
     }  # fmt: skip
 

@@ -28,7 +28,9 @@ from windtunnel.decay_now import average_job, note_average, sentence, what_now
 from windtunnel.desk import Desk, note_run
 from windtunnel.home import FACTS, Home
 from windtunnel.laws.now import DecayNow
-from windtunnel.pipeline import FINISH, export_job, finishing, run
+from windtunnel.model.serving import DynamicNtk
+from windtunnel.model.shape import Shape
+from windtunnel.pipeline import FINISH, dynamic_ntk_of, export_job, finishing, run
 from windtunnel.preparation import prepare
 from windtunnel.program_report import write_program_report
 from windtunnel.recipe import Recipe, parse_recipe
@@ -253,25 +255,47 @@ def evaluate(home: Path, name: str, *, tasks: Mapping[str, Path] | None = None, 
     return View({"run": row["id"], **answer}, (table(("on", row["id"], "from"), rows),))
 
 
-def export(home: Path, name: str, *, out: Path | None = None) -> View:
-    """Writes a run as a Hugging Face folder and checks it."""
+def export(home: Path, name: str, *, out: Path | None = None, dynamic_ntk: str | None = None) -> View:
+    """Writes a run as a Hugging Face folder and checks it.
+
+    Args:
+        dynamic_ntk: ``FACTOR[@TOKENS]``, see ``DynamicNtk``; ``none`` for positions as trained; None as its recipe says.
+
+    Raises:
+        UserError: the model's positions cannot be served so; nothing has been written.
+    """
     place, book = Home(home), open_book(home)
     row = find_run(book, name)
     run_folder = home / row["folder"]
     target = out or place.program(row["program"]) / "exports" / run_folder.name
-    done = finishing("export", **export_job(book, place, row["program"], run_folder, target))
+    job = export_job(book, place, row["program"], run_folder, target)
+    done = finishing("export", **{**job, "dynamic_ntk": _dynamic_ntk(book, row, dynamic_ntk)})
     return View({"folder": str(target), **done}, (line(f"exported {row['id']} to {target} ({done['check']})"),))
 
 
-def chat(home: Path, name: str, *, prompt: str | None = None, **options: Any) -> View | None:
-    """Talks to a model in this terminal, or answers one prompt."""
-    row = find_run(open_book(home), name)
+def _dynamic_ntk(book: LabBook, row: Mapping[str, Any], stated: str | None) -> str | None:
+    """What was stated, checked against the model's shape, or what the run's recipe says."""
+    if stated is None:
+        return dynamic_ntk_of(book, row["program"], row["name"])
+    if stated == "none":
+        return None
+    found = DynamicNtk.parse(stated)
+    found.of(Shape(**row["config"]["shape"]))
+    return str(found)
+
+
+def chat(
+    home: Path, name: str, *, prompt: str | None = None, dynamic_ntk: str | None = None, **options: Any
+) -> View | None:
+    """Talks to a model in this terminal, or answers one prompt; ``dynamic_ntk`` as in ``export``."""
+    book = open_book(home)
+    row = find_run(book, name)
     defaults = {"temperature": 0.7, "top_p": 0.9, "seed": 0, "max_tokens": 256}
     sampling = {name: options.get(name, value) for name, value in defaults.items()}
     sampling["max_new"] = sampling.pop("max_tokens")
     job = {
         "checkpoint": str(_checkpoint(home, row)), "tokenizer": str(_tokenizer(home, row["program"])),
-        "options": {**sampling, "prompt": prompt},
+        "options": {**sampling, "prompt": prompt}, "dynamic_ntk": _dynamic_ntk(book, row, dynamic_ntk),
     }  # fmt: skip
     command = [sys.executable, "-m", "windtunnel.finishing", "chat", json.dumps(job)]
     code = subprocess.run(command, check=False).returncode

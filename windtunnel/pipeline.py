@@ -342,10 +342,12 @@ def _export(job: Job) -> None:
         return
     stage = next(stage for stage in branch_stages(job) if stage.name == name)
     out = desk.home.program(program.name) / "exports" / stage.folder_name
-    if desk.book.fact(program.name, "export", stage.folder_name) is not None and (out / "config.json").is_file():
+    job_of_it = export_job(desk.book, desk.home, program.name, desk.run_folder(stage), out)
+    known = desk.book.fact(program.name, "export", stage.folder_name)
+    if known and (out / "config.json").is_file() and known.get("dynamic_ntk") == job_of_it["dynamic_ntk"]:
         return
     with desk.screen.console.status(f"{name}: exporting and checking the export"):
-        done = finishing("export", **export_job(desk.book, desk.home, program.name, desk.run_folder(stage), out))
+        done = finishing("export", **job_of_it)
     with desk.book as book:
         book.put_fact(
             program.name, "export", stage.folder_name, {**done, "folder": str(out.relative_to(desk.home.root))}
@@ -364,6 +366,16 @@ def has_seen_chats(book: Any, program: str, run: str) -> bool:
     return False
 
 
+def dynamic_ntk_of(book: Any, program: str, branch: str) -> str | None:
+    """How a branch, or the long one that it grew from, wants its positions to reach further in use."""
+    branches = (book.fact(program, "recipe", "resolved") or {}).get("branch", {})
+    while branch in branches:
+        if found := (branches[branch].get("context") or {}).get("dynamic_ntk"):
+            return found
+        branch = branches[branch].get("parent", "")
+    return None
+
+
 def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dict[str, Any]:
     """What the export of a run needs to know."""
     result, stage = read_json(run / RESULT), read_json(run / "stage.json")
@@ -373,7 +385,7 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
         "checkpoint": str(checkpoint_path(run, result["step"])), "tokenizer": str(home.root / prepared["tokenizer"]),
         "out": str(out), "name": f"{program}-{stage['name']}",
         "scores": {name: value["bits_per_byte"] for name, value in result["scores"].items()}, "tokens": result["tokens"],
-        "chats": has_seen_chats(book, program, run.name),
+        "chats": has_seen_chats(book, program, run.name), "dynamic_ntk": dynamic_ntk_of(book, program, stage["name"]),
         "corpora": {name: {"licence": value.get("licence"), "tokens": value["tokens"]} for name, value in corpora.items()},
     }  # fmt: skip
 

@@ -307,10 +307,11 @@ def _memory_parts(lines: list[Line]) -> list[RenderableType]:
         m = line_memory(item)
         ways = [way for way, used in (("layers computed again", m.recompute), ("loss in chunks", m.chunked)) if used]
         lanes = f" in each of {m.lanes} processes" if m.lanes > 1 else ""
+        beside = f", the reference's {bytes_size(m.reference)}" if m.reference else ""
         text = (
-            f"{bytes_size(m.tensors)}{lanes}: weights {bytes_size(m.weights)}, gradients {bytes_size(m.gradients)}, moments"
-            f" {bytes_size(m.moments)}, activations {bytes_size(m.activations)}, head or layer at work {bytes_size(m.work)}"
-            f"{''.join(f'; {way}' for way in ways)}"
+            f"{bytes_size(m.tensors)}{lanes}: weights {bytes_size(m.weights)}{beside}, gradients {bytes_size(m.gradients)},"
+            f" moments {bytes_size(m.moments)}, activations {bytes_size(m.activations)}, head or layer at work"
+            f" {bytes_size(m.work)}{''.join(f'; {way}' for way in ways)}"
         )
         alike.setdefault(text, []).append(item.name)
     return [line(f"a step of {', '.join(names)}: {text}") for text, names in alike.items()]
@@ -323,6 +324,8 @@ def _schedule_parts(program: Program) -> list[RenderableType]:
         points = [stage.schedule.factor(max(1, round(stage.steps * i / 59))) for i in range(60)]
         rate, end = stage.optimizer.learning_rate, stage.schedule.factor(stage.steps)
         out.append(line(f"LR {name:10s} {blocks(points)}  {rate:.4g} → {rate * end:.3g} at step {stage.steps:,}"))
+        own = [change for change in stage.batch_changes if change[0] > stage.first_step]
+        out.extend(line(f"batch {name}: {batch * stage.plan.row:,} tokens after step {step:,}") for step, batch in own)
     return out
 
 
@@ -427,5 +430,6 @@ def _alone(item: Line) -> dict[str, Any]:
     top = max(factor(max(1, stage.first_step + 1)), factor(max(1, stage.schedule.warmup)))
     return {
         "parameters": stage.shape.body, "active": stage.shape.active, "tokens": stage.own_tokens, "row": stage.plan.row,
-        "batch_tokens": stage.step_tokens, "rate": [rate * top, rate * factor(max(1, stage.steps))],
+        "batch_tokens": stage.step_tokens, "batch_changes": [list(change) for change in stage.batch_changes],
+        "rate": [rate * top, rate * factor(max(1, stage.steps))],
     }  # fmt: skip

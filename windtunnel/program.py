@@ -248,10 +248,12 @@ class Program:
         return batches.at(batches.steps(max(1, before) / self.recipe.model.row))
 
     def decay_steps(self, branch: str) -> int:
-        """Updates of a decay branch."""
-        length, batch = self.recipe.branch[branch].length, self._decay_batch(branch)
+        """Updates of a decay branch; of another, how many of the trunk's its decay is as long as."""
+        config, batch = self.recipe.branch[branch], self._decay_batch(branch)
+        length = config.length
         if length.unit == "steps":
-            return max(1, round(length.value))
+            own = config.batch_schedule[-1].batch if config.batch_schedule else config.batch
+            return max(1, round(length.value * own / (batch * self.recipe.model.row) if own else length.value))
         return max(1, round(self._tokens(length) / (batch * self.recipe.model.row)))
 
     def branch_point(self, branch: str) -> int:

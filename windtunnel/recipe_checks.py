@@ -315,7 +315,7 @@ def _lengths(recipe: Recipe) -> Iterator[Problem]:
 
 def _decay(key: str, recipe: Recipe, shape: Shape | None, whole: int | None) -> Iterator[Problem]:
     branch = recipe.branch[key.partition(".")[2]]
-    own = _tokens(branch.length, recipe, shape, whole)
+    own = _tokens(branch.length, recipe, shape, whole, branch.batch)
     if whole is None or own is None:
         if branch.length == Length(1.0, "fraction"):
             yield Problem(f"{key}.tokens", "expected less than the whole of trunk.tokens, got 100%")
@@ -330,8 +330,10 @@ def _decay(key: str, recipe: Recipe, shape: Shape | None, whole: int | None) -> 
         )
 
 
-def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: int | None) -> int | None:
-    """A length in tokens as far as the recipe alone tells; None where it does not."""
+def _tokens(
+    length: Length | None, recipe: Recipe, shape: Shape | None, whole: int | None, batch: int | None = None
+) -> int | None:
+    """A length in tokens as far as the recipe alone tells; None where it does not. Steps are the trunk's, or of ``batch``."""
     if length is None:
         return None
     row = recipe.model.row
@@ -339,7 +341,7 @@ def _tokens(length: Length | None, recipe: Recipe, shape: Shape | None, whole: i
         return length.tokens(
             whole=whole,
             parameters=shape.body if shape else None,
-            batch=recipe.trunk.batch,
+            batch=batch or recipe.trunk.batch,
             row=row,
             flops_per_token=shape.flops_per_token(row).total if shape else None,
         )

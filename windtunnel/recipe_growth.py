@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from windtunnel.base.units import Length
+from windtunnel.posttrain.config import GrownConfig
 from windtunnel.recipe_schema import Recipe
 
 
@@ -18,8 +20,13 @@ class Problem(NamedTuple):
 
 _ALIGNED = 8
 """Values of bf16 in 16 bytes; widths are multiples of the head dimension anyway."""
-_ONLY = {"experts": ("moe",), "context": ("long",), "stable": ("moe", "long")}
-_WORDS = {"experts": "experts", "context": "a longer context", "stable": "a stable part"}
+_ONLY = {"experts": ("moe",), "context": ("long",), "stable": ("moe", "long"), "batch_schedule": ("moe", "long")}
+_WORDS = {
+    "experts": "experts",
+    "context": "a longer context",
+    "stable": "a stable part",
+    "batch_schedule": "a batch schedule",
+}
 
 
 def growth(recipe: Recipe) -> Iterator[Problem]:
@@ -39,8 +46,29 @@ def growth(recipe: Recipe) -> Iterator[Problem]:
             fix = f"write {-(-inner // _ALIGNED) * _ALIGNED}: a GPU's grouped products divide rows by 16 bytes"
             problem = f"expected a multiple of {_ALIGNED} for the experts of branch.{name}, got {inner}"
             yield Problem("model.shape.ff", problem, fix)
+        if branch.kind == "moe":
+            yield from _changes(branch, key, recipe.model.row, "model.row")
         if branch.kind == "long":
             yield from _longer(recipe, name)
+
+
+def _changes(branch: GrownConfig, key: str, row: int, named: str) -> Iterator[Problem]:
+    """What a branch's batch schedule states that cannot be."""
+    before: Length | None = None
+    for i, change in enumerate(branch.batch_schedule or (), 1):
+        where, after = f"{key}.batch_schedule.[{i}]", change.after
+        if change.batch % row:
+            fix = f"write {max(1, round(change.batch / row)) * row}"
+            yield Problem(where, f"expected a multiple of {named} = {row}, got {change.batch}", fix)
+        if after.unit == "fraction":
+            yield Problem(where, f"expected a length of its own, got the share {after}", "write tokens or steps")
+        elif before is not None and before.unit != after.unit:
+            yield Problem(
+                where, f"expected a length like the one before it, {before}, got {after}", "write all in tokens"
+            )
+        elif before is not None and after.value <= before.value:
+            yield Problem(where, f"expected a change after the one before it, at {before}, got {after}")
+        before = after
 
 
 def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
@@ -68,6 +96,7 @@ def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
         rows = max(1, round(branch.batch / context.row))
         fix = f"write {rows * context.row} for {rows} rows"
         yield Problem(f"{key}.batch", f"expected a multiple of context.row = {context.row}, got {branch.batch}", fix)
+    yield from _changes(branch, key, context.row, "context.row")
     if context.long_from is not None and context.long_share is None:
         yield Problem(f"{key}.context.long_from", "expected long_share beside it, got none", "write long_share = 0.44")
     if context.long_from is not None and context.long_from > context.row:
@@ -76,5 +105,17 @@ def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
     pairs = [name for name in recipe.long_mixture(name) if recipe.corpus[name].pairs]
     if context.long_share is not None and pairs:
         yield Problem(f"{key}.mixture", f"expected text or chats to pack into rows, got the pairs of {pairs[0]!r}")
+    chain = [recipe.branch[other] for other in _ancestors(recipe, name)]
+    way = next((b.context.scaling for b in chain if b.context and b.context.scaling), "none")
+    if context.dynamic_ntk is not None and way not in ("none", "ntk"):
+        problem = f"expected it beside scaling 'none' or 'ntk', got {way!r}"
+        yield Problem(f"{key}.context.dynamic_ntk", problem, "leave it out: the model is used to its own way")
     if context.factor is not None and context.scaling == "none":
         yield Problem(f"{key}.context.factor", "expected a scaling beside a factor, got 'none'", "leave one out")
+
+
+def _ancestors(recipe: Recipe, name: str) -> Iterator[str]:
+    """A branch, and the branches that it grows from."""
+    while name in recipe.branch:
+        yield name
+        name = recipe.branch[name].parent

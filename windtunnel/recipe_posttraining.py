@@ -10,7 +10,7 @@ from windtunnel.recipe_growth import Problem
 from windtunnel.recipe_schema import Recipe
 
 _TRAINED = ("sft", "dpo", "adapt")
-_DPO_ONLY = ("preset", "loss", "beta", "betas", "smoothing", "margin")
+_DPO_ONLY = ("preset", "loss", "reference", "beta", "betas", "smoothing", "margin")
 _BESIDE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("at", "half_life"), ("decay", "moe", "long")),
     **dict.fromkeys(("epochs", "lr", "warmup", "lora"), _TRAINED), "decay": ("sft", "adapt"),
@@ -54,6 +54,10 @@ def _grown(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
         yield Problem(f"{key}.lora.rank", problem, "leave lora out to train the weights themselves")
     if branch.tokens is not None and branch.epochs is not None:
         yield Problem(f"{key}.epochs", "expected tokens or epochs, got both", "leave one out")
+    if branch.reference is not None and branch.loss == "simpo":
+        yield Problem(
+            f"{key}.reference", f"expected none, since simpo has no reference, got {branch.reference!r}", "leave it out"
+        )
     if branch.mixture is None:
         kind = {"dpo": "pairs", "sft": "chats"}.get(branch.kind, "text")
         yield Problem(f"{key}.mixture", "expected weights of corpora, got none", f"write for example {{ {kind} = 1 }}")

@@ -49,8 +49,8 @@ SURFACE = {
     "report": "--help --home --out --share program",
     "compare": "--help --home --json --out runs",
     "eval": "--help --home --json --task --tokens name",
-    "export": "--help --home --out name",
-    "chat": "--help --home --max-tokens --prompt --seed --temperature --top-p name",
+    "export": "--dynamic-ntk --help --home --out name",
+    "chat": "--dynamic-ntk --help --home --max-tokens --prompt --seed --temperature --top-p name",
     "quickstart": "--devices --help --home --set",
     "finish": "--devices --help --home name",
     "clean": "--failed --help --home --json --really",
@@ -269,12 +269,13 @@ HOME = Path("some-home")
             (HOME, "a"),
             {"tasks": {"t": Path("f.jsonl")}, "tokens": 2000},
         ),
-        ("export a --out o", "export", (HOME, "a"), {"out": Path("o")}),
+        ("export a --out o", "export", (HOME, "a"), {"out": Path("o"), "dynamic_ntk": None}),
+        ("export a --dynamic-ntk 4@64", "export", (HOME, "a"), {"out": None, "dynamic_ntk": "4@64"}),
         (
             "chat a --prompt Hi",
             "chat",
             (HOME, "a"),
-            {"prompt": "Hi", "temperature": 0.7, "top_p": 0.9, "max_tokens": 256, "seed": 0},
+            {"prompt": "Hi", "dynamic_ntk": None, "temperature": 0.7, "top_p": 0.9, "max_tokens": 256, "seed": 0},
         ),
         ("finish a", "finish", (HOME, "a"), {"devices": None}),
         ("clean", "clean", (HOME,), {"really": False, "failed": False}),
@@ -546,7 +547,7 @@ def test_an_opened_run_gives_arrays_scores_law_and_forecast(tmp_path: Path, call
     with pytest.raises(UserError, match="a checkpoint, found none"):
         run.model()
     run.export(tmp_path / "o")
-    assert calls[-1] == ("export", (tmp_path, "a/same"), {"out": tmp_path / "o"})
+    assert calls[-1] == ("export", (tmp_path, "a/same"), {"out": tmp_path / "o", "dynamic_ntk": None})
 
 
 def test_an_empty_home_is_answered_in_one_line_without_an_empty_table(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.balance import balanced
 from windtunnel.train.growth import Balance
-from windtunnel.train.objectives import OBJECTIVES
+from windtunnel.train.objectives import OBJECTIVES, PairwisePreference
+from windtunnel.train.preference import Preference
 from windtunnel.train.step import make_compute
 
 SHAPE = Shape(width=32, layers=3, heads=2, kv_heads=1, head_dim=16, ff=80, vocab=301, base_width=32)
@@ -32,6 +33,17 @@ def batch(rows: int = 2, row: int = 90, seed: int = 0) -> tuple[torch.Tensor, ..
     tokens, targets = (torch.randint(5, SHAPE.vocab, (rows, row), generator=draw) for _ in range(2))
     targets[:, ::7] = IGNORED
     return tokens, targets, (torch.arange(row) // 40).expand(rows, row).int()
+
+
+def pairs() -> tuple[torch.Tensor, ...]:
+    """Two answers of 40 tokens in each row, and what a reference says of them."""
+    tokens, targets, _ = batch()
+    documents = torch.tensor([0] * 40 + [1] * 40 + [2] * 10).expand(2, 90).int()
+    targets[documents == 2] = IGNORED
+    return tokens, targets, documents, torch.tensor([[-240.0, -230.0], [-235.0, -242.0]])
+
+
+DPO = PairwisePreference(Preference())
 
 
 def gradients(model: Transformer, objective, parts=None) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -71,6 +83,23 @@ def test_the_loss_in_chunks_and_its_gradients_are_those_of_all_logits_at_once(ki
     chunks()
     found, others = gradients(model, objective)
     torch.testing.assert_close(found, sums, rtol=1e-6, atol=0)
+    assert len(others) == len(wanted) > 0
+    for mine, other in zip(others, wanted, strict=True):
+        assert (mine - other).norm() <= 1e-6 * other.norm() + 1e-12
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "adapters"])
+@pytest.mark.parametrize("loss", ["dpo", "dpo-normalised", "simpo"])
+def test_a_preference_in_chunks_and_its_gradients_are_those_of_all_logits_at_once(kind, loss, chunks):
+    model = Transformer(replace(SHAPE, tied=kind != "untied"), Parametrization())
+    if kind == "adapters":
+        attach(model, 2, 1.0)
+    model.init_weights(0)
+    objective = PairwisePreference(Preference(loss, beta=0.5, smoothing=0.1))
+    sums, wanted = gradients(model, objective, pairs())
+    chunks()
+    found, others = gradients(model, objective, pairs())
+    torch.testing.assert_close(found, sums, rtol=1e-6, atol=1e-6 * float(sums.abs().max()))
     assert len(others) == len(wanted) > 0
     for mine, other in zip(others, wanted, strict=True):
         assert (mine - other).norm() <= 1e-6 * other.norm() + 1e-12
@@ -120,14 +149,16 @@ def test_layers_that_are_computed_again_give_the_same_gradients_to_the_bit(exper
 
 
 @pytest.mark.slow
-def test_compiled_it_is_the_same(chunks):
+@pytest.mark.parametrize("objective", [OBJECTIVES["lm"], DPO], ids=["lm", "dpo"])
+def test_compiled_it_is_the_same(chunks, objective):
     model = Transformer(SHAPE, Parametrization())
     model.init_weights(1)
-    _, wanted = gradients(model, OBJECTIVES["lm"])
+    parts = pairs() if objective is DPO else batch()
+    _, wanted = gradients(model, objective, parts)
     chunks()
     model.recompute = True
     model.zero_grad(set_to_none=True)
-    loss, _ = make_compute(OBJECTIVES["lm"], compiled=True)(model, *batch(), torch.ones(1) / 150)
+    loss, _ = make_compute(objective, compiled=True)(model, *parts, torch.ones(len(objective.names)) / 150)
     loss.backward()
     for p, other in zip(model.parameters(), wanted, strict=True):
         assert (p.grad - other).norm() <= 2e-6 * other.norm() + 1e-12
@@ -138,7 +169,8 @@ import json, sys, torch
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
-from windtunnel.train.objectives import OBJECTIVES
+from windtunnel.train.objectives import OBJECTIVES, PairwisePreference
+from windtunnel.train.preference import Preference
 from torch.profiler import ProfilerActivity, profile
 
 torch.set_num_threads(1)
@@ -148,9 +180,13 @@ model.init_weights(0)
 model.recompute = recompute
 tokens = torch.randint(5, 6000, (1, row))
 documents = torch.zeros(1, row, dtype=torch.int32)
+objective, batch = OBJECTIVES["lm"], [tokens, tokens, documents]
+if sys.argv[4] == "dpo":
+    documents[0, row // 2 :] = 1
+    objective, batch = PairwisePreference(Preference()), [*batch, torch.zeros(1, 2)]
 now = most = 0
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-    OBJECTIVES["lm"].sums(model, tokens, tokens, documents).sum().backward()
+    objective.sums(model, *batch)[0].backward()
 for event in seen.profiler.kineto_results.events():
     if event.name() == "[memory]":
         now += event.nbytes()
@@ -160,9 +196,9 @@ print(most)
 LONG = {"width": 32, "layers": 3, "heads": 2, "kv_heads": 2, "head_dim": 16, "ff": 80, "vocab": 6016, "base_width": 32}
 
 
-def peak(row: int, how: str) -> float:
+def peak(row: int, how: str, objective: str = "lm") -> float:
     """Most memory, in MiB, that the tensors of one forward and backward pass over one document take, in a process of its own."""
-    command = [sys.executable, "-c", PEAK, json.dumps(LONG), str(row), how]
+    command = [sys.executable, "-c", PEAK, json.dumps(LONG), str(row), how, objective]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.splitlines()[-1]) / 2**20
 
@@ -175,3 +211,12 @@ def test_peak_memory_grows_with_the_row_and_not_with_its_square():
         print(f"{how}: {small:.0f}, {middle:.0f}, {large:.0f} MiB at 4k, 8k, 16k tokens")
         assert large - middle == pytest.approx(2 * (middle - small), rel=0.1)
         assert large < each * 1024 * 16_384 / 2**20 + 100  # KiB a token, and the chunk
+
+
+@pytest.mark.slow
+def test_a_pair_of_long_answers_takes_no_more_than_one_long_document():
+    """Both answers' logits whole would be 188 MiB at 8,192 tokens, and as much for each of their gradients."""
+    document, pair = (peak(8192, "again", objective) for objective in ("lm", "dpo"))
+    print(f"one document {document:.0f} MiB, a pair {pair:.0f} MiB at 8k tokens")
+    assert pair < 1.05 * document + 2
+    assert pair < 188

@@ -17,11 +17,13 @@ from windtunnel.corpus.build import build_corpus
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.store import Corpus
 from windtunnel.corpus.tokenizer import Tokenizer, train
-from windtunnel.export.folding import fold
+from windtunnel.export.folding import fold, llama_name
 from windtunnel.export.huggingface import llama_config
+from windtunnel.model.adapters import adapters
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
+from windtunnel.train.lora import Lora
 
 PLAIN = Shape(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ff=80, vocab=320, base_width=32)
 """Under the standard parametrization every multiplier is 1, so that our tensors are a Llama's, gradients too."""
@@ -73,6 +75,39 @@ def twin() -> Callable[[], tuple[Transformer, Any]]:
         llama = LlamaForCausalLM(LlamaConfig(**llama_config(model.shape, torch.float32, Tokenizer)))
         llama.load_state_dict(fold(model))
         return model, llama
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def share_adapters() -> Callable[[Transformer, Any], dict[str, torch.nn.Parameter]]:
+    """Fills a model's adapters with numbers, copies them into those of its twin under peft, and gives peft's by our names."""
+
+    def share(model: Transformer, theirs: Any) -> dict[str, torch.nn.Parameter]:
+        parameters, out = dict(theirs.named_parameters()), {}
+        for name, value in sorted(adapters(model).items()):
+            stem, _, side = name.rpartition(".")
+            which = {"down": "lora_A", "up": "lora_B"}[side]
+            inner = llama_name(f"{stem}.weight").removesuffix(".weight")
+            out[name] = parameters[f"base_model.model.{inner}.{which}.default.weight"]
+            with torch.no_grad():
+                value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))) * 0.2)
+                out[name].copy_(value)
+        assert {id(p) for p in parameters.values() if p.requires_grad} == {id(p) for p in out.values()}
+        return out
+
+    return share
+
+
+@pytest.fixture(scope="session")
+def lora_config() -> Callable[[Lora], Any]:
+    """Our adapters as peft's configuration."""
+
+    def make(lora: Lora) -> Any:
+        from peft import LoraConfig
+
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=0.0, bias="none")
 
     return make
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,15 +18,20 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.loader import IGNORED, Loader
 from windtunnel.corpus.packing import row_index
 from windtunnel.export.folding import llama_name
-from windtunnel.model.parametrization import Parametrization
+from windtunnel.model.adapters import attach, set_aside
+from windtunnel.model.chunked_size import is_chunked
+from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
 from windtunnel.posttrain.dpo import cosine, on_pairs
 from windtunnel.posttrain.sft import fresh_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
 from windtunnel.train import reference
+from windtunnel.train.checkpoint import load_model
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.loop import Workshop, run_stage
+from windtunnel.train.lora import Lora
+from windtunnel.train.memory import micro_rows, step_memory
 from windtunnel.train.metrics import read_metrics
 from windtunnel.train.objectives import PairwisePreference
 from windtunnel.train.preference import Preference
@@ -91,7 +98,7 @@ def compared(model, rows, preference, values):
     loss, sums = make_compute(objective, compiled=False)(model, *batch, *extra, scale)
     loss.backward()
     return dict(zip(objective.names, (sums / torch.tensor(counts)).tolist(), strict=True)), {
-        n: p.grad.clone() for n, p in model.named_parameters()
+        n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad
     }
 
 
@@ -101,15 +108,9 @@ def reference_of(model, rows) -> np.ndarray:
         return PairwisePreference(Preference()).log_likelihoods(model, *batch)[0].numpy()
 
 
-def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin, trainer_arguments, plain_tokenizer):
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
-    model, llama = twin(0)
-    frozen, frozen_llama = twin(7)
-    values = reference_of(frozen, rows)
-    examples = []
+def examples_of(rows) -> list[dict]:
+    """The pairs of our rows as trl's collator wants them."""
+    out = []
     for inputs, targets, documents in zip(rows.inputs, rows.targets, rows.documents, strict=True):
         answers = []
         for number in (0, 1):
@@ -117,19 +118,49 @@ def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin
             first, last = np.flatnonzero(labels != IGNORED)[[0, -1]]
             answers.append((ids[: first + 1].tolist(), labels[first : last + 1].tolist()))
         assert answers[0][0] == answers[1][0]  # the question
-        examples.append({"prompt_ids": answers[0][0], "chosen_ids": answers[0][1], "rejected_ids": answers[1][1]})
+        out.append({"prompt_ids": answers[0][0], "chosen_ids": answers[0][1], "rejected_ids": answers[1][1]})
+    return out
+
+
+@pytest.fixture
+def trl_trainer(trainer_arguments, plain_tokenizer):
+    """A trainer of trl for one of its losses."""
+
+    def make(loss: str, beta: float, **models):
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+
+        return DPOTrainer(
+            args=DPOConfig(**trainer_arguments, beta=beta, loss_type=loss), processing_class=plain_tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": "a b", "chosen": "a", "rejected": "b"}]), **models,
+        )  # fmt: skip
+
+    return make
+
+
+def asked(trainer, data: list[dict]) -> tuple[float, dict]:
+    """The loss of a trainer of trl and what it records; its model's gradients are those of this loss."""
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(trainer.data_collator(data)))
+    loss.backward()
+    return loss.item(), {name: series[-1] for name, series in trainer._metrics["train"].items()}
+
+
+REWARDS = {"margin": "margins", "chosen_reward": "chosen", "rejected_reward": "rejected", "accuracy": "accuracies"}
+"""Our terms, and what trl calls them."""
+
+
+def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin, trl_trainer):
+    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
+    model, llama = twin(0)
+    frozen, frozen_llama = twin(7)
+    values = reference_of(frozen, rows)
+    examples = examples_of(rows)
     swapped = [{**e, "chosen_ids": e["rejected_ids"], "rejected_ids": e["chosen_ids"]} for e in examples]
 
     def theirs(kind: str, beta: float, data):
-        trainer = DPOTrainer(
-            model=llama, ref_model=frozen_llama, args=DPOConfig(**trainer_arguments, beta=beta, loss_type=kind),
-            train_dataset=Dataset.from_list([{"prompt": "a b", "chosen": "a", "rejected": "b"}]), processing_class=plain_tokenizer,
-        )  # fmt: skip
-        llama.zero_grad()
-        loss = trainer.compute_loss(llama, dict(trainer.data_collator(data)))
-        loss.backward()
-        metrics = {name: series[-1] for name, series in trainer._metrics["train"].items()}
-        return loss.item(), metrics, {n: p.grad.clone() for n, p in llama.named_parameters()}
+        loss, metrics = asked(trl_trainer(kind, beta, model=llama, ref_model=frozen_llama), data)
+        return loss, metrics, {n: p.grad.clone() for n, p in llama.named_parameters()}
 
     for kind, loss_kind, beta in (("dpo", "sigmoid", 0.3), ("dpo-normalised", "sigmoid_norm", 2.0)):
         terms, gradients = compared(model, rows, Preference(kind, beta), values)
@@ -138,13 +169,7 @@ def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin
         for name, value in gradients.items():
             torch.testing.assert_close(value, wanted[llama_name(name)], rtol=0, atol=1e-5)
         if kind == "dpo":
-            names = {
-                "margin": "margins",
-                "chosen_reward": "chosen",
-                "rejected_reward": "rejected",
-                "accuracy": "accuracies",
-            }
-            for ours, name in names.items():
+            for ours, name in REWARDS.items():
                 assert terms[ours] == pytest.approx(metrics[f"rewards/{name}"], abs=1e-5)
             # Smoothing mixes the loss of the pairs with that of the same pairs the other way round.
             other, _, other_gradients = theirs(loss_kind, beta, swapped)
@@ -153,6 +178,44 @@ def test_loss_rewards_margins_and_gradients_are_those_of_trl(parent, pairs, twin
             for name, value in smoothed_gradients.items():
                 mixed = 0.8 * wanted[llama_name(name)] + 0.2 * other_gradients[llama_name(name)]
                 torch.testing.assert_close(value, mixed, rtol=0, atol=1e-5)
+
+
+def test_with_adapters_the_reference_is_the_model_without_them_as_trl_and_peft_have_it(
+    parent, pairs, twin, trl_trainer, lora_config, share_adapters
+):
+    rows, lora = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5), Lora(4, 12.0)
+    model, llama = twin(0)
+    plain = reference_of(model, rows)
+    attach(model, lora.rank, lora.scale)
+    trainer = trl_trainer("sigmoid", 0.1, model=llama, peft_config=lora_config(lora))
+    wanted = share_adapters(model, trainer.model)
+    assert np.abs(reference_of(model, rows) - plain).max() > 0.1  # the adapters do something
+    with set_aside(model):
+        values = reference_of(model, rows)
+    np.testing.assert_array_equal(values, plain)
+    terms, gradients = compared(model, rows, Preference("dpo", 0.1), values)
+    loss, metrics = asked(trainer, examples_of(rows))
+    assert terms["loss"] == pytest.approx(loss, abs=1e-5)
+    for ours, name in REWARDS.items():
+        assert terms[ours] == pytest.approx(metrics[f"rewards/{name}"], abs=1e-5)
+    assert gradients.keys() == wanted.keys()
+    for name, value in gradients.items():
+        other = wanted[name].grad
+        assert (value - other).norm() <= 1e-5 * other.norm()
+        assert other.norm() > 1e-2
+
+
+def test_a_run_with_adapters_moves_them_alone_and_begins_where_both_rewards_are_zero(tmp_path, eager, parent, pairs):
+    workshop, corpora = Workshop(eager), {"pairs": pairs}
+    run_stage(parent, tmp_path / "trunk", corpora, workshop)
+    source = checkpoint_path(tmp_path / "trunk", 2)
+    run_stage(dpo(parent, pairs, lora=Lora(4)), tmp_path / "dpo", corpora, workshop, parent=source)
+    metrics = list(read_metrics(tmp_path / "dpo"))
+    assert metrics[0][1]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics[-1][1]["margin"] > 1e-3
+    before, after = (load_model(path)[0] for path in (source, checkpoint_path(tmp_path / "dpo", 6)))
+    moved = {n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert moved == {n for n, role in after.roles.items() if role is Role.HIDDEN}
 
 
 def test_simpo_is_its_formula_and_needs_no_reference(parent, pairs, twin):
@@ -207,12 +270,82 @@ def test_the_reference_is_computed_once_kept_and_computed_again_where_it_does_no
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("lora", [None, Lora(4, 12.0)], ids=["weights", "adapters"])
+def test_a_live_reference_gives_the_numbers_of_the_precomputed_one_and_a_killed_run_goes_on_bit_for_bit(
+    tmp_path, eager, parent, pairs, lora
+):
+    workshop, corpora = Workshop(eager), {"pairs": pairs}
+    run_stage(parent, tmp_path / "trunk", corpora, workshop)
+    source = checkpoint_path(tmp_path / "trunk", 2)
+    stored = dpo(parent, pairs, lora=lora)
+    live = dpo(parent, pairs, Preference(reference="live"), lora=lora)
+    for name, stage in (("stored", stored), ("live", live)):
+        run_stage(stage, tmp_path / name, corpora, workshop, parent=source)
+    assert (tmp_path / "stored" / "reference").exists()
+    assert not (tmp_path / "live" / "reference").exists()
+    metrics = [list(read_metrics(tmp_path / name)) for name in ("stored", "live")]
+    assert len(metrics[0]) == len(metrics[1]) == 6
+    assert metrics[1][-1][1]["margin"] > 1e-3
+    for (step, wanted), (same, found) in zip(*metrics, strict=True):
+        assert step == same
+        assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6)  # terms and the gradient's norm
+    weights = [load_model(checkpoint_path(tmp_path / name, 6))[0].state_dict() for name in ("stored", "live")]
+    for name, wanted in weights[0].items():
+        torch.testing.assert_close(weights[1][name], wanted, rtol=0, atol=1e-6)
+    run_stage(replace(live, steps=3), tmp_path / "cut", corpora, workshop, parent=source)
+    run_stage(live, tmp_path / "cut", corpora, workshop, parent=source)
+    assert list(read_metrics(tmp_path / "cut")) == metrics[1]
+    files = [sorted(checkpoint_path(tmp_path / name, 6).glob("*.safetensors")) for name in ("cut", "live")]
+    assert len(files[0]) == len(files[1]) == 2 + (lora is not None)
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+
+
+@pytest.mark.slow
+def test_two_processes_with_slices_have_the_losses_of_one_with_a_live_reference_and_logits_in_chunks(
+    tmp_path, eager, parent, pairs
+):
+    large = replace(parent, shape=replace(parent.shape, vocab=16_448))  # 8 rows of 128 are more than 2^24 logits
+    workshop, corpora = Workshop(eager), {"pairs": pairs}
+    run_stage(large, tmp_path / "trunk", corpora, workshop)
+    source = checkpoint_path(tmp_path / "trunk", 2)
+    stage = dpo(large, pairs, Preference(reference="live"), steps=4, batch=15)
+    assert is_chunked(micro_rows(stage, world=2) * ROW, stage.shape.padded_vocab)
+    run_stage(stage, tmp_path / "one", corpora, workshop, parent=source)
+    message = {
+        "stage": stage.to_dict(),
+        "run": str(tmp_path / "two"),
+        "corpora": {"pairs": str(pairs.path)},
+        "parent": str(source),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(message), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "windtunnel.tunnel.worker",
+               "--eager", "--devices", "cpu", "--threads", "1", "--job", str(tmp_path / "job.json")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (list(read_metrics(tmp_path / name)) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for (_, a), (_, b) in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-4)
+
+
+def test_a_live_reference_is_a_second_model_in_memory_unless_adapters_stand_beside_it(parent, pairs):
+    stored, live = dpo(parent, pairs), dpo(parent, pairs, Preference(reference="live"))
+    more = step_memory(live).tensors - step_memory(stored).tensors
+    assert more == step_memory(live).reference == step_memory(live).weights
+    assert step_memory(replace(live, lora=Lora(4))).reference == 0
+    assert step_memory(dpo(parent, pairs, Preference("simpo", reference="live"))).reference == 0
+    assert "reference" not in stored.to_dict()["preference"]  # keys stay what they were
+
+
 def test_keys_tell_preferences_apart_and_stages_read_back(parent, pairs):
     stage = dpo(parent, pairs)
     assert Stage.from_dict(stage.to_dict()) == stage
     assert "preference" not in parent.to_dict()
     others = [Preference(beta=0.2), Preference(smoothing=0.1), Preference("simpo"), Preference("dpo-normalised")]
-    assert len({stage.key, *(dpo(parent, pairs, other).key for other in others)}) == 5
+    others.append(Preference(reference="live"))
+    assert len({stage.key, *(dpo(parent, pairs, other).key for other in others)}) == 6
+    live = dpo(parent, pairs, others[-1])
+    assert Stage.from_dict(live.to_dict()) == live
 
 
 def test_a_pair_is_two_documents_scored_on_the_last_answer_and_questions_lie_on_one_side(tmp_path, chat_tokenizer):

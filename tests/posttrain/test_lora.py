@@ -12,7 +12,7 @@ from windtunnel.base.errors import UserError
 from windtunnel.corpus.loader import IGNORED, Loader
 from windtunnel.corpus.packing import row_index
 from windtunnel.export.folding import llama_name
-from windtunnel.model.adapters import Adapted, adapters, attach, merged_weights
+from windtunnel.model.adapters import Adapted, attach, merged_weights
 from windtunnel.model.parametrization import Parametrization, Role
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
@@ -54,33 +54,16 @@ def tuned(trunk: Stage, setting: Setting, chats, **changes) -> Stage:
     return replace(stage, lora=LORA, **changes)
 
 
-def filled(model: Transformer, seed: int = 0) -> None:
-    with torch.no_grad():
-        for name, value in sorted(adapters(model).items()):
-            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + len(name))) * 0.2)
-
-
-def test_loss_and_gradients_are_those_of_peft_on_the_same_batch(twin, trunk, setting, chats):
-    from peft import LoraConfig, get_peft_model
+def test_loss_and_gradients_are_those_of_peft_on_the_same_batch(
+    twin, trunk, setting, chats, lora_config, share_adapters
+):
+    from peft import get_peft_model
 
     model, llama = twin(0)
     attach(model, LORA.rank, LORA.scale)
-    filled(model)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    config = LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=names, lora_dropout=0.0, bias="none")
-    theirs = get_peft_model(llama, config)
-    wanted = dict(theirs.named_parameters())
+    theirs = get_peft_model(llama, lora_config(LORA))
+    wanted = share_adapters(model, theirs)
     ours = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    peft_name = {}
-    for name in ours:
-        stem, _, side = name.rpartition(".")
-        which = {"down": "lora_A", "up": "lora_B"}[side]
-        peft_name[name] = (
-            f"base_model.model.{llama_name(stem + '.weight').removesuffix('.weight')}.{which}.default.weight"
-        )
-        with torch.no_grad():
-            wanted[peft_name[name]].copy_(ours[name])
-    assert {n for n, p in wanted.items() if p.requires_grad} == set(peft_name.values())
     rows = Loader(tuned(trunk, setting, chats).plan, {"chats": chats}).rows(0, 2)
     tokens, targets = torch.from_numpy(rows.inputs[:, :30]), torch.from_numpy(rows.targets[:, :30])
     scored = targets != IGNORED
@@ -92,7 +75,7 @@ def test_loss_and_gradients_are_those_of_peft_on_the_same_batch(twin, trunk, set
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5)
     largest = 0.0
     for name, parameter in ours.items():
-        torch.testing.assert_close(parameter.grad, wanted[peft_name[name]].grad, rtol=0, atol=1e-5)
+        torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=0, atol=1e-5)
         largest = max(largest, float(parameter.grad.abs().max()))
     assert largest > 1e-2
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)

@@ -131,6 +131,25 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path, parent, workshop, ti
         started(stage, parent[1], workshop, tmp_path)
 
 
+def test_a_mixture_with_a_batch_schedule_reads_what_it_says_and_goes_on_bit_for_bit_from_before_and_after_a_change(
+    tmp_path, parent, workshop, tiny_setting, tiny_corpus
+):
+    trunk, path = parent
+    stage = upcycled(trunk, tiny_setting, balance=Balance(0.01, 1e-3, 0.01), batch=6, changes=((8, 2), (10, 9)))
+    assert stage.own_tokens == (2 * 6 + 2 * 2 + 2 * 9) * stage.plan.row
+    corpora = {"tiny": tiny_corpus}
+    result = run_stage(stage, tmp_path / "whole", corpora, workshop, parent=path)
+    assert result["timed_tokens"] == stage.own_tokens
+    assert result["tokens"] == trunk.tokens + stage.own_tokens
+    wanted = [f.read_bytes() for f in sorted(checkpoint_path(tmp_path / "whole", 12).glob("*.safetensors"))]
+    for at in (7, 8, 9, 11):
+        run_stage(replace(stage, steps=at), tmp_path / f"cut{at}", corpora, workshop, parent=path)
+        run_stage(stage, tmp_path / f"cut{at}", corpora, workshop, parent=path)
+        found = [f.read_bytes() for f in sorted(checkpoint_path(tmp_path / f"cut{at}", 12).glob("*.safetensors"))]
+        assert found == wanted
+        assert list(read_metrics(tmp_path / f"cut{at}")) == list(read_metrics(tmp_path / "whole"))
+
+
 def test_a_mixture_trains_stops_resumes_scores_and_samples_like_any_stage(
     tmp_path, parent, workshop, tiny_setting, tiny_corpus
 ):

@@ -42,11 +42,11 @@ FIELDS = {
     "tunnel.batch": "sizes batches tokens seeds rate_rule levels factors branch_tokens tolerance",
     "trunk": "start tokens batch batch_schedule warmup mixture masking checkpoint_every keep dynamics",
     "trunk.batch_schedule": "after batch",
-    "branch.x": "kind parent at tokens form floor half_life mixture batch stable experts context epochs lr lr_by_role preset loss beta betas "
+    "branch.x": "kind parent at tokens form floor half_life mixture batch batch_schedule stable experts context epochs lr lr_by_role preset loss reference beta betas "
     "smoothing margin warmup decay lora of weights last",
     "branch.x.lora": "rank alpha",
     "branch.x.experts": "count top_k drop router balance z bias",
-    "branch.x.context": "row theta scaling factor untie long_share long_from items",
+    "branch.x.context": "row theta scaling factor dynamic_ntk untie long_share long_from items",
     "evaluate": "corpora tokens tasks",
     "export": "branch format",
     "machine": "count tflops price watts currency",

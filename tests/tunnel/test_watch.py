@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from windtunnel.base.units import si
-from windtunnel.train.stage import Muon
+from windtunnel.train.stage import Muon, Start
 from windtunnel.tunnel import watch
 from windtunnel.tunnel.fleet import Job
 from windtunnel.tunnel.watch import Screen
@@ -78,3 +78,15 @@ def test_a_line_names_what_the_trials_of_its_study_differ_in_and_nothing_else(jo
         assert screen._words(trial.stage).endswith("qk off, opt adamw")
         assert "lr" not in screen._words(muon)
         assert screen._words(replace(muon, kind="trunk")) == f"trial-000 · {si(muon.shape.body)}"
+
+
+def test_how_far_a_stage_is_counts_its_tokens_where_its_steps_differ_in_length(job):
+    screen, trial = Screen(quiet=True), job("trial-000")
+    branch = replace(
+        trial.stage, kind="moe", start=Start("0" * 64, 4), steps=12, batch=2, batch_changes=((6, 8), (10, 4))
+    )
+    one = replace(trial, stage=branch)  # 2 steps of 2 rows, 4 of 8, 2 of 4
+    with screen.task("branches", [one]):
+        for step, share in ((4, 0), (6, 4 / 44), (10, 36 / 44), (12, 1)):
+            screen.progress(one, {**WORD, "step": step, "steps": 12})
+            assert screen._done[str(one.run)] == pytest.approx(share * branch.flops)

@@ -20,11 +20,7 @@ def with_positions(model: Transformer, positions: int) -> Transformer:
         return model
     original = model.shape.rope_original or model.shape.max_positions
     stretched = model.shape.rope_scaling != "none"
-    shape = replace(model.shape, max_positions=positions, rope_original=original if stretched else 0)
-    longer = Transformer(shape, model.parametrization, device=model.embedding.weight.device)
-    longer.load_state_dict(model.state_dict())
-    longer.compute_dtype = model.compute_dtype
-    return longer.eval()
+    return model.placed(replace(model.shape, max_positions=positions, rope_original=original if stretched else 0))
 
 
 @torch.no_grad()

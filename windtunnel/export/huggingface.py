@@ -29,6 +29,8 @@ from windtunnel.model.transformer import Transformer
 KIND = "huggingface"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of a logit after reloading, relative to the largest logit where that exceeds 1, by type of the weights."""
+_DYNAMIC = 1024
+"""Most positions for whose sake an export is compared beyond the length from which on dynamic NTK counts."""
 _TEXTS = ("Hello, world!", " Two  spaces\n\n and 12345 digits", "naïve café 世界 🙂")
 
 
@@ -181,6 +183,8 @@ def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: 
         ArtefactError: logits or token ids differ.
     """
     length = min(64, model.shape.max_positions)
+    if model.shape.rope_scaling == "dynamic" and model.shape.rope_original <= _DYNAMIC:
+        length = min(model.shape.rope_original + 32, model.shape.max_positions)  # where it begins to count
     tokens_BT = torch.randint(0, model.shape.vocab, (2, length), generator=torch.Generator().manual_seed(0))
     logits = _own_logits(model, tokens_BT)
     if importlib.util.find_spec("transformers") is None:

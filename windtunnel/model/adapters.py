@@ -6,7 +6,8 @@ export, a chat) sees a plain model; the adapters lie beside them, for the stage 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,19 @@ def attach(model: Transformer, rank: int, scale: float) -> None:
             owner, _, own = name.rpartition(".")
             setattr(model.get_submodule(owner), own, Adapted(module.weight, rank, scale))
     model.roles = named_roles(model)
+
+
+@contextmanager
+def set_aside(model: Transformer) -> Generator[None]:
+    """A model as it is without its adapters, which add nothing until the end of the block; without any, the model as it is."""
+    found = [(module, module.scale) for _, module in _adapted(model)]
+    try:
+        for module, _ in found:
+            module.scale = 0.0
+        yield
+    finally:
+        for module, scale in found:
+            module.scale = scale
 
 
 def is_adapter(model: Transformer, name: str) -> bool:

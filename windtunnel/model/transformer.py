@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from windtunnel.model.attention import Backend, attend, attention_backend, document_mask
-from windtunnel.model.chunked import summed_cross_entropy
+from windtunnel.model.chunked import log_likelihoods, summed_cross_entropy
 from windtunnel.model.moe import Decisions, Experts, Routing
 from windtunnel.model.parametrization import Parametrization, Role, named_roles, tag
 from windtunnel.model.rope import position_tables
@@ -231,6 +231,14 @@ class Transformer(nn.Module):
         self.parametrization = parametrization
         self._fill_buffers()
 
+    def placed(self, shape: Shape) -> Transformer:
+        """The same weights, not copied, under a shape that differs in its positions alone; for inference."""
+        other = Transformer(shape, self.parametrization, device="meta", compute_dtype=self.compute_dtype)
+        other.to_empty(device=self.embedding.weight.device)
+        other.load_state_dict(self.state_dict(), assign=True)
+        other._fill_buffers()
+        return other.eval()
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Draws every parameter, and fills the buffers.
@@ -316,6 +324,12 @@ class Transformer(nn.Module):
         h_ND = self.hidden(tokens_BT, documents_BT, decisions=decisions).flatten(0, 1)
         head = self.embedding if self.head is None else self.head
         return summed_cross_entropy(h_ND, head.weight, targets_BT.flatten(), self.shape.vocab), decisions.routing
+
+    def log_likelihoods(self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """Log-likelihood in nats of each target [B, T], 0 where none is scored, the logits made a chunk at a time."""
+        h_ND = self.hidden(tokens_BT, documents_BT).flatten(0, 1)
+        head = self.embedding if self.head is None else self.head
+        return log_likelihoods(h_ND, head.weight, targets_BT.flatten(), self.shape.vocab).view(targets_BT.shape)
 
     def forward(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         return self.logits(self.hidden(tokens_BT, documents_BT))

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from windtunnel.base.config import Config, LengthValue, Positive, Tuple
 from windtunnel.pretrain.config import BranchConfig
-from windtunnel.train.preference import Preference, PreferenceLoss
+from windtunnel.train.preference import Preference, PreferenceLoss, Reference
 
 POSTTRAINED = ("sft", "dpo", "adapt")
 """Kinds that train on rows of whole documents, from the weights of another branch."""
@@ -61,6 +61,12 @@ class GrownConfig(BranchConfig):
         default=None,
         description="dpo: dpo, dpo-normalised (by the answer's tokens) or simpo (no reference); without it, dpo",
         examples=["dpo"],
+    )
+    reference: Reference | None = Field(
+        default=None,
+        description="dpo: precomputed scores all pairs once and holds no second model; live keeps the frozen parent in memory "
+        "and asks it in every step; without it, precomputed",
+        examples=["live"],
     )
     beta: Positive | None = Field(
         default=None,
@@ -133,4 +139,5 @@ class GrownConfig(BranchConfig):
             beta if self.beta is None else self.beta,
             self.smoothing or 0.0,
             margin if self.margin is None else self.margin,
+            self.reference or "precomputed",
         )

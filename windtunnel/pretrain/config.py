@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple, Weights
+from windtunnel.base.config import Config, Count, LengthValue, Positive, Tuple, Weights, refuse
+from windtunnel.base.errors import UserError
 from windtunnel.base.units import Length
+from windtunnel.model.serving import DynamicNtk
 from windtunnel.train.schedule import Form
 
 
+def _dynamic_ntk(value: object) -> object:
+    try:
+        return str(DynamicNtk.parse(value))
+    except UserError as error:
+        raise refuse(error.problem, error.fix) from None
+
+
 class BatchChange(Config):
-    """One change of the trunk's batch."""
+    """One change of the batch of the trunk, or of a branch."""
 
     after: LengthValue = Field(
-        description="tokens of the trunk, or steps, after which the batch changes; no share, so that the trunk can be extended",
+        description="tokens of the trunk or branch, or steps, after which the batch changes; no share, so that the trunk can be "
+        "extended",
         examples=["1B"],
     )
     batch: Count = Field(description="tokens in a step from there on, a multiple of model.row", examples=["4M"])
@@ -130,6 +140,12 @@ class ContextConfig(Config):
         description="by how much; without it, the ratio of the rows",
         examples=[4],
     )
+    dynamic_ntk: Annotated[str, BeforeValidator(_dynamic_ntk)] | None = Field(
+        default=None,
+        description="FACTOR@TOKENS: export and chat stretch positions beyond so many tokens by dynamic NTK, in the place of "
+        "static NTK within the trained row; without @TOKENS, beyond the trained row. No number of the training depends on it",
+        examples=["4@65536"],
+    )
     untie: bool = Field(
         default=True, description="a head of its own, which begins as a copy of the embedding", examples=[True]
     )
@@ -198,6 +214,12 @@ class BranchConfig(Config):
     )
     batch: Count | None = Field(
         default=None, description="tokens in a step; without it, the trunk's", examples=["4096"]
+    )
+    batch_schedule: Tuple[BatchChange] | None = Field(
+        default=None,
+        min_length=1,
+        description="moe, long: where its batch changes, counted from its beginning; without it, nowhere",
+        examples=[[{"after": "2B", "batch": "2M"}]],
     )
     stable: LengthValue | None = Field(
         default=None,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from windtunnel.corpus.mixture import DataPlan, Segment, corpus_of
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Mixture, Setting
+from windtunnel.train.batches import Changes
 from windtunnel.train.growth import Surgery
 from windtunnel.train.schedule import Form
 from windtunnel.train.stage import Stage
@@ -16,10 +17,10 @@ def extended_stage(
     parent: Stage, name: str, setting: Setting, *, at: int, row: int, stable: int, decay: int, batch: int,
     theta: float | None = None, scaling: str | None = None, factor: float | None = None, untie: bool = True,
     form: Form = "exponential", floor: float = 0.1, half_life: float | None = None, mixture: Mixture | None = None,
-    packed: tuple[tuple[str, str], ...] = (), long_from: int = 0,
+    packed: tuple[tuple[str, str], ...] = (), long_from: int = 0, changes: Changes = (),
 ) -> Stage:  # fmt: skip
     """From a checkpoint at step ``at`` of a trunk, or of another such stage that has not decayed: rows of ``row`` tokens,
-    positions stretched to reach them, ``batch`` rows in a step.
+    positions stretched to reach them, ``batch`` rows in a step, and others from each of ``changes`` on.
 
     It inherits moments and step count, and goes on at the stable rate for ``stable`` updates before its ``decay``. Longer rows
     are another order of the data: the branch reads its mixture from a plan of its own, which does not know what the trunk has
@@ -45,7 +46,7 @@ def extended_stage(
     decayed = decay_stage(parent, name, setting, at=at, steps=decay, form=form, floor=floor, half_life=half_life)
     schedule = replace(decayed.schedule, stable_end=at + stable) if decay else parent.schedule
     return replace(
-        decayed, kind="long", shape=shape, batch=batch, batch_changes=(), steps=at + stable + decay, schedule=schedule,
+        decayed, kind="long", shape=shape, batch=batch, batch_changes=changes, steps=at + stable + decay, schedule=schedule,
         surgery=Surgery(),
         plan=DataPlan(parent.plan.seed, row, (Segment(0, chosen),), tuple(sorted(packed)), long_from),
         masking="document" if packed else parent.masking, corpora=setting.only({corpus_of(name) for name, _ in chosen}),

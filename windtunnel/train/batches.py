@@ -30,9 +30,9 @@ class Batches:
     def __post_init__(self) -> None:
         steps = [step for step, _ in self.changes]
         if steps and (steps[0] < 1 or any(b <= a for a, b in pairwise(steps))):
-            raise RecipeError("trunk.batch_schedule", f"expected changes at rising steps from 1, got {steps}")
+            raise RecipeError("batch_schedule", f"expected changes at rising steps from 1, got {steps}")
         if any(batch < 1 for batch in (self.first, *(batch for _, batch in self.changes))):
-            raise RecipeError("trunk.batch_schedule", "expected batches of one sequence or more, got less")
+            raise RecipeError("batch_schedule", "expected batches of one sequence or more, got less")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Batches:

@@ -32,7 +32,7 @@ from windtunnel.train.objectives import OBJECTIVES, objective_of
 from windtunnel.train.optimizer import build_optimizer
 from windtunnel.train.pairs import LiveProbe, watched
 from windtunnel.train.parallel import any_rank, barrier, shard, share, sum_over_ranks
-from windtunnel.train.reference import reference_values
+from windtunnel.train.reference import live_reference, reference_values
 from windtunnel.train.stage import AdamW, Stage, check_ranks
 from windtunnel.train.step import Trainer, make_compute, train_step
 from windtunnel.train.surgery import operate
@@ -169,6 +169,7 @@ def run_stage(
     trainer = workshop.trainer(stage)
     tokenizer = next((corpora[name].tokenizer_hash for name, _ in stage.corpora if name in corpora), "")
     values = reference_values(stage, run, corpora, parent, trainer)
+    trainer.reference = live_reference(stage, run, parent, trainer)
     at = begin(stage, run, parent, trainer, control, tokenizer)
     barrier(runtime)
     metrics = Metrics(run, at.step, stage.steps) if runtime.rank == 0 else None
@@ -279,7 +280,8 @@ def step_or_halve(trainer: Trainer, rows: Any, rate: float, control: Control, *,
             measure, halve = (
                 bool(every) and step % every == 0 for every in (trainer.noise_every, trainer.halved_every)
             )
-            return train_step(trainer, rows, rate, measure=measure, halve=halve)
+            known = trainer.reference(rows) if trainer.reference else rows
+            return train_step(trainer, known, rate, measure=measure, halve=halve)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if "memory" not in str(error).lower():
                 raise

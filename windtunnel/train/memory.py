@@ -46,13 +46,15 @@ class StepMemory:
     recompute: bool
     chunked: bool
     lanes: int = 1
+    reference: int = 0
+    """A frozen model beside the one that trains."""
 
     @property
     def tensors(self) -> int:
         """The largest sum at any moment."""
         passing = self.activations + self.work
         step = self.gradients + passing if self.earlier else max(self.gradients, passing)
-        return self.weights + self.moments + step
+        return self.weights + self.reference + self.moments + step
 
     @property
     def resident(self) -> int:
@@ -111,7 +113,8 @@ def step_memory(stage: Stage, device: str = "cpu", lanes: int = 1) -> StepMemory
     work = max(head, layer + 2 * _FLOAT * positions * shape.ff) if again else head
     moments = trained + _second(stage, trained)
     earlier = -(-stage.batch // lanes) > micro or (lanes == 1 and is_halved(stage))
-    return StepMemory(weights, gradients, moments, activations, work, earlier, again, chunked, lanes)
+    reference = weights if stage.preference is not None and stage.preference.is_beside and stage.lora is None else 0
+    return StepMemory(weights, gradients, moments, activations, work, earlier, again, chunked, lanes, reference)
 
 
 def is_halved(stage: Stage) -> bool:

@@ -86,9 +86,15 @@ class PairwisePreference:
     def log_likelihoods(
         self, model: Transformer, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of the two answers of each row, and their numbers of tokens: float32 [B, 2] each."""
-        logits_BTV = model(tokens_BT, documents_BT)
-        own_BT = logits_BTV.gather(2, targets_BT.clamp(min=0)[..., None])[..., 0] - logits_BTV.logsumexp(-1)
+        """Log-likelihood of the two answers of each row, and their numbers of tokens: float32 [B, 2] each.
+
+        Above a number of logits made in chunks.
+        """
+        if is_chunked(targets_BT.numel(), model.shape.padded_vocab):
+            own_BT = model.log_likelihoods(tokens_BT, targets_BT, documents_BT)
+        else:
+            logits_BTV = model(tokens_BT, documents_BT)
+            own_BT = logits_BTV.gather(2, targets_BT.clamp(min=0)[..., None])[..., 0] - logits_BTV.logsumexp(-1)
         scored_BT = targets_BT != IGNORED
         which_BT2 = torch.stack([(documents_BT == answer) & scored_BT for answer in (0, 1)], -1)
         return torch.where(which_BT2, own_BT[..., None], 0.0).sum(1), which_BT2.sum(1).to(own_BT.dtype)

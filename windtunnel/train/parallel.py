@@ -43,7 +43,7 @@ def shard(model: Transformer, runtime: Runtime) -> None:
             fully_shard(layer.mlp.router)  # stays fp32
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
-    for method in ("routed", "summed_loss"):
+    for method in ("routed", "summed_loss", "log_likelihoods"):
         register_fsdp_forward_method(model, method)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +40,8 @@ class Trainer:
     """The same where a step is one micro-batch, which takes a second pass."""
     probe: LiveProbe | None = None
     """Looks at pairs of updates, where the stage asks for it."""
+    reference: Callable[[Rows], Rows] | None = None
+    """Adds to rows what a reference says of them, where one stands beside the model."""
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,9 @@ class Screen:
             )
 
     def progress(self, job: Job, word: dict[str, Any]) -> None:
-        own = job.stage.own_steps
-        share = 1 - (word["steps"] - word["step"]) / max(1, own)
+        batches, row = job.stage.batches, job.stage.plan.row  # steps need not be equally long
+        left = (batches.sequences(word["steps"]) - batches.sequences(word["step"])) * row
+        share = 1 - left / max(1, job.stage.own_tokens)
         self._done[str(job.run)] = share * job.stage.flops
         per_token = job.stage.shape.flops_per_token(job.stage.plan.row).total
         used = f" · {100 * word['tokens_per_second'] * per_token / self._peak:.0f} % of peak" if self._peak else ""
