@@ -7,7 +7,7 @@ so far at some moment is trained again to its end on fresh seeds by its own trai
 the best so far was within 0.5 % of the best of all these picks, fresh seeds' means compared, and the picks' losses; a search
 that never came so close counts with all its seconds. The two sides' losses are each compared with their own side's best.
 
-Not yet run to its end: it has shown no figure, and ``make bench`` leaves it out.
+About half an hour on two cores, which it wants for itself; ``make bench`` leaves it out.
 
     python bench/pick.py [--json] [--searches 3] [--trials 24] [--fresh 3] [--prune forecast] [--source PATH.jsonl]
 """
