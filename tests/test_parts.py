@@ -306,20 +306,25 @@ def test_a_pruned_search_trains_fewer_tokens_finishes_its_best_and_survives_kill
     decays = [r["config"]["steps"] - r["config"]["start"]["step"] for r in runs if r["kind"] == "decay"]
     assert sum(trunks.values()) + sum(decays) < 0.45 * 24 * 160
     fleet.trained.clear()
-    draw, kills = random.Random(1), 0
-    while True:
-        fleet.die_after = draw.choice((0, 1, 3, 5)) if kills < 20 else None
-        try:
-            searched(folder, tmp_path / "killed", *options)
-            break
-        except Killed:
-            kills += 1
+    killed_often(fleet, folder, tmp_path / "killed", options, 1, (0, 1, 3, 5))
     assert sorted(fleet.trained) == whole
     assert table(tmp_path / "killed") == fact
 
 
 DIVERGED = {"failed": "10 updates in a row were not finite", "diverged": True}
 CRASHED = {"failed": "the worker ended with code 7"}
+
+
+def killed_often(fleet, folder, home: Path, options, seed: int, after: tuple[int, ...]) -> None:
+    """One search, killed twenty times after a number of trials drawn from ``after``, then left to end."""
+    draw, kills = random.Random(seed), 0
+    while True:
+        fleet.die_after = draw.choice(after) if kills < 20 else None
+        try:
+            searched(folder, home, *options)
+            return
+        except Killed:
+            kills += 1
 
 
 def failed_trials(home: Path) -> list[str]:
@@ -340,14 +345,7 @@ def test_a_trial_that_failed_is_a_result_too_in_a_search_that_is_killed_extended
     lost = failed_trials(tmp_path / "whole")
     assert 3 <= sum(t["loss"] is None for t in fact["trials"]) <= len(lost)
     fleet.trained.clear()
-    draw, kills = random.Random(5), 0
-    while True:
-        fleet.die_after = draw.choice((0, 1, 1, 2)) if kills < 20 else None
-        try:
-            searched(folder, tmp_path / "killed", *options)
-            break
-        except Killed:
-            kills += 1
+    killed_often(fleet, folder, tmp_path / "killed", options, 5, (0, 1, 1, 2))
     assert sorted(fleet.trained) == whole
     assert table(tmp_path / "killed") == fact
     fleet.trained.clear()
