@@ -254,15 +254,7 @@ def test_a_search_killed_twenty_times_ends_with_the_table_of_one_that_nobody_kil
     searched(folder, tmp_path / "whole", *options)
     whole = sorted(fleet.trained)
     fleet.trained.clear()
-    draw, kills = random.Random(sampler), 0
-    while True:
-        fleet.die_after = draw.choice((0, 1, 1, 2)) if kills < 20 else None
-        try:
-            searched(folder, tmp_path / "killed", *options)
-            break
-        except Killed:
-            kills += 1
-    assert kills == 20
+    assert killed_often(fleet, folder, tmp_path / "killed", options, sampler, (0, 1, 1, 2)) == 20
     assert sorted(fleet.trained) == whole  # nothing lost, nothing trained twice
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     assert json.dumps(table(tmp_path / "killed")).count('"number"') >= 26
@@ -315,14 +307,14 @@ DIVERGED = {"failed": "10 updates in a row were not finite", "diverged": True}
 CRASHED = {"failed": "the worker ended with code 7"}
 
 
-def killed_often(fleet, folder, home: Path, options, seed: int, after: tuple[int, ...]) -> None:
-    """One search, killed twenty times after a number of trials drawn from ``after``, then left to end."""
+def killed_often(fleet, folder, home: Path, options, seed: int | str, after: tuple[int, ...]) -> int:
+    """One search, killed up to twenty times after a number of trials drawn from ``after``, then left to end; how often it was."""
     draw, kills = random.Random(seed), 0
     while True:
         fleet.die_after = draw.choice(after) if kills < 20 else None
         try:
             searched(folder, home, *options)
-            return
+            return kills
         except Killed:
             kills += 1
 
