@@ -160,16 +160,20 @@ def watched(stage: Stage, papers: bool) -> dict[str, Any]:
     """A second pass in which the decay changes what the paper says, or nothing."""
     begins = stage.schedule.stable_end
     assert begins is not None
-    first, steps, rates, moves = 2 * begins - stage.steps, [], [], []
+    first, steps, rates, moves, losses = 2 * begins - stage.steps, [], [], [], []
     for step in range(first + 1, stage.steps + 1):
         rate = stage.schedule.factor(step)
         size = rate if papers else 1.0
         numbers = {"norm": 0.5 + size, "max": 1.0, "cosine": 0.2 - 0.3 * size if papers else -0.1, "d1": -0.1 * size,
-                   "d2": 0.1, "curvature": 0.1 / size, "sharpness": 1.0}  # fmt: skip
+                   "d2": 0.12 - 0.02 * size, "curvature": 0.1 / size, "sharpness": 1.0}  # fmt: skip
         steps.append({"step": step, **numbers, "roles": {"hidden": numbers}})
         rates.append([step, rate])
-        moves.append({"step": step, "largest": {"layers.0.mlp.up.weight": 0.01 * size}})
-    return {"first": first, "last": stage.steps, "steps": steps, "rates": rates, "moves": moves}
+        losses.append([step, 4.0 + 0.2 * size - 1e-5 * (step - first)])
+        moves.append(
+            {"step": step, "largest": {f"layers.0.{m}.weight": 0.01 * size for m in ("mlp.up", "mlp.gate", "attn.q")}}
+        )
+    return {"first": first, "last": stage.steps, "steps": steps, "rates": rates, "moves": moves, "losses": losses,
+            "sampling": {"window": 1}}  # fmt: skip
 
 
 def again(folder: Path) -> Recipe:
@@ -300,6 +304,39 @@ def test_the_designed_decay_is_fitted_on_the_tuning_seed_and_meets_rivals_with_r
     planted(flat_world)
     (flat,) = replicate(again(folder), tmp_path / "b", size="tiny", claims=["designed"], quiet=True).data["claims"]
     assert flat["verdict"] == "cannot tell"
+
+
+def test_figures_7_and_8_show_what_the_pass_saw_and_a_loss_that_falls_before_the_decay_too_does_not_hold(
+    folder, tmp_path, planted, monkeypatch
+):
+    planted(papers_world)
+    options: dict[str, Any] = {"size": "tiny", "claims": ["dynamics"], "quiet": True}
+    (fact,) = replicate(again(folder), tmp_path / "a", **options).data["claims"]
+    assert {part["verdict"] for part in fact["parts"]} == {"holds"}
+    figures = {figure["y"]: figure for figure in fact["figures"]}
+    assert list(figures) == [
+        "max |ΔW|",
+        "nats per token",
+        "‖g‖",
+        "cos(g(t), g(t+1))",
+        "D1",
+        "D2",
+        "K",
+        "base learning rate",
+    ]
+    assert [s["name"] for s in figures["max |ΔW|"]["series"]] == ["up", "gate", "q"]
+    spans = {(s["points"][0][0], s["points"][-1][0]) for figure in fact["figures"] for s in figure["series"]}
+    assert len(spans) == 1, "the learning rate lies beneath the same steps"
+
+    def steady(home, program, stage):
+        seen = watched(stage, papers=True)
+        return {**seen, "losses": [[step, 4.0 - 1e-3 * (step - seen["first"])] for step, _ in seen["losses"]]}
+
+    monkeypatch.setattr(replication_data, "watch", steady)
+    (fact,) = replicate(again(folder), tmp_path / "b", **options).data["claims"]
+    found = {part["says"]: part["verdict"] for part in fact["parts"]}
+    assert found.pop("The loss barely moves before the decay") == "does not hold"
+    assert set(found.values()) == {"holds"}
 
 
 @pytest.mark.slow
