@@ -226,6 +226,34 @@ def test_rates_are_tuned_on_a_seed_that_decides_nothing(folder, tmp_path, plante
     assert len({stage.optimizer.learning_rate for stage in tuning}) >= 5
 
 
+def test_at_equal_rates_wsd_meets_a_cosine_of_every_seed_and_loses_where_the_cosine_is_better(
+    folder, tmp_path, planted
+):
+    def steeper_cosine(
+        stage: Stage,
+    ) -> float:  # it likes half the rate, and is the better one wherever both are compared
+        if stage.schedule.kind != "cosine":
+            return papers_world(stage)
+        slower = replace(stage.optimizer, learning_rate=2 * stage.optimizer.learning_rate)
+        return 0.95 * papers_world(replace(stage, optimizer=slower))
+
+    options: dict[str, Any] = {"size": "tiny", "claims": ["wsd"], "quiet": True}
+    for home, world, verdict in (("a", papers_world, "holds"), ("b", steeper_cosine, "does not hold")):
+        asked = planted(world)
+        (fact,) = replicate(again(folder), tmp_path / home, **options).data["claims"]
+        assert [part["verdict"] for part in fact["parts"]] == [verdict, verdict]
+        own = [stage for stage in asked if stage.seed in fact["seeds"]]
+        rates = {
+            kind: {s.optimizer.learning_rate for s in own if s.schedule.kind == kind} for kind in ("wsd", "cosine")
+        }
+        assert rates["wsd"] == {fact["rates"]["wsd"]}
+        assert rates["cosine"] == {fact["rates"]["wsd"], fact["rates"]["cosine"]}
+        ends = [s for s in own if s.schedule.kind == "cosine" and s.optimizer.learning_rate in rates["wsd"]]
+        assert {s.seed for s in ends} == set(fact["seeds"]), "a cosine a seed at WSD's rate"
+        assert len({s.key for s in own if s.kind == "decay"}) == len(fact["seeds"])
+    assert fact["rates"]["cosine"] < fact["rates"]["wsd"]
+
+
 def test_a_diverged_run_or_a_single_seed_leaves_the_claim_open(folder, tmp_path, planted, monkeypatch):
     planted(papers_world)
     one = replicate(again(folder), tmp_path / "one", size="tiny", claims=["decay"], seeds=1, quiet=True)
