@@ -26,6 +26,7 @@ from windtunnel.replication import replicate
 from windtunnel.replication_claims import CLAIMS
 from windtunnel.report.replication import lines_figure
 from windtunnel.train.stage import Stage
+from windtunnel.tunnel.claims import ELSEWHERE
 from windtunnel.tunnel.replica import Scale
 
 RECIPE = """
@@ -402,6 +403,22 @@ def test_the_page_stands_alone_and_every_number_is_the_lab_books(folder, tmp_pat
     shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
     assert len(shown) == len({*shown}) == sum(len(fact["figures"]) for fact in facts.values())
     assert all((text.parent / name).read_text(encoding="utf-8").startswith("<svg xmlns") for name in shown)
+
+
+def test_what_is_a_fit_and_no_claim_names_the_verb_that_answers_it_wherever_the_table_stands(folder, tmp_path, planted):
+    planted(papers_world)
+    page, text = tmp_path / "page.html", tmp_path / "replicate.md"
+    options: dict[str, Any] = {"size": "tiny", "claims": ["two-stage"], "quiet": True}
+    view = replicate(again(folder), tmp_path / "home", out=page, markdown=text, **options)
+    shown = [part for part in map(str, view.parts) if "answers it" in part]
+    assert [where for where, _, _ in ELSEWHERE] == ["section 3.2", "section 4.5"]
+    assert len(shown) == len(ELSEWHERE)
+    verbs = {" ".join(command.split()[1:3]) for _, _, command in ELSEWHERE}
+    assert verbs == {"tunnel batch", "law scale"}
+    for where, _, command in ELSEWHERE:
+        for told in (page.read_text(encoding="utf-8"), text.read_text(encoding="utf-8"), "".join(shown)):
+            assert where in told
+            assert command in told
 
 
 @pytest.mark.parametrize("width", [720, 340])
