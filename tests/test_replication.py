@@ -21,6 +21,7 @@ from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.laws.curve_law import Curve
 from windtunnel.laws.design import rates_of
+from windtunnel.model.family import FAMILIES
 from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.replication import replicate
 from windtunnel.replication_claims import CLAIMS
@@ -105,11 +106,42 @@ def flat_world(stage: Stage) -> float:
     return 1.0 + 0.01 * math.log2(rate) ** 2 + 1e-6 * ((stage.seed // 1000) % 3)
 
 
-@pytest.fixture
-def planted(monkeypatch) -> Callable[[World], list[Stage]]:
-    """Puts a world in place of training and returns the list of the stages that are then asked for."""
+def additive_world(times: float) -> World:
+    """L(N, D) = A·N^−.4 + B·D^−.4 + .6 whatever the schedule, with A such that the smaller model meets the larger one at 40N
+    (tiny's is 10 tokens a parameter) for that many times its compute."""
+    small, large = (float(FAMILIES["tiny"].shape(size, 320).body) for size in ("0.02M", "0.05M"))
+    enough = times * 10 * large * large / small
+    slope = 12.0 * ((10 * large) ** -0.4 - enough**-0.4) / (small**-0.4 - large**-0.4)
 
-    def plant(world: World) -> list[Stage]:
+    def world(stage: Stage) -> float:
+        rate = stage.optimizer.learning_rate / 0.0125
+        loss = 0.6 + slope * stage.shape.body**-0.4 + 12.0 * stage.tokens**-0.4 + 0.01 * math.log2(rate) ** 2
+        return loss * (1 + 2e-4 * ((stage.seed // 1000) % 3))
+
+    return world
+
+
+def exponential_world(stage: Stage) -> float:
+    """Data teach at an exponential pace, and soon nothing."""
+    rate = stage.optimizer.learning_rate / 0.0125
+    loss = 1.0 + math.exp(-stage.tokens / (6.0 * stage.shape.body)) + 0.01 * math.log2(rate) ** 2
+    return loss * (1 + 2e-4 * ((stage.seed // 1000) % 3))
+
+
+def worn_out_world(stage: Stage) -> float:
+    """A trunk that goes on past the paper's 60N has lost a tenth by it; a cosine has not."""
+    worn = stage.schedule.kind == "wsd" and stage.tokens > 15 * stage.shape.body
+    return papers_world(stage) * (1.1 if worn else 1.0)
+
+
+@pytest.fixture
+def planted(monkeypatch) -> Callable[..., list[Stage]]:
+    """Puts a world in place of training and returns the list of the stages that are then asked for.
+
+    ``unread``: how many times higher the loss is on a corpus that the last data did not hold.
+    """
+
+    def plant(world: World, unread: float = 1.05) -> list[Stage]:
         asked: list[Stage] = []
         taught: dict[str, float] = {}
 
@@ -123,7 +155,7 @@ def planted(monkeypatch) -> Callable[[World], list[Stage]]:
                     assert stage.start is not None
                     level = dict.fromkeys(CORPORA, 0.9 * taught[stage.start.stage])
                 else:
-                    level = {name: world(stage) * (1.0 if name in known else 1.05) for name in CORPORA}
+                    level = {name: world(stage) * (1.0 if name in known else unread) for name in CORPORA}
                     taught[stage.key] = level["chats"]
                 scores = {name: {"nats": 1000 * value, "bytes": 1000} for name, value in level.items()}
                 results[stage.key] = {"scores": scores, "flops": stage.flops, "seconds": {"step": 1.0}}
@@ -195,6 +227,25 @@ def test_in_the_papers_world_the_claims_hold_and_in_a_flat_one_they_do_not(folde
     flat = verdicts(replicate(again(folder), tmp_path / "b", size="tiny", quiet=True))
     assert {flat[name] for name in ("rate", "decay", "dynamics")} == {"does not hold"}
     assert flat["cosine"] != "holds"
+
+
+@pytest.mark.parametrize(
+    ("claim", "world", "unread", "verdict"),
+    [
+        ("more-data", additive_world(4.0), 1.05, "holds"),
+        ("more-data", additive_world(16.0), 1.05, "does not hold"),
+        ("more-data", additive_world(math.inf), 1.05, "does not hold"),
+        ("continue", worn_out_world, 1.05, "does not hold"),
+        ("data-law", exponential_world, 1.05, "does not hold"),
+        ("two-stage", papers_world, 1.0, "does not hold"),
+    ],
+)
+def test_a_world_with_a_known_answer_gets_that_answer(folder, tmp_path, planted, claim, world, unread, verdict):
+    planted(world, unread)
+    (fact,) = replicate(again(folder), tmp_path, size="tiny", claims=[claim], quiet=True).data["claims"]
+    assert fact["verdict"] == verdict, fact["parts"]
+    if world is exponential_world:
+        assert all(value < 0 for value in fact["parts"][0]["values"])
 
 
 def test_a_claim_alone_trains_its_own_runs_and_a_second_call_asks_for_the_same_and_decides_the_same(
