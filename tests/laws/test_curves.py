@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import time
 from functools import cache
 from pathlib import Path
 
@@ -79,6 +80,30 @@ def test_the_exponential_kernel_is_the_recursion_of_the_annealing_law() -> None:
     assert law.losses(rates, np.arange(1, 301), exact=True) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("pace", [30.0, 3.0, 0.3])
+def test_the_functional_law_is_the_convolution_of_the_squared_rate_with_its_kernel(pace: float) -> None:
+    """Noise of a functional scaling law (arXiv 2509.19189): sum of eta_k^2 K(S_t - S_k), K = G', summed directly.
+
+    K falls, so the sums that take each update's noise at its beginning and at its end hold the law between them; their
+    distance is the error of the discretisation, which goes with C eta.
+    """
+    law, rates = CurveLaw("functional", {**PLANTED["functional"], "C": pace}), wsd(400, 250)
+    c, ends = law.constants, np.cumsum(rates)
+    at = np.array([60, 200, 251, 300, 350, 400])
+    noise = law.losses(rates, at, exact=True) - c["L0"] - c["A"] * ends[at - 1] ** -c["alpha"]
+
+    def convolved(where: float) -> np.ndarray:  # 0: the integral before the update, 1: after it
+        since = [ends[t - 1] - (ends[:t] - (1 - where) * rates[:t]) for t in at]
+        kernels = (c["beta"] * c["C"] * (1 + c["C"] * s) ** (-c["beta"] - 1) for s in since)
+        return c["B"] * np.array([(rates[:t] ** 2 * k).sum() for t, k in zip(at, kernels, strict=True)])
+
+    early, middle, late = (convolved(where) for where in (0.0, 0.5, 1.0))
+    assert (early < noise).all()
+    assert (noise < late).all()
+    assert ((late - early) / noise < 1.5 * pace * rates.max()).all()
+    assert middle == pytest.approx(noise, rel=(pace * rates.max()) ** 2)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_derivatives_agree_with_finite_differences(kernel: str) -> None:
     rates, at, scale = wsd(300, 200), np.arange(20, 301, 20), Scale(5e-3, 1.2, 300)
@@ -142,9 +167,28 @@ def public_curve(size: str, name: str) -> Curve:
     return Curve(name, rates, steps, np.array([float(row["loss"]) for row in rows]))
 
 
+SECONDS: dict[str, float] = {}
+"""How long each of the public fits took here."""
+
+
 @cache
 def public_model(size: str) -> CurveModel:
-    return fit_curves([public_curve(size, name) for name in FITTED])
+    begun = time.perf_counter()
+    found = fit_curves([public_curve(size, name) for name in FITTED])
+    SECONDS[size] = time.perf_counter() - begun
+    return found
+
+
+def test_the_fit_to_three_public_curves_ends_with_a_law_of_every_kernel_and_says_how_long_it_took(capsys) -> None:
+    model = public_model("25M")
+    assert [fit.law.kernel for fit in model.fits] == list(AVERAGED)
+    assert sum(model.weights) == pytest.approx(1.0)
+    for fit in model.fits:
+        assert all(math.isfinite(value) for value in fit.law.constants.values())
+        assert fit.law.residual < 0.01
+    with capsys.disabled():
+        points = sum(len(public_curve("25M", name).steps) for name in FITTED)
+        print(f"\nfit_curves on {', '.join(FITTED)} of 25M ({points} points): {SECONDS['25M']:.1f} s")
 
 
 @pytest.mark.parametrize(("size", "error"), [("25M", 0.00376), ("100M", 0.00435)])
