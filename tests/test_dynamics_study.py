@@ -101,7 +101,9 @@ def test_what_has_no_stream_of_text_or_is_no_run_is_refused_in_one_line(home):
 
 
 def test_what_a_probe_recorded_is_shown_without_a_second_pass_and_agrees_with_one(home, monkeypatch):
-    second = {step["step"]: step for step in dynamics(home, "same", every=1, window=3).data["steps"]}
+    whole = dynamics(home, "same", every=1, window=1).data
+    second = {step["step"]: step for step in whole["steps"]}
+    moved = {move["step"]: move["largest"] for move in whole["moves_by_matrix"]}
     monkeypatch.setattr(dynamics_study, "finishing", lambda verb, **job: pytest.fail("a second pass"))
     view = dynamics(home, "same", live=True)
     data = view.data
@@ -111,6 +113,14 @@ def test_what_a_probe_recorded_is_shown_without_a_second_pass_and_agrees_with_on
     for step in data["steps"]:
         for name in ("norm", "max", "cosine", "d1", "d2", "curvature"):
             assert step[name] == pytest.approx(second[step["step"]][name], rel=1e-4)
+            for role, numbers in second[step["step"]]["roles"].items():
+                assert step["roles"][role][name] == pytest.approx(numbers[name], rel=1e-4)
+    assert [move["step"] for move in data["moves_by_matrix"]] == [step["step"] for step in data["steps"]]
+    for move in data["moves_by_matrix"]:
+        assert move["largest"] == pytest.approx(moved[move["step"]], rel=1e-4)
+    for word in ("before", "decay"):  # no pair lies in the last quarter of so short a decay
+        assert set(data["moves"][word]) == set(whole["moves"][word])
+        assert set(data["roles"][word]) == set(whole["roles"][word])
     assert "learning rate" in Path(data["figure"]).read_text(encoding="utf-8")
     assert list(dynamics(home, "trunk", live=True).data["phases"]) == ["before"]
 

@@ -22,7 +22,7 @@ from windtunnel.pipeline import finishing
 from windtunnel.pretrain.branch import whole_run
 from windtunnel.report.dynamics import MEASURES, dynamics_figure, level_cells, moves_by_kind, phase_columns, phase_rows
 from windtunnel.train.folder import RESULT, STAGE, checkpoint_path, steps_saved
-from windtunnel.train.metrics import LIVE
+from windtunnel.train.metrics import MOVE
 from windtunnel.train.stage import Stage, Start
 from windtunnel.views import View, line, table
 
@@ -65,7 +65,8 @@ def dynamics(
         book.put_fact(row["program"], study, stage.folder_name, {**phases, "overhead": seen["overhead"]})
     data = {"run": row["id"], "figure": str(target), "first": seen["first"], "last": seen["last"], **phases}
     return View(
-        {**data, "overhead": seen["overhead"], "steps": seen["steps"]}, tuple(_parts(row["id"], seen, phases, target))
+        {**data, "overhead": seen["overhead"], "steps": seen["steps"], "moves_by_matrix": seen["moves"]},
+        tuple(_parts(row["id"], seen, phases, target)),
     )
 
 
@@ -122,21 +123,32 @@ def recorded(
         raise UserError("law dynamics", f"expected numbers recorded while {row['id']} trained, found none", fix)
     result = read_json(home.root / row["folder"] / RESULT)
     spent, training = result.get("probe_seconds", 0.0), result["seconds"]["step"]
+    pairs.sort(key=lambda pair: pair["step"])
+    moves = [{"step": pair["step"], "largest": largest} for pair in pairs if (largest := pair.pop("largest"))]
     return {
-        "first": first, "last": stage.steps, "steps": sorted(pairs, key=lambda pair: pair["step"]), "moves": [],
-        "rates": sorted(rates), "sampling": {"every": stage.dynamics_every, "window": 0},
+        "first": first, "last": stage.steps, "steps": pairs, "moves": moves, "rates": sorted(rates),
+        "sampling": {"every": stage.dynamics_every, "window": 1}, "live": True,
         "overhead": spent / max(1e-9, training - spent),
     }  # fmt: skip
 
 
 def _recorded_pairs(book: LabBook, run: str) -> list[dict[str, Any]]:
-    """Numbers of pairs of updates of one run, each under the step of its first update."""
+    """Numbers of pairs of updates of one run, each under the step of its first update; ``largest`` as in a pass's moves."""
     norms = dict(zip(*book.metrics(run, "gradient_norm"), strict=True))
     found: dict[int, dict[str, Any]] = {}
-    for name in LIVE:
-        for step, value in zip(*book.metrics(run, f"pair_{name}"), strict=True):
-            made = found.setdefault(step - 1, {"step": step - 1, "norm": norms.get(step - 1), "roles": {}})
-            made[name] = value
+    for metric in book.metric_names(run):
+        if not metric.startswith("pair_"):
+            continue
+        name, _, owner = metric.removeprefix("pair_").partition("/")
+        for step, value in zip(*book.metrics(run, metric), strict=True):
+            empty = {"step": step - 1, "norm": norms.get(step - 1), "roles": {}, "largest": {}}
+            made = found.setdefault(step - 1, empty)
+            if metric.startswith(MOVE):
+                made["largest"][owner] = value
+            elif owner:
+                made["roles"].setdefault(owner, {})[name] = value
+            else:
+                made[name] = value
     return [found[step] for step in sorted(found)]
 
 
@@ -208,7 +220,7 @@ def summary(seen: Mapping[str, Any], begins: int | None) -> dict[str, Any]:
         inside = [s for s in seen["steps"] if low < s["step"] <= high]
         out["phases"][word] = {key: level(inside, key) for key in MEASURES}
         roles = sorted({role for s in inside for role in s["roles"]})
-        parts = {role: [s["roles"][role] for s in inside] for role in roles}
+        parts = {role: [s["roles"].get(role, {}) for s in inside] for role in roles}
         out["roles"][word] = {role: {key: level(own, key) for key in MEASURES} for role, own in parts.items()}
         kinds = moves_by_kind(seen["moves"])
         found = {kind: [v for step, v in pairs if low < step <= high] for kind, pairs in kinds.items()}
@@ -222,24 +234,22 @@ def _parts(run: str, seen: Mapping[str, Any], phases: Mapping[str, Any], figure:
     words, columns = list(phases["phases"]), phase_columns(phases)
     right = tuple(range(1, len(columns)))
     yield table(columns, phase_rows(phases), title=f"{run}, steps {seen['first']:,} to {seen['last']:,}", right=right)
-    if not seen["moves"]:  # recorded while it trained
-        yield line(
-            f"K is a median, the rest means; a pair of updates every {seen['sampling']['every']} steps took "
-            f"{100 * seen['overhead']:.1f} % on top of training; the figure is {figure}"
-        )
-        return
     kinds = phases["moves"][words[0]]
     window = seen["sampling"]["window"]
-    moved = [(kind, *level_cells(phases["moves"], kind)) for kind in kinds]
-    yield table((f"largest |ΔW| in {window} steps", *columns[1:]), moved, right=right)
+    if kinds:
+        moved = [(kind, *level_cells(phases["moves"], kind)) for kind in kinds]
+        span = "an update" if window == 1 else f"{window} steps"
+        yield table((f"largest |ΔW| in {span}", *columns[1:]), moved, right=right)
     made: list[tuple[str, ...]] = []
     for role in phases["roles"][words[0]]:
         own = {word: phases["roles"][word].get(role, {}) for word in words}
         pairs = zip(level_cells(own, "norm"), level_cells(own, "cosine"), strict=True)
         made.append((role, *(cell for pair in pairs for cell in pair)))
     both = [f"{what}, {title}" for title in columns[1:] for what in ("norm", "cosine")]
-    yield table(("role", *both), made, right=tuple(range(1, len(both) + 1)))
-    yield line(
-        f"K and sharpness are medians, the rest means; looking every {seen['sampling']['every']} steps took "
-        f"{100 * seen['overhead']:.0f} % of the time of the pass itself; the figure is {figure}"
-    )
+    if made:
+        yield table(("role", *both), made, right=tuple(range(1, len(both) + 1)))
+    every, share = seen["sampling"]["every"], 100 * seen["overhead"]
+    took = f"looking every {every} steps took {share:.0f} % of the time of the pass itself"
+    if "live" in seen:
+        took = f"a pair of updates every {every} steps took {share:.1f} % on top of training"
+    yield line(f"K and sharpness are medians, the rest means; {took}; the figure is {figure}")

@@ -18,7 +18,7 @@ from windtunnel.train.checkpoint import load_model
 from windtunnel.train.dynamics import Probe, Sampling, second_pass
 from windtunnel.train.folder import RESULT, checkpoint_path
 from windtunnel.train.loop import Workshop, run_stage
-from windtunnel.train.metrics import read_metrics
+from windtunnel.train.metrics import MOVE, read_metrics
 from windtunnel.train.objectives import OBJECTIVES
 from windtunnel.train.pairs import LiveProbe, Watched, derivatives
 from windtunnel.train.stage import AdamW, Stage, Start, optimizer_of
@@ -173,14 +173,18 @@ def test_a_live_probe_changes_no_bit_of_the_training_and_finds_what_the_second_p
             a, b = (checkpoint_path(tmp_path / name, step) / f"{part}.safetensors" for name in ("plain", "live"))
             assert a.read_bytes() == b.read_bytes()
     again = replace(plain, keep=(), save_final=False, open_ended=False)
-    wanted = {
-        p["step"]: p for p in second_pass(again, corpora, None, Sampling(1, 100, 5), tmp_path / "2", eager)["steps"]
-    }
+    second = second_pass(again, corpora, None, Sampling(1, 100, 1), tmp_path / "2", eager)
+    wanted = {p["step"]: p for p in second["steps"]}
+    moved = {move["step"]: move["largest"] for move in second["moves"]}
     found = {s - 1: v for s, v in read_metrics(tmp_path / "live") if "pair_d1" in v}
     assert list(found) == [3, 6, 9]
     for step, values in found.items():
         for name in ("max", "cosine", "d1", "d2", "curvature"):
             assert values[f"pair_{name}"] == pytest.approx(wanted[step][name], rel=1e-9)
+        for role, numbers in wanted[step]["roles"].items():
+            for name in ("norm", "max", "cosine", "d1", "d2", "curvature"):
+                assert values[f"pair_{name}/{role}"] == pytest.approx(numbers[name], rel=1e-9)
+        assert {n.removeprefix(MOVE): v for n, v in values.items() if n.startswith(MOVE)} == moved[step]
     assert read_json(tmp_path / "live" / RESULT)["probe_seconds"] > 0
 
 

@@ -94,7 +94,8 @@ def test_fifty_steps_of_two_processes_have_the_losses_of_one_which_reads_their_c
     a, b = series(tmp_path / "one"), series(tmp_path / "two")
     assert len(a) == len(b) == STEPS
     assert np.max(np.abs(a - b) / a) <= 1e-5
-    for name in ("cosine", "max", "d1"):
+    matrix = "move/layers.0.mlp.up.weight"
+    for name in ("cosine", "max", "d1", "norm/hidden", "cosine/hidden", "max/hidden", matrix):
         pairs = [[v[f"pair_{name}"] for _, v in read_metrics(tmp_path / w) if "pair_d1" in v] for w in ("one", "two")]
         assert len(pairs[0]) == 5
         np.testing.assert_allclose(*pairs, rtol=2e-2, atol=2e-3)

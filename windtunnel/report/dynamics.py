@@ -28,7 +28,8 @@ def dynamics_figure(seen: Mapping[str, Any], decay_from: int | None, title: str,
         decay_from: the last step of the stable rate, which a line marks.
     """
     panels = [(words, log, {"": _series(seen["steps"], key, log)}) for key, words, log in PANELS]
-    panels.append(("largest |ΔW| between snapshots", False, moves_by_kind(seen["moves"])))
+    span = "in an update" if seen["sampling"]["window"] == 1 else "between snapshots"
+    panels.append((f"largest |ΔW| {span}", False, moves_by_kind(seen["moves"])))
     panels.append(("learning rate", False, {"": [(float(s), float(r)) for s, r in seen["rates"]]}))
     panels = [panel for panel in panels if any(panel[2].values())]
     names = [name for _, _, lines in panels for name in lines]

@@ -24,7 +24,7 @@ from windtunnel.corpus.store import Corpus
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
-from windtunnel.train.pairs import Sums, added, clip_scales, derivatives, inner_products, nothing, watched
+from windtunnel.train.pairs import Sums, added, inner_products, nothing, pair_numbers, watched
 from windtunnel.train.stage import Stage
 from windtunnel.train.step import Trainer
 
@@ -105,7 +105,7 @@ class Probe:
         return (self.step - self.first) % (self.sampling.every * self.sampling.sharpness_every) == 0
 
     def _matrices(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.ndim == 2}
+        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.ndim >= 2}
 
     def _close(self, gradients: Mapping[str, Tensor]) -> None:
         assert self._before is not None
@@ -196,11 +196,5 @@ def second_pass(
 
 
 def _pair(pair: Mapping[str, Any], norms: Mapping[int, float | None]) -> dict[str, Any]:
-    roles, whole = pair["roles"], nothing()
-    for sums in roles.values():
-        whole = added(whole, sums)
-    scales = clip_scales(whole, norms.get(pair["step"]), norms.get(pair["step"] + 1))
-    return {
-        "step": pair["step"], **derivatives(whole, *scales), "sharpness": pair.get("sharpness"),
-        "roles": {role: derivatives(sums, *scales) for role, sums in roles.items()},
-    }  # fmt: skip
+    found = pair_numbers(pair["roles"], norms.get(pair["step"]), norms.get(pair["step"] + 1))
+    return {"step": pair["step"], "sharpness": pair.get("sharpness"), **found}

@@ -12,7 +12,10 @@ from windtunnel.base.artefact import explained, write_bytes
 
 FILE = "metrics.jsonl"
 LIVE = ("max", "cosine", "d1", "d2", "curvature")
-"""What a probe (``train/pairs.py``) adds to the metrics of a step, about it and the step before, as ``pair_max`` and so on."""
+"""What a probe (``train/pairs.py``) adds to the metrics of a step, about it and the step before, as ``pair_max`` and so on; for
+the parameters of one role, ``norm`` too, as ``pair_max/hidden``."""
+MOVE = "pair_move/"
+"""Before the name of a matrix: the largest change of its entries in the first of the two updates."""
 _FLUSH_SECONDS = 2.0
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from windtunnel.base.runtime import Runtime
 from windtunnel.model.transformer import Transformer
-from windtunnel.train.metrics import LIVE
+from windtunnel.train.metrics import LIVE, MOVE
 from windtunnel.train.optimizer import Optimizer, Together
 from windtunnel.train.parallel import local, sum_over_ranks
 
@@ -72,6 +72,18 @@ def derivatives(sums: Mapping[str, float], scale: float = 1.0, next_scale: float
     }  # fmt: skip
 
 
+def pair_numbers(roles: Mapping[str, Sums], norm: float | None, next_norm: float | None) -> dict[str, Any]:
+    """The numbers of a pair of steps from the sums of each role, over all parameters and, as ``roles``, over each role's own.
+
+    The norms are those of both whole gradients before clipping.
+    """
+    whole = nothing()
+    for sums in roles.values():
+        whole = added(whole, sums)
+    scales = clip_scales(whole, norm, next_norm)
+    return {**derivatives(whole, *scales), "roles": {role: derivatives(sums, *scales) for role, sums in roles.items()}}
+
+
 class Looks(Protocol):
     """What looks before and after the update of a step."""
 
@@ -101,7 +113,8 @@ def watched(optimizer: Optimizer, probe: Looks) -> Watched:
 class LiveProbe:
     """Takes a pair of updates every so many steps while a stage trains: update t if t is a multiple of ``every``, and t + 1.
 
-    It keeps a copy of gradients and weights from the one to the other. Ranks with a copy of the weights see the same numbers
+    It keeps a copy of gradients and weights from the one to the other, and says besides how far the first update moved each
+    matrix at most. Ranks with a copy of the weights see the same numbers
     and only the first looks; of ranks with slices each looks at its own, and ``closed`` adds them up. A pair that a stop, a
     skipped update or the end of the stage tears is left out.
     """
@@ -112,7 +125,10 @@ class LiveProbe:
         self._step = 0
         self._open: dict[str, tuple[Tensor, Tensor]] | None = None
         self._opened = (0, 0.0)
-        self._sums: Sums | None = None
+        self._roles = sorted({role.value for role in model.roles.values()})
+        self._matrices = [name for name, p in model.named_parameters() if p.ndim >= 2]
+        self._sums: dict[str, Sums] | None = None
+        self._moves: dict[str, float] = {}
         self.seconds = 0.0
         """Time that it took so far."""
 
@@ -125,10 +141,12 @@ class LiveProbe:
         begun = time.perf_counter()
         parameters = {n: p for n, p in self._model.named_parameters() if self._looks and p.grad is not None}
         if self._open is not None and self._opened[0] == self._step - 1:
-            self._sums = nothing()
+            self._sums = {role: nothing() for role in self._roles}
             for name, (g, v) in self._open.items():
                 if name in parameters:
-                    self._sums = added(self._sums, inner_products(g, local(_gradient(parameters[name])), v))
+                    role = self._model.roles[name].value
+                    found = inner_products(g, local(_gradient(parameters[name])), v)
+                    self._sums[role] = added(self._sums[role], found)
         self._open = None
         if self._step % self._every == 0:
             self._open = {n: (local(_gradient(p)).clone(), local(p.detach()).clone()) for n, p in parameters.items()}
@@ -141,6 +159,9 @@ class LiveProbe:
         begun = time.perf_counter()
         now = dict(self._model.named_parameters())
         self._open = {name: (g, local(now[name].detach()) - x) for name, (g, x) in self._open.items()}
+        moved = {name: self._open[name][1] for name in self._matrices if name in self._open}
+        tops = [torch.linalg.vector_norm(v, math.inf) if v.numel() else v.new_zeros(()) for v in moved.values()]
+        self._moves = dict(zip(moved, torch.stack(tops).tolist(), strict=True)) if tops else {}
         self.seconds += time.perf_counter() - begun
 
     def closed(self, norm: float, applied: bool) -> dict[str, float]:
@@ -157,20 +178,30 @@ class LiveProbe:
             self._open = None
         if not (due and applied):
             return {}
-        sums = self._over_ranks(sums or nothing())
-        found = derivatives(sums, *clip_scales(sums, before[1], norm)) if sums["vv"] else {}
-        return {f"pair_{name}": value for name in LIVE if (value := found.get(name)) is not None}
+        roles, moves = self._over_ranks(sums or {}, self._moves)
+        if not any(one["vv"] for one in roles.values()):
+            return {}
+        found = pair_numbers(roles, before[1], norm)
+        out = {f"pair_{name}": found[name] for name in LIVE}
+        for role, numbers in found["roles"].items():
+            out |= {f"pair_{name}/{role}": numbers[name] for name in ("norm", *LIVE)}
+        out |= {f"{MOVE}{name}": value for name, value in moves.items()}
+        return {name: value for name, value in out.items() if value is not None}
 
-    def _over_ranks(self, sums: Sums) -> Sums:
+    def _over_ranks(self, roles: dict[str, Sums], moves: dict[str, float]) -> tuple[dict[str, Sums], dict[str, float]]:
         if self._runtime.world == 1 or not self._runtime.sharded:
-            return sums
-        every = np.zeros((self._runtime.world, len(sums)))
-        every[self._runtime.rank] = list(sums.values())
+            return roles, moves
+        keys = tuple(nothing())
+        own = [roles.get(role, nothing())[key] for role in self._roles for key in keys]
+        every = np.zeros((self._runtime.world, len(own) + len(self._matrices)))
+        every[self._runtime.rank] = [*own, *(moves.get(name, 0.0) for name in self._matrices)]
         rows = sum_over_ranks(every, self._runtime)
-        out = nothing()
-        for row in rows.tolist():
-            out = added(out, dict(zip(sums, row, strict=True)))
-        return out
+        parts = rows[:, : len(own)].reshape(len(rows), len(self._roles), len(keys))
+        together = np.where([key == "max" for key in keys], parts.max(0), parts.sum(0))
+        sums = {
+            role: dict(zip(keys, row, strict=True)) for role, row in zip(self._roles, together.tolist(), strict=True)
+        }
+        return sums, dict(zip(self._matrices, rows[:, len(own) :].max(0).tolist(), strict=True))
 
 
 def _gradient(parameter: Any) -> Tensor:
