@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.runtime import Runtime
 from windtunnel.corpus.store import Corpus
-from windtunnel.curve_runs import curve_sets, set_for
+from windtunnel.curve_runs import curve_sets, rule_of, set_for, usual_rule
 from windtunnel.decay_now import average_job, sentence, trunk_losses, what_now
 from windtunnel.finishing import VERBS as FINISHING
 from windtunnel.laws.curve_fit import CurveModel, fit_curves
@@ -176,7 +177,36 @@ def test_curves_of_a_home_are_grouped_by_size_and_name_what_they_leave_out(tiny_
     assert "failed (not finite)" in curve_sets(book, failed)[0].left_out[0]
     with pytest.raises(UserError, match="expected at least two runs alike"):
         set_for(book, "trunk", {**row, "config": {**row["config"], "batch": 999}})
-    assert cli._run(["law", "schedule", "p/proxy-32", "--length", "150k", "--home", str(home.root)]) == 0
+
+
+def test_the_decay_to_beat_is_the_runs_own_then_its_newest_branchs_and_a_named_one_comes_first(
+    tiny_home: tuple[TinyHome, Stage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, _ = tiny_home
+    book, row = trunk_row(home)
+    rows = {r["name"]: r for r in book.runs(study="scaling")}
+    own = DecayRule(0.2, "exponential", rows["proxy-32-240"]["config"]["schedule"]["floor"])
+    for name in ("proxy-32", "proxy-32-240"):
+        assert usual_rule(book, rows[name]) == (own, rows["proxy-32-240"]["id"])
+    assert usual_rule(book, rows["proxy-32-120"]) == (own, rows["proxy-32-120"]["id"])
+    assert rule_of(rows["proxy-32"]["config"]) is None
+    halved = {
+        **rows["proxy-32-240"]["config"],
+        "schedule": {**rows["proxy-32-240"]["config"]["schedule"], "half_life": 30},
+    }
+    assert rule_of(halved) == DecayRule(0.2, "exponential", 0.25), "two half-lives in 60 steps"
+    assert usual_rule(book, {**row, "program": "other"}) is None
+
+    ask = ["law", "schedule", "p/proxy-32", "--length", "150k", "--home", str(home.root), "--json"]
+    said = {}
+    for more in ((), ("--against", "cosine:30%:0.2")):
+        assert cli._run([*ask, *more]) == 0
+        said[more] = json.loads(capsys.readouterr().out)
+    default, named = said.values()
+    assert default["usual"] == {"share": 0.2, "form": "exponential", "floor": own.floor}
+    assert any(rows["proxy-32-240"]["id"] in note for note in default["notes"])
+    assert named["usual"] == {"share": 0.3, "form": "cosine", "floor": 0.2}
+    assert not any("usual decay is that of" in note for note in named["notes"])
 
 
 def test_a_fit_takes_every_schedule_before_a_second_seed_of_one(

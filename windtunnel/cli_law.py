@@ -40,8 +40,11 @@ def law_schedule(
     length: Annotated[str, typer.Option("--length", help="Of the whole run: 6.4M tokens, 20N or '20000 steps'.")],
     warmup: Annotated[int | None, typer.Option("--warmup", min=0, help="Updates of warmup of CSV runs.")] = None,
     against: Annotated[
-        str, typer.Option("--against", metavar="FORM:SHARE:FLOOR", help="The decay to beat.")
-    ] = "linear:10%:0.1",
+        str | None,
+        typer.Option(
+            "--against", metavar="FORM:SHARE:FLOOR", help="To beat; default: the run's own, or linear:10%:0.1."
+        ),
+    ] = None,
     anywhere: Annotated[
         bool, typer.Option("--anywhere", help="Also decays longer and lower than the runs speak for.")
     ] = False,

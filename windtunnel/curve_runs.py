@@ -16,7 +16,7 @@ from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
 from windtunnel.laws.curve_law import Curve
-from windtunnel.laws.design import rates_of
+from windtunnel.laws.design import DecayRule, rates_of
 from windtunnel.laws.fit import Array, LawError
 from windtunnel.model.shape import Shape
 from windtunnel.train.schedule import Schedule
@@ -62,6 +62,27 @@ def rates_of_run(row: Row, steps: int | None = None) -> Array:
     config = row["config"]
     schedule = Schedule(**config["schedule"])
     return rates_of(schedule, config["optimizer"]["learning_rate"], steps or row["steps"] or config["steps"])
+
+
+def rule_of(config: Row) -> DecayRule | None:
+    """The decay at the end of a run as a rule for runs of any length; None for a run that does not decay so."""
+    schedule, steps = config["schedule"], config["schedule"].get("decay_steps")
+    if schedule.get("kind", "wsd") != "wsd" or not steps:
+        return None
+    # A decay by half-lives is the exponential one that ends where they do.
+    floor = 0.5 ** (steps / schedule["half_life"]) if schedule["half_life"] else schedule["floor"]
+    return DecayRule(steps / config["steps"], schedule["form"], max(floor, schedule["floor"]))
+
+
+def usual_rule(book: LabBook, row: Row) -> tuple[DecayRule, str] | None:
+    """The decay that a run has, else that of its newest branch, else that of the newest run alike; with that run's id."""
+    decays = [one for one in reversed(book.runs(kind="decay")) if one["program"] == row["program"]]
+    own = [one for one in decays if one["parent"] == row["id"]]
+    like = [one for one in decays if alike(one["config"]) == alike(row["config"])]
+    for one in (row, *own, *like):
+        if (rule := rule_of(one["config"])) is not None:
+            return rule, str(one["id"])
+    return None
 
 
 def curve_of(book: LabBook, row: Row, stretch: int, *, whole: bool = False) -> Curve | None:

@@ -16,7 +16,7 @@ import numpy as np
 from windtunnel.base.artefact import content_hash, read_json, write_json
 from windtunnel.base.errors import ArtefactError, UserError
 from windtunnel.base.labbook import LabBook
-from windtunnel.curve_runs import CurveSet, alike, curve_sets
+from windtunnel.curve_runs import CurveSet, alike, curve_sets, rule_of
 from windtunnel.home import Home
 from windtunnel.laws.curve import Kernel
 from windtunnel.laws.curve_fit import CurveModel, fit_curves
@@ -78,11 +78,8 @@ def _beside_shape(config: Row) -> str:
 
 def _rule(book: LabBook, row: Row) -> DecayRule:
     """The decay of the scaling study's last branch."""
-    decays = [r["config"] for r in book.runs(program=row["program"], study="scaling", kind="decay")]
-    schedule, steps = decays[-1]["schedule"], decays[-1]["schedule"]["decay_steps"]
-    # A decay by half-lives is the exponential one that ends where they do.
-    floor = 0.5 ** (steps / schedule["half_life"]) if schedule["half_life"] else schedule["floor"]
-    return DecayRule(steps / decays[-1]["steps"], schedule["form"], max(floor, schedule["floor"]))
+    decays = book.runs(program=row["program"], study="scaling", kind="decay")
+    return (rule_of(decays[-1]["config"]) if decays else None) or DecayRule()
 
 
 def _models(home: Path, program: str, sets: Sequence[CurveSet]) -> dict[float, CurveModel]:

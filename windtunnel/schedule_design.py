@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -10,7 +11,7 @@ from rich.console import RenderableType
 from windtunnel.base.errors import UserError
 from windtunnel.base.units import Length, si
 from windtunnel.comparison import find_run, open_book
-from windtunnel.curve_runs import CurveSet, read_curves, set_for
+from windtunnel.curve_runs import CurveSet, read_curves, set_for, usual_rule
 from windtunnel.laws.curve_fit import CurveModel, fit_curves
 from windtunnel.laws.design import DecayRule, Design, design
 from windtunnel.train.schedule import FORMS, Form
@@ -36,7 +37,7 @@ def parse_rule(text: str, name: str = "--against") -> DecayRule:
 
 
 def schedule(
-    home: Path, sources: Sequence[str], length: str, *, warmup: int | None = None, against: str = "linear:10%:0.1",
+    home: Path, sources: Sequence[str], length: str, *, warmup: int | None = None, against: str | None = None,
     anywhere: bool = False,
 ) -> View:  # fmt: skip
     """Chooses the decay for a run of some length from one run of a home and those alike, or from tables.
@@ -45,14 +46,15 @@ def schedule(
         sources: one run of the home, or CSV files with the columns step, lr, loss.
         length: of the run to be designed, its decay included: tokens, or steps.
         warmup: updates of warmup of the tables; for runs it is known.
-        against: the decay to beat, FORM:SHARE:FLOOR.
+        against: the decay to beat, FORM:SHARE:FLOOR; without it, the run's own, that of its newest branch or of the newest
+            run alike, and for tables a linear tenth to a tenth.
         anywhere: also decays longer and lower than the runs can speak for.
 
     Raises:
         UserError: the sources, the length or the rule are not what they should be.
         LawError: no law can be fitted to these curves.
     """
-    usual = parse_rule(against)
+    usual, whose = None if against is None else parse_rule(against), ""
     if all(name.endswith(".csv") for name in sources):
         made = read_curves([Path(name) for name in sources], warmup)
     elif len(sources) > 1:
@@ -61,9 +63,13 @@ def schedule(
         book = open_book(home)
         row = find_run(book, sources[0])
         made = set_for(book, sources[0], row)
+        if usual is None and (own := usual_rule(book, row)) is not None:
+            usual, whose = own
     steps = _steps(length, made)
     model = fit_curves(made.curves, unit=made.unit)
-    found = design(model, made.curves, steps, warmup=made.warmup, usual=usual, anywhere=anywhere)
+    found = design(model, made.curves, steps, warmup=made.warmup, usual=usual or DecayRule(), anywhere=anywhere)
+    if whose:
+        found = replace(found, notes=(*found.notes, f"the usual decay is that of {whose}; --against names another"))
     return _view(made, model, found)
 
 

@@ -160,7 +160,7 @@ class LiveProbe:
         now = dict(self._model.named_parameters())
         self._open = {name: (g, local(now[name].detach()) - x) for name, (g, x) in self._open.items()}
         moved = {name: self._open[name][1] for name in self._matrices if name in self._open}
-        tops = [torch.linalg.vector_norm(v, math.inf) if v.numel() else v.new_zeros(()) for v in moved.values()]
+        tops = [v.abs().max() if v.numel() else v.new_zeros(()) for v in moved.values()]
         self._moves = dict(zip(moved, torch.stack(tops).tolist(), strict=True)) if tops else {}
         self.seconds += time.perf_counter() - begun
 
