@@ -372,7 +372,8 @@ def seal_forecasts(desk: Desk, program: Program) -> list[dict[str, Any]]:
 def forecast_branches(program: Program) -> list[str]:
     """The branches that a forecast is made for, the longest run first: decays on the trunk's own data by the proxies' rule.
 
-    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens.
+    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens, to a step or 1 %,
+    since the rule itself is counted in the steps of a run that may be a short one.
     """
     found: list[tuple[int, str]] = []
     recipe, rule = program.recipe, program.decay()
@@ -381,7 +382,9 @@ def forecast_branches(program: Program) -> list[str]:
             stage = program.branch(name)
             own = (stage.schedule.form, stage.schedule.floor, stage.schedule.half_life)
             off = abs(stage.own_tokens - rule.share * stage.tokens)
-            if own == (rule.form, rule.floor, rule.half_life) and off <= stage.step_tokens:
+            if own == (rule.form, rule.floor, rule.half_life) and off <= max(
+                stage.step_tokens, 0.01 * stage.own_tokens
+            ):
                 found.append((stage.tokens, name))
     return [name for _, name in sorted(found, key=lambda pair: -pair[0])]
 
