@@ -69,7 +69,7 @@ SURFACE = {
     "law": "--help",
     "law list": "--help --json",
     "law batch": "--help --json --law --loss",
-    "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
+    "law predict": "--flops --force --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "law dynamics": "--devices --every --help --home --json --live --out --steps --window name",
     "law curve": "--devices --help --home --json --out --schedule --set --size --tokens --train recipe",
