@@ -19,6 +19,7 @@ from windtunnel.home import Home
 from windtunnel.laws.corpora import averaged, best_use, cost_between, law_of
 from windtunnel.laws.fit import LawError
 from windtunnel.laws.loss import LossLaw
+from windtunnel.laws.optimum import optimum
 from windtunnel.laws.points import Point
 from windtunnel.model.family import FAMILIES
 from windtunnel.recipe import Recipe, load_recipe
@@ -203,10 +204,12 @@ def test_below_six_trunks_the_optimum_has_intervals_that_cover_planted_worlds() 
             ]
         one = law_of("wiki", points, budget)
         assert sum(one.weights.values()) == pytest.approx(1)
-        assert one.sizes90[0] < one.best[0] < one.sizes90[1]
-        assert one.ratio[1] < one.ratio[0] < one.ratio[2]
-        inside.append(one.sizes90[0] <= n <= one.sizes90[1] and one.lengths90[0] <= d <= one.lengths90[1])
-        widths.append(math.log(one.sizes90[1] / one.sizes90[0]) / 2)
+        assert one.use.sizes90[0] < one.best[0] < one.use.sizes90[1]
+        assert one.use.ratio[1] < one.use.ratio[0] < one.use.ratio[2]
+        inside.append(
+            one.use.sizes90[0] <= n <= one.use.sizes90[1] and one.use.lengths90[0] <= d <= one.use.lengths90[1]
+        )
+        widths.append(math.log(one.use.sizes90[1] / one.use.sizes90[0]) / 2)
     assert 15 <= sum(inside) <= 20
     assert np.mean(widths) < 1.0
 
@@ -223,7 +226,7 @@ def test_the_interval_grows_with_the_budget_and_forms_are_weighed_by_sizes_left_
     assert near.weights["additive"] < 0.2
     assert near.best[0] == pytest.approx(truth.optimum(1e13)[0], rel=0.15)
     assert near.loss(1e5, 1e6) == pytest.approx(truth.predict(1e5, 1e6, force=True), rel=0.005)
-    assert far.sizes90[1] / far.sizes90[0] > near.sizes90[1] / near.sizes90[0]
+    assert far.use.sizes90[1] / far.use.sizes90[0] > near.use.sizes90[1] / near.use.sizes90[0]
 
 
 def test_the_law_says_which_batch_and_base_learning_rate_it_is_for(
@@ -251,6 +254,63 @@ def test_exact_costs_pass_through_the_known_shapes() -> None:
     assert (n, d) == pytest.approx(law.optimum(1e13), rel=0.03)
     with pytest.raises(LawError, match="expected at least two sizes"):
         cost_between({1e4: 1.0})
+
+
+def test_a_budget_that_pays_for_use_too_goes_to_a_smaller_model_trained_longer_as_by_brute_force() -> None:
+    truth = LossLaw("additive", {"C_N": 5.0, "alpha": 0.3, "C_D": 9.0, "beta": 0.25, "L0": 0.4}, (1, 1), (1, 1))
+    budget, previous = 1e13, truth.optimum(1e13)
+    for served in (1e6, 1e7, 1e8):
+        n, d = best_use(truth, budget, served=served)
+        assert 6 * n * d + 2 * n * served == pytest.approx(budget), "all of the budget is spent"
+        known = optimum(truth, budget, inference_tokens=served)
+        assert (n, d) == pytest.approx((known.parameters, known.tokens), rel=0.02)
+        sizes = np.geomspace(n / 50, n * 50, 20001)
+        tokens = budget / 6 / sizes - served / 3
+        assert truth.predict(n, d, force=True) <= truth.losses(sizes[tokens > 0], tokens[tokens > 0]).min() * (1 + 1e-4)
+        assert n < previous[0]
+        assert d / n > previous[1] / previous[0]
+        previous = n, d
+    exact = best_use(truth, budget, lambda size: 8 * size, served=1e7)
+    assert 8 * exact[0] * exact[1] + 8 / 3 * exact[0] * 1e7 == pytest.approx(budget)
+    with pytest.raises(LawError, match="expected tokens in use that"):
+        best_use(truth, budget, served=1e15)
+
+
+def test_law_scale_gives_the_best_use_with_inference_beside_that_without(
+    fill: Callable[..., Path], recipe: Recipe
+) -> None:
+    home = fill()
+    plain, paid = (scale(recipe, home, budget="1e13", inference_tokens=use) for use in (None, "20M"))
+    assert "with_use" not in plain.data["laws"][0]
+    assert len(paid.parts) == len(plain.parts) + 1
+    for alone, one in zip(plain.data["laws"], paid.data["laws"], strict=True):
+        found = one["with_use"]
+        assert {key: one[key] for key in ("parameters", "tokens")} == {
+            key: alone[key] for key in ("parameters", "tokens")
+        }
+        assert found["inference_tokens"] == 2e7
+        assert found["parameters"] < one["parameters"]
+        assert 6 * found["parameters"] * found["tokens"] + 4e7 * found["parameters"] == pytest.approx(1e13)
+        for key in ("parameters", "tokens"):
+            low, high = found[f"{key}90"]
+            assert low < found[key] < high
+    maps = Home(home).program("p") / "laws"
+    assert "with 20M tokens in use" in (maps / "scale-wiki.svg").read_text(encoding="utf-8")
+
+
+def test_the_band_of_the_map_is_the_interval_of_each_budget_and_not_of_one() -> None:
+    points = [Point(n, d, loss("wiki", n, d), f"t{n}") for n in (1e4, 3e4, 1e5) for d in (1e5, 3e5, 9e5)]
+    spent = [6 * p.parameters * p.tokens for p in points]
+    one = law_of("wiki", points, 1e12)
+    assert [n for n, _, _ in one.band] == [n for n, _ in one.line]
+    for index, budget in ((0, min(spent) / 30), (-1, max(spent) * 30)):
+        _, low, high = one.band[index]
+        ratio, least, most = law_of("wiki", points, budget).use.ratio
+        d = one.line[index][1]
+        assert d / one.line[index][0] == pytest.approx(ratio)
+        assert (low, high) == pytest.approx((d * least / ratio, d * most / ratio))
+    widths = [math.log(high / low) for _, low, high in one.band]
+    assert widths[-1] > 1.2 * min(widths), "it opens with the distance from the points"
 
 
 def test_points_of_other_runs_are_not_averaged() -> None:

@@ -113,6 +113,9 @@ def law_scale(
     budget: Annotated[
         str | None, typer.Option("--budget", help="FLOPs whose best use is asked for; default: ten times a point's.")
     ] = None,
+    inference: Annotated[
+        str | None, typer.Option("--inference-tokens", help="Expected in use, which the budget then pays for too.")
+    ] = None,
     devices: Devices = None,
     home: Home = HOME,
     as_json: AsJson = False,
@@ -123,7 +126,8 @@ def law_scale(
 
     loaded = load_recipe(recipe, overrides or ())
     check_files(loaded)
-    show(call(loaded, home, devices=devices, counts=counts, flops=flops, budget=budget), as_json)
+    found = call(loaded, home, devices=devices, counts=counts, flops=flops, budget=budget, inference_tokens=inference)
+    show(found, as_json)
 
 
 VERBS = {"scale": law_scale, "curve": law_curve, "decide": law_decide, "fit": law_fit, "schedule": law_schedule}

@@ -5,7 +5,7 @@ The runs are those of the recipe's scaling study; what is trained already is not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import parse_count, si
 from windtunnel.home import FACTS, Home
 from windtunnel.laws.corpora import (
+    BestUse,
     CorpusLaw,
     Cost,
     Saved,
@@ -44,7 +45,7 @@ _UNLIKE = "note: the runs differ in batch or base learning rate: the law is for 
 
 def scale(
     recipe: Recipe, home: Path, *, devices: str | None = None, counts: str = "body", flops: str = "6ND",
-    budget: str | None = None,
+    budget: str | None = None, inference_tokens: str | None = None,
 ) -> View:  # fmt: skip
     """Trains the study as far as it is not done, and fits a law to every held-out corpus and to their average.
 
@@ -52,6 +53,7 @@ def scale(
         counts: what N counts: body or body+head.
         flops: what a token costs: 6ND or exact.
         budget: FLOPs whose best use is asked for; by default ten times the most that a point of the study cost.
+        inference_tokens: expected in use; the best use of the budget is then also given for training and use together.
 
     Raises:
         UserError: the recipe has no tunnel, or nothing was scored.
@@ -60,11 +62,12 @@ def scale(
     check_flops(flops)
     check_counts(counts)
     asked = float(parse_count(budget, "--budget")) if budget else None
+    served = float(parse_count(inference_tokens, "--inference-tokens")) if inference_tokens else 0.0
     if recipe.tunnel is None:
         raise UserError(recipe.where("tunnel"), "expected a [tunnel] with proxies and tokens, found none")
     run(recipe, home, until="scaling", devices=devices)
     book = LabBook(Home(home).labbook)
-    view = _laws(book, home, recipe, counts, flops, asked)
+    view = _laws(book, home, recipe, counts, flops, asked, served)
     book.close()
     return view
 
@@ -102,7 +105,9 @@ def study_points(
     return points, rows, left
 
 
-def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, budget: float | None) -> View:
+def _laws(
+    book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, budget: float | None, served: float
+) -> View:
     points, rows, left = study_points(book, recipe.name, counts)
     shapes = [Shape(**r["config"]["shape"]) for r in rows if r["kind"] == "trunk"]
     length = rows[0]["config"]["plan"]["row"]
@@ -114,7 +119,7 @@ def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, bu
     if set(points) - set(recipe.mixture):
         several["all held-out"] = averaged(points, dict.fromkeys(points, 1.0))
     asked = budget or _ten_times(several, cost)
-    found = [law_of(name, part, asked, cost=cost, counts=counts) for name, part in several.items()]
+    found = [law_of(name, part, asked, cost=cost, counts=counts, served=served) for name, part in several.items()]
     settings = {(r["config"]["batch"] * length, r["config"]["optimizer"]["learning_rate"]) for r in rows}
     if len(settings) == 1:
         ((batch, rate),) = settings
@@ -131,8 +136,9 @@ def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, bu
     with book:
         book.put_fact(recipe.name, "scale", f"{counts}, {flops}", data)
     write_json(Home(home).program(recipe.name) / FACTS, book.all_facts(recipe.name))
-    cost = cost_of_rows(rows, target_flops(book, recipe.name))
-    return _view(found, saved, asked, counts, flops, folder, left, {**data, "cost": cost})
+    spent = cost_of_rows(rows, target_flops(book, recipe.name))
+    view = _view(found, saved, asked, counts, flops, folder, left, {**data, "cost": spent})
+    return View(view.data, (view.parts[0], *_in_use(found, asked, cost), *view.parts[1:]))
 
 
 def _ten_times(points: Mapping[str, Sequence[Point]], cost: Cost) -> float:
@@ -160,12 +166,31 @@ def _saved(rows: Sequence[Row], length: int) -> Saved:
 
 def _map(one: CorpusLaw, cost: Cost) -> str:
     n, d = one.best
-    value, low, high = one.ratio
-    band = [(a, b * low / value, b * high / value) for a, b in one.line]
     pairs = [(p.parameters, p.tokens) for p in one.points]
     target = {f"best at {si(cost(n) * d)}FLOPs": (n, d)}
+    if one.with_use is not None:
+        target[f"with {si(one.served)} tokens in use"] = one.with_use.best
     unit = f"{one.law.unit} on {one.corpus}"
-    return contour_figure(one.loss, pairs, one.line, band=band, target=target, unit=unit)
+    return contour_figure(one.loss, pairs, one.line, band=one.band, target=target, unit=unit)
+
+
+def _in_use(found: Sequence[CorpusLaw], budget: float, cost: Cost) -> Iterator[RenderableType]:
+    """A table of the best use when the budget pays for inference too."""
+    rows = [
+        (one.corpus, *_best_cells(use), f"{100 * one.served * cost(use.best[0]) / 3 / budget:.0f} %")
+        for one in found
+        if (use := one.with_use) is not None
+    ]
+    if rows:
+        words = (
+            f"the same FLOPs when they also pay for {si(found[0].served)} tokens in use, each a third of a trained one"
+        )
+        yield table(("corpus", "N", "D", "D/N", "FLOPs in use"), rows, title=words, right=(1, 2, 3, 4))
+
+
+def _best_cells(use: BestUse) -> tuple[str, str, str]:
+    ratio, low, high = use.ratio
+    return _with(use.best[0], use.sizes90), _with(use.best[1], use.lengths90), f"{ratio:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _view(
@@ -174,12 +199,12 @@ def _view(
 ) -> View:  # fmt: skip
     rows = []
     for one in found:
-        c, (ratio, low, high) = one.law.constants, one.ratio
+        c = one.law.constants
         several = [form for form in dict.fromkeys(["additive", one.best_form]) if form in one.held_out]
         errors = ", ".join(f"{form} {100 * one.held_out[form]:+.2f} %" for form in several)
         rows.append((
             one.corpus, f"{c['alpha']:.3f}", f"{c['beta']:.3f}", f"{c['L0']:.3f}", f"{100 * one.law.residual:.2f} %",
-            _with(one.best[0], one.sizes90), _with(one.best[1], one.lengths90), f"{ratio:.3g} [{low:.3g}, {high:.3g}]", errors,
+            *_best_cells(one.use), errors,
         ))  # fmt: skip
     columns = ("corpus", "α", "β", "L0", "residual", "N", "D", "D/N", "largest size, left out")
     title = f"C_N N^-α + C_D D^-β + L0 in nats per byte; best use of {si(budget)}FLOPs (N: {counts}, FLOPs: {flops})"

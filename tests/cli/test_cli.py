@@ -76,7 +76,7 @@ SURFACE = {
     "law decay-data": "--candidate --decay --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
     "law mixture": "--cap --corpus --decay --devices --help --home --json --mixtures --on --out --seeds --set --size --stage "
     "--tokens recipe",
-    "law scale": "--budget --counts --devices --flops --help --home --json --set recipe",
+    "law scale": "--budget --counts --devices --flops --help --home --inference-tokens --json --set recipe",
     "law decide": "--alpha --corpus --help --home --json --least a b",
     "law schedule": "--against --anywhere --help --home --json --length --warmup sources",
     "model": "--help",

@@ -27,8 +27,31 @@ from windtunnel.laws.points import Point, check_points, columns
 
 _TRUNKS = 6
 _DRAWS = 100
+_WIDEST = 50.0
+"""Log half-width at which an interval stops: nothing is known, and larger numbers could not be written down."""
+Line = tuple[tuple[float, float], ...]
+Band = tuple[tuple[float, float, float], ...]
+_INTERVALS = 9
+"""Budgets along the line of best use whose intervals are computed; between them they are interpolated."""
 Cost = Callable[[float], float]
 """N to training FLOPs a token."""
+
+
+@dataclass(frozen=True)
+class BestUse:
+    """N and D of lowest loss at a budget, and their 90 % intervals."""
+
+    best: tuple[float, float]
+    sizes90: tuple[float, float]
+    lengths90: tuple[float, float]
+    ratio: tuple[float, float, float]
+    """D/N: value, low, high."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": self.best[0], "tokens": self.best[1], "tokens_per_parameter": list(self.ratio),
+            "parameters90": list(self.sizes90), "tokens90": list(self.lengths90),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,13 +62,8 @@ class CorpusLaw:
     law: LossLaw
     held_out: Mapping[str, float]
     """Form to mean log error on the largest size when it was left out."""
-    best: tuple[float, float]
-    """N and D."""
-    sizes90: tuple[float, float]
-    lengths90: tuple[float, float]
-    """90 % intervals of both."""
-    ratio: tuple[float, float, float]
-    """D/N at the optimum: value, low, high."""
+    use: BestUse
+    """Of the budget, for training alone."""
     interval: str
     """Where the intervals come from."""
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -55,6 +73,16 @@ class CorpusLaw:
     points: tuple[Point, ...] = field(default=(), repr=False)
     line: tuple[tuple[float, float], ...] = field(default=(), repr=False)
     """N and D of the best use of rising budgets, three decades around the points."""
+    band: tuple[tuple[float, float, float], ...] = field(default=(), repr=False)
+    """Along the line: N and the limits of the 90 % interval of D."""
+    served: float = 0.0
+    """Tokens read and written in use, which the budget pays for too in ``with_use``."""
+    with_use: BestUse | None = None
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """N and D."""
+        return self.use.best
 
     def loss(self, n: float, d: float) -> float:
         """The weighted mean of the forms."""
@@ -69,10 +97,10 @@ class CorpusLaw:
     def to_dict(self) -> dict[str, Any]:
         return {
             "corpus": self.corpus, "law": self.law.to_dict(), "held_out": dict(self.held_out), "best_form": self.best_form,
-            "parameters": self.best[0], "tokens": self.best[1], "tokens_per_parameter": list(self.ratio),
-            "parameters90": list(self.sizes90), "tokens90": list(self.lengths90), "weights": dict(self.weights),
-            "interval": self.interval, "points": [point.to_dict() for point in self.points],
-            "line": [list(pair) for pair in self.line],
+            **self.use.to_dict(), "weights": dict(self.weights), "interval": self.interval,
+            "points": [point.to_dict() for point in self.points], "line": [list(pair) for pair in self.line],
+            "band": [list(limits) for limits in self.band],
+            **({"with_use": {"inference_tokens": self.served, **self.with_use.to_dict()}} if self.with_use else {}),
         }  # fmt: skip
 
 
@@ -100,37 +128,49 @@ def cost_between(known: Mapping[float, float]) -> Cost:
     return cost
 
 
-def best_use(law: LossLaw, budget: float, cost: Cost = six) -> tuple[float, float]:
+def best_use(law: LossLaw, budget: float, cost: Cost = six, served: float = 0.0) -> tuple[float, float]:
     """N and D of lowest loss at a budget of FLOPs when a token costs ``cost(N)``.
 
+    Args:
+        served: tokens read and written in use, which the budget pays for too: a third of a trained token each, as 2N is of 6N.
+
     Raises:
-        LawError: the budget is not positive.
+        LawError: the budget is not positive, or too small for that use.
     """
-    if cost is six:
-        return law.optimum(budget)
-    middle, _ = law.optimum(budget)
+    middle, tokens_there = law.optimum(budget)
+    if cost is six and not served:
+        return middle, tokens_there
     sizes = middle * np.exp(np.linspace(-7, 7, 141))
-    tokens = np.array([budget / cost(float(n)) for n in sizes])
-    losses = law.losses(sizes, tokens)
+    tokens = np.array([budget / cost(float(n)) for n in sizes]) - served / 3
+    paid = tokens > 0
+    if not paid.any():
+        words = f"expected tokens in use that {budget:.3g} FLOPs can pay for, got {served:.3g}"
+        raise LawError("law.inference_tokens", words, "raise the budget")
+    losses = np.full(len(sizes), np.inf)
+    losses[paid] = law.losses(sizes[paid], tokens[paid])
     index = int(np.clip(np.argmin(losses), 1, len(sizes) - 2))
-    low, middle_loss, high = losses[index - 1 : index + 2]
-    bend = low - 2 * middle_loss + high
+    low, middle_loss, high = (float(v) for v in losses[index - 1 : index + 2])
     # The minimum of a parabola through the three lowest: a grid alone would move in steps.
-    shift = float(np.clip(0.5 * (low - high) / bend, -1, 1)) if bend > 0 else 0.0
+    shift = 0.0
+    if math.isfinite(low + middle_loss + high) and (bend := low - 2 * middle_loss + high) > 0:
+        shift = float(np.clip(0.5 * (low - high) / bend, -1, 1))
     n = float(sizes[index] * (sizes[1] / sizes[0]) ** shift)
-    return n, budget / cost(n)
+    return n, budget / cost(n) - served / 3
 
 
-def law_of(corpus: str, points: Sequence[Point], budget: float, *, cost: Cost = six, counts: str = "body") -> CorpusLaw:
+def law_of(
+    corpus: str, points: Sequence[Point], budget: float, *, cost: Cost = six, counts: str = "body", served: float = 0.0
+) -> CorpusLaw:
     """Fits one corpus.
 
     Args:
         points: at least two sizes; N in the convention ``counts``.
         budget: FLOPs whose best use is asked for.
         cost: FLOPs a token by N.
+        served: tokens in use; with some, the best use of a budget that pays for them too is asked for besides.
 
     Raises:
-        LawError: the points cannot be used or have one size only.
+        LawError: the points cannot be used or have one size only, or the budget is too small for that use.
     """
     check_points(points)
     noise = seed_noise(points)
@@ -146,25 +186,18 @@ def law_of(corpus: str, points: Sequence[Point], budget: float, *, cost: Cost = 
             draws=drawn if form == "additive" else 0,
         )  # fmt: skip
         laws[form] = replace(law, warnings=(*law.warnings, *_design(n, d, prior is not None)))
-    middle, _ = best_use(laws["additive"], budget, cost)
-    answers = {form: extrapolate(form, points, middle, budget / cost(middle), noise) for form in FORMS}
+    middle = best_use(laws["additive"], budget, cost)
+    answers = {form: extrapolate(form, points, *middle, noise) for form in FORMS}
     weights: dict[str, float] = dict(zip(FORMS, weights_of(list(answers.values()), noise), strict=True))
     held_out = {form: a.held_out[-1] for form, a in answers.items()} if len(np.unique(n)) > 2 else {}
-
-    def best_at(c: float) -> tuple[float, float]:
-        size = math.exp(sum(w * math.log(best_use(laws[form], c, cost)[0]) for form, w in weights.items()))
-        return size, c / cost(size)
-
-    law, best = laws["additive"], best_at(budget)
-    drawn_sizes = [_logs(best_use(one, budget, cost)) for one in law.drawn()] if drawn else []
-    found = _intervals(laws, answers, weights, points, noise, budget, cost, best, drawn_sizes)
+    together = _Together(laws, answers, weights, points, noise, cost)
     noises = f"{trunks} trunks resampled" if drawn else f"seed noise ({trunks} trunks are too few to resample)"
     source = f"90 %: {noises}, spread of the forms by their error on sizes left out, the largest size left out"
     spent = [cost(p.parameters) * p.tokens for p in points]
-    line = tuple(best_at(float(c)) for c in np.geomspace(min(spent) / 30, max(spent) * 30, 40))
+    line, band = together.line(min(spent) / 30, max(spent) * 30)
     return CorpusLaw(
-        corpus, law, held_out, best, found[0], found[1], (best[1] / best[0], *found[2]), source, weights, tuple(laws.values()),
-        tuple(points), line,
+        corpus, laws["additive"], held_out, together.use(budget), source, weights, tuple(laws.values()), tuple(points), line,
+        band, served, together.use(budget, served) if served else None,
     )  # fmt: skip
 
 
@@ -174,42 +207,70 @@ def _logs(best: tuple[float, float]) -> Array:
     return np.log([n, d, d / n])
 
 
-def _intervals(
-    laws: Mapping[str, LossLaw], answers: Mapping[str, Extrapolation], weights: Mapping[str, float], points: Sequence[Point],
-    noise: Noise, budget: float, cost: Cost, best: tuple[float, float], drawn: Sequence[Array],
-) -> list[tuple[float, float]]:  # fmt: skip
-    """90 % intervals of N, D and D/N at the optimum, around ``best``."""
-    w, several = list(weights.values()), list(answers.values())
-    run, freedom = run_noise(several, w, noise, len(points))
-    values = np.stack([_logs(best_use(laws[form], budget, cost)) for form in answers])
-    moved = np.stack([_at(a, a.smaller.theta, budget, cost) - _at(a, a.fitted.theta, budget, cost) for a in several])
-    if drawn:
-        constants = np.tile(np.var(np.stack(drawn), axis=0), (len(several), 1))
-    else:
-        constants = np.stack([_constants(a, points, budget, cost, noise.sd) for a in several]) * run / noise.sd**2
-    # How far the optimum of this budget moves without the largest size already grows with the distance.
-    out: list[tuple[float, float]] = []
-    for i, centre in enumerate(_logs(best)):
-        _, variance = combined(values[:, i].tolist(), constants[:, i].tolist(), (moved[:, i] ** 2).tolist(), w, 1.0)
-        half = student_quantile(freedom, 0.95) * math.sqrt(variance)
-        out.append((math.exp(centre - half), math.exp(centre + half)))
-    return out
+@dataclass(frozen=True)
+class _Together:
+    """All forms of one corpus, with their weights: what they say together of the best use of a budget."""
+
+    laws: Mapping[str, LossLaw]
+    answers: Mapping[str, Extrapolation]
+    weights: Mapping[str, float]
+    points: Sequence[Point]
+    noise: Noise
+    cost: Cost
+
+    def best(self, budget: float, served: float = 0.0) -> tuple[float, float]:
+        """The weighted mean of the forms in log N, and what is left for D."""
+        found = {form: best_use(self.laws[form], budget, self.cost, served)[0] for form in self.weights}
+        size = math.exp(sum(w * math.log(found[form]) for form, w in self.weights.items()))
+        return size, budget / self.cost(size) - served / 3
+
+    def use(self, budget: float, served: float = 0.0) -> BestUse:
+        """The best use with its 90 % intervals."""
+        w, several = list(self.weights.values()), list(self.answers.values())
+        best, noise = self.best(budget, served), self.noise
+        run, freedom = run_noise(several, w, noise, len(self.points))
+
+        def at(law: LossLaw) -> Array:
+            return _logs(best_use(law, budget, self.cost, served))
+
+        values = np.stack([at(self.laws[form]) for form in self.answers])
+        moved = np.stack([at(_law(a, a.smaller.theta)) - at(_law(a, a.fitted.theta)) for a in several])
+        drawn = [at(law) for law in self.laws["additive"].drawn()]
+        if drawn:
+            constants = np.tile(np.var(np.stack(drawn), axis=0), (len(several), 1))
+        else:
+            constants = np.stack([_constants(a, self.points, at, noise.sd) for a in several]) * run / noise.sd**2
+        # How far the optimum of this budget moves without the largest size already grows with the distance.
+        limits: list[tuple[float, float]] = []
+        for i, centre in enumerate(_logs(best)):
+            _, variance = combined(values[:, i].tolist(), constants[:, i].tolist(), (moved[:, i] ** 2).tolist(), w, 1.0)
+            half = min(student_quantile(freedom, 0.95) * math.sqrt(variance), _WIDEST)
+            limits.append((math.exp(centre - half), math.exp(centre + half)))
+        return BestUse(best, limits[0], limits[1], (best[1] / best[0], *limits[2]))
+
+    def line(self, low: float, high: float) -> tuple[Line, Band]:
+        """The best use of training budgets from ``low`` to ``high``, and the 90 % limits of D along it."""
+        budgets = np.geomspace(low, high, 40)
+        line = tuple(self.best(float(c)) for c in budgets)
+        asked = np.geomspace(low, high, _INTERVALS)
+        ratios = np.log([self.use(float(c)).ratio for c in asked])
+        off = [np.interp(np.log(budgets), np.log(asked), ratios[:, i] - ratios[:, 0]) for i in (1, 2)]
+        return line, tuple((n, d * math.exp(a), d * math.exp(b)) for (n, d), a, b in zip(line, *off, strict=True))
 
 
-def _at(answer: Extrapolation, theta: Array, budget: float, cost: Cost) -> Array:
-    """The optimum of a form with these parameters."""
-    law = LossLaw(answer.form, constants_of(answer.form, theta, answer.at), (1, 1), (1, 1))
-    return _logs(best_use(law, budget, cost))
+def _law(answer: Extrapolation, theta: Array) -> LossLaw:
+    """A form with these parameters."""
+    return LossLaw(answer.form, constants_of(answer.form, theta, answer.at), (1, 1), (1, 1))
 
 
-def _constants(answer: Extrapolation, points: Sequence[Point], budget: float, cost: Cost, noise: float) -> Array:
+def _constants(answer: Extrapolation, points: Sequence[Point], at: Callable[[LossLaw], Array], noise: float) -> Array:
     """Variance of the optimum from seed noise through the fitted constants, by finite differences."""
     theta = answer.fitted.theta
     rows: list[Array] = []
     for i in range(len(theta)):
         step = np.zeros_like(theta)
         step[i] = 1e-3
-        rows.append((_at(answer, theta + step, budget, cost) - _at(answer, theta - step, budget, cost)) / 2e-3)
+        rows.append((at(_law(answer, theta + step)) - at(_law(answer, theta - step))) / 2e-3)
     return np.array([answer.variance(points, noise, gradient) for gradient in np.stack(rows, axis=1)])
 
 

@@ -31,14 +31,12 @@ class Row:
     points: tuple[tuple[float, float], ...]
     mapped: bool
     line: tuple[tuple[float, float], ...]
-    spread: tuple[float, float]
+    band: tuple[tuple[float, float, float], ...]
 
     def draw(self, width: int) -> str:
         """The map of the law."""
-        low, high = self.spread
-        band = [(n, d * low, d * high) for n, d in self.line]
         return contour_figure(
-            lambda n, d: self.law.predict(n, d, force=True), self.points, self.line, band=band,
+            lambda n, d: self.law.predict(n, d, force=True), self.points, self.line, band=self.band,
             target={"": (self.parameters, self.tokens)}, unit=self.law.unit, width=width, alone=False,
         )  # fmt: skip
 
@@ -82,8 +80,10 @@ def _row(one: Mapping[str, Any], mapped: bool) -> Row:
     best = one["held_out"].get(one["best_form"])
     said = "" if best is None or best != best else f"{100 * best:+.2f} % ({one['best_form']})".replace("-", "−")
     c = law.constants
+    # Facts of before have one interval for all budgets.
+    band = one.get("band") or [(n, d * low / value, d * high / value) for n, d in one["line"]]
     return Row(
         one["corpus"], f"{c['alpha']:.3f}", f"{c['beta']:.3f}", f"{c['L0']:.3f}", one["parameters"], one["tokens"],
         f"{si(value)} [{si(low)}, {si(high)}]", said, law, tuple((p["parameters"], p["tokens"]) for p in one["points"]), mapped,
-        tuple((float(n), float(d)) for n, d in one["line"]), (low / value, high / value),
+        tuple((float(n), float(d)) for n, d in one["line"]), tuple((n, a, b) for n, a, b in band),
     )  # fmt: skip
