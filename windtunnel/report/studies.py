@@ -167,24 +167,24 @@ def read_coordinates(book: LabBook, program: str) -> dict[str, dict[str, Any]]:
 
 def coordinate_columns(checks: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """The columns of ``coordinate_rows``."""
-    return ("parametrization", "sizes at init", *next(iter(checks.values()))["bars"], "verdict")
+    return ("parametrization", "verdict", *next(iter(checks.values()))["bars"], "sizes at init")
 
 
 def coordinate_rows(checks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """A row for each check: the steepest slopes before training and after, each kind beside its bar, and the verdict."""
+    """A row for each check: the verdict, the steepest slope of each kind beside its bar, and those before training."""
     rows = []
     for name, check in checks.items():
         kinds = list(check["bars"])
         at_init = [f"{kind} {_steepest(check, kind, init=True)}" for kind in kinds if kind != "logits"]
         cells = [f"{_steepest(check, kind)} (± {check['bars'][kind]:g})" for kind in kinds]
-        rows.append((name, ", ".join(at_init), *cells, _coordinate_verdict(check)))
+        rows.append((name, _coordinate_verdict(check), *cells, ", ".join(at_init)))
     return rows
 
 
 def _steepest(check: Mapping[str, Any], kind: str, *, init: bool = False) -> str:
     """The slope of one kind that is farthest from zero among those that are judged."""
     judged = (s["value"] for s in check["slopes"] if s["judged"] and s["kind"] == kind and init == (not s["step"]))
-    return f"{max(judged, key=abs):+.3f}"
+    return f"{max(judged, key=abs):+.3f}".replace("-", "−")
 
 
 def _coordinate_verdict(check: Mapping[str, Any]) -> str:
