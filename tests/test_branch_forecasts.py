@@ -10,12 +10,14 @@ import pytest
 from windtunnel import desk as desk_module
 from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
+from windtunnel.laws.sealed import read_forecast
 from windtunnel.ledger import AVERAGE, entries, forecasts
 from windtunnel.pipeline import run
 from windtunnel.program import Program
 from windtunnel.recipe import load_recipe
 from windtunnel.report.page import render
 from windtunnel.study import forecast_branches
+from windtunnel.train.stage import Stage
 
 HALF = 'branch.half={at="3072", tokens="768"}'
 LATER = 'branch.third={at="1536", tokens="384"}'
@@ -53,6 +55,10 @@ def test_the_forecasts_of_one_trunk_are_blind_until_it_begins_and_one_that_is_as
     assert (data["blind"], data["blind_trunks"]) == (2, 1)
     assert any("they are about 1 trunk, whose branches err together" in str(part) for part in forecasts(home).parts)
     with LabBook(Home(home).labbook, readonly=True) as book:
+        keys = {Stage.from_dict(row["config"]).key: row for row in book.runs(program="tiny", study="scaling")}
+        for file in (Home(home).program("tiny") / "forecasts").glob("*.json"):
+            listed = read_forecast(file).facts["runs"]
+            assert sorted(listed) == sorted(keys), "the trunks and every branch whose loss became a point"
         under = {row["name"]: row["forecast"] for row in book.runs(program="tiny", study="")}
         hashes = {name: row.hash for name, row in rows.items()}
         assert under == {"trunk": hashes["same"], **hashes}, (
@@ -91,4 +97,17 @@ def test_proxies_decay_as_a_first_branch_that_ends_early_does(path: Path) -> Non
     )
     program = Program(load_recipe(str(path)))
     assert program.decay().share == pytest.approx(0.2)
+    assert forecast_branches(program) == ["same", "early"]
+
+
+def test_a_share_that_was_rounded_in_a_short_branch_is_still_that_of_a_long_one(path: Path) -> None:
+    """49 of 244 steps are 20.08 %: of 977 steps that is 1.2 steps more than the 195 that a fifth has."""
+    path.write_text(
+        path.read_text()
+        .replace("[branch.same]", '[branch.early]\nat = "24960"\ntokens = "6272"\n[branch.same]')
+        .replace('tokens = "7680"', 'tokens = "125056"')
+    )
+    program = Program(load_recipe(str(path)))
+    steps = {name: (program.branch(name).own_steps, program.branch(name).steps) for name in ("early", "same")}
+    assert steps == {"early": (49, 244), "same": (195, 977)}
     assert forecast_branches(program) == ["same", "early"]

@@ -123,6 +123,15 @@ def test_a_recipe_without_proxies_or_with_changing_batches_is_one_line(recipe: R
         curve(changing, tmp_path / "home")
 
 
+@pytest.mark.parametrize(("wrong", "words"), [({"size": "7X"}, "--size"), ({"tokens": "many"}, "--tokens")])
+def test_a_wrong_size_or_length_is_refused_before_anything_is_trained(
+    recipe: Recipe, tmp_path: Path, wrong: dict[str, str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        curve(recipe, tmp_path / "fresh", schedule="cosine", **wrong)
+    assert not (tmp_path / "fresh").exists()
+
+
 def _text(view: object) -> str:
     from rich.console import Console
 

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from scipy.stats import spearmanr
+from typer.testing import CliRunner
 
+from windtunnel import cli_studies
 from windtunnel import desk as desk_module
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
@@ -114,6 +117,27 @@ def test_all_branches_of_a_seed_grow_from_one_checkpoint_and_read_equally_many_t
             assert (mixture[name], mixture["coarse"]) == (pytest.approx(0.25), pytest.approx(0.75))
             read = branch.plan.counts(branch.steps * branch.batch)[name] / ((branch.steps - trunk.steps) * branch.batch)
             assert read == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_share_of_the_decay_given_on_the_command_line_is_what_every_branch_takes_of_an_equal_whole(
+    recipe, tmp_path, asked, monkeypatch
+):
+    spans = {}
+    monkeypatch.setattr(cli_studies, "load", lambda path, overrides: recipe)
+    options = ["recipe.toml", "--seeds", "1", "--size", "0.02M", "--json"]
+    app = typer.Typer()
+    app.command()(cli_studies.law_decay_data)
+    for decay in (None, "0.4"):
+        asked.clear()
+        more = ["--home", str(tmp_path / f"home-{decay}"), *(["--decay", decay] if decay else [])]
+        outcome = CliRunner().invoke(app, [*options, *more])
+        assert outcome.exit_code == 0, outcome.output
+        trunk, *branches = asked
+        (spans[decay],) = {(trunk.steps, branch.steps) for branch in branches}
+    assert spans[None][1] == spans["0.4"][1]
+    for decay, share in ((None, 0.1), ("0.4", 0.4)):
+        begins, ends = spans[decay]
+        assert (ends - begins) / ends == pytest.approx(share, abs=1 / ends)
 
 
 def test_a_blend_keeps_the_rest_in_proportion_even_where_the_candidate_is_in_it():

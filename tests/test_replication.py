@@ -21,11 +21,13 @@ from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.laws.curve_law import Curve
 from windtunnel.laws.design import rates_of
+from windtunnel.model.family import FAMILIES
 from windtunnel.recipe import Recipe, load_recipe
 from windtunnel.replication import replicate
 from windtunnel.replication_claims import CLAIMS
 from windtunnel.report.replication import lines_figure
 from windtunnel.train.stage import Stage
+from windtunnel.tunnel.claims import ELSEWHERE
 from windtunnel.tunnel.replica import Scale
 
 RECIPE = """
@@ -104,11 +106,42 @@ def flat_world(stage: Stage) -> float:
     return 1.0 + 0.01 * math.log2(rate) ** 2 + 1e-6 * ((stage.seed // 1000) % 3)
 
 
-@pytest.fixture
-def planted(monkeypatch) -> Callable[[World], list[Stage]]:
-    """Puts a world in place of training and returns the list of the stages that are then asked for."""
+def additive_world(times: float) -> World:
+    """L(N, D) = A·N^−.4 + B·D^−.4 + .6 whatever the schedule, with A such that the smaller model meets the larger one at 40N
+    (tiny's is 10 tokens a parameter) for that many times its compute."""
+    small, large = (float(FAMILIES["tiny"].shape(size, 320).body) for size in ("0.02M", "0.05M"))
+    enough = times * 10 * large * large / small
+    slope = 12.0 * ((10 * large) ** -0.4 - enough**-0.4) / (small**-0.4 - large**-0.4)
 
-    def plant(world: World) -> list[Stage]:
+    def world(stage: Stage) -> float:
+        rate = stage.optimizer.learning_rate / 0.0125
+        loss = 0.6 + slope * stage.shape.body**-0.4 + 12.0 * stage.tokens**-0.4 + 0.01 * math.log2(rate) ** 2
+        return loss * (1 + 2e-4 * ((stage.seed // 1000) % 3))
+
+    return world
+
+
+def exponential_world(stage: Stage) -> float:
+    """Data teach at an exponential pace, and soon nothing."""
+    rate = stage.optimizer.learning_rate / 0.0125
+    loss = 1.0 + math.exp(-stage.tokens / (6.0 * stage.shape.body)) + 0.01 * math.log2(rate) ** 2
+    return loss * (1 + 2e-4 * ((stage.seed // 1000) % 3))
+
+
+def worn_out_world(stage: Stage) -> float:
+    """A trunk that goes on past the paper's 60N has lost a tenth by it; a cosine has not."""
+    worn = stage.schedule.kind == "wsd" and stage.tokens > 15 * stage.shape.body
+    return papers_world(stage) * (1.1 if worn else 1.0)
+
+
+@pytest.fixture
+def planted(monkeypatch) -> Callable[..., list[Stage]]:
+    """Puts a world in place of training and returns the list of the stages that are then asked for.
+
+    ``unread``: how many times higher the loss is on a corpus that the last data did not hold.
+    """
+
+    def plant(world: World, unread: float = 1.05) -> list[Stage]:
         asked: list[Stage] = []
         taught: dict[str, float] = {}
 
@@ -122,7 +155,7 @@ def planted(monkeypatch) -> Callable[[World], list[Stage]]:
                     assert stage.start is not None
                     level = dict.fromkeys(CORPORA, 0.9 * taught[stage.start.stage])
                 else:
-                    level = {name: world(stage) * (1.0 if name in known else 1.05) for name in CORPORA}
+                    level = {name: world(stage) * (1.0 if name in known else unread) for name in CORPORA}
                     taught[stage.key] = level["chats"]
                 scores = {name: {"nats": 1000 * value, "bytes": 1000} for name, value in level.items()}
                 results[stage.key] = {"scores": scores, "flops": stage.flops, "seconds": {"step": 1.0}}
@@ -160,16 +193,20 @@ def watched(stage: Stage, papers: bool) -> dict[str, Any]:
     """A second pass in which the decay changes what the paper says, or nothing."""
     begins = stage.schedule.stable_end
     assert begins is not None
-    first, steps, rates, moves = 2 * begins - stage.steps, [], [], []
+    first, steps, rates, moves, losses = 2 * begins - stage.steps, [], [], [], []
     for step in range(first + 1, stage.steps + 1):
         rate = stage.schedule.factor(step)
         size = rate if papers else 1.0
         numbers = {"norm": 0.5 + size, "max": 1.0, "cosine": 0.2 - 0.3 * size if papers else -0.1, "d1": -0.1 * size,
-                   "d2": 0.1, "curvature": 0.1 / size, "sharpness": 1.0}  # fmt: skip
+                   "d2": 0.12 - 0.02 * size, "curvature": 0.1 / size, "sharpness": 1.0}  # fmt: skip
         steps.append({"step": step, **numbers, "roles": {"hidden": numbers}})
         rates.append([step, rate])
-        moves.append({"step": step, "largest": {"layers.0.mlp.up.weight": 0.01 * size}})
-    return {"first": first, "last": stage.steps, "steps": steps, "rates": rates, "moves": moves}
+        losses.append([step, 4.0 + 0.2 * size - 1e-5 * (step - first)])
+        moves.append(
+            {"step": step, "largest": {f"layers.0.{m}.weight": 0.01 * size for m in ("mlp.up", "mlp.gate", "attn.q")}}
+        )
+    return {"first": first, "last": stage.steps, "steps": steps, "rates": rates, "moves": moves, "losses": losses,
+            "sampling": {"window": 1}}  # fmt: skip
 
 
 def again(folder: Path) -> Recipe:
@@ -190,6 +227,25 @@ def test_in_the_papers_world_the_claims_hold_and_in_a_flat_one_they_do_not(folde
     flat = verdicts(replicate(again(folder), tmp_path / "b", size="tiny", quiet=True))
     assert {flat[name] for name in ("rate", "decay", "dynamics")} == {"does not hold"}
     assert flat["cosine"] != "holds"
+
+
+@pytest.mark.parametrize(
+    ("claim", "world", "unread", "verdict"),
+    [
+        ("more-data", additive_world(4.0), 1.05, "holds"),
+        ("more-data", additive_world(16.0), 1.05, "does not hold"),
+        ("more-data", additive_world(math.inf), 1.05, "does not hold"),
+        ("continue", worn_out_world, 1.05, "does not hold"),
+        ("data-law", exponential_world, 1.05, "does not hold"),
+        ("two-stage", papers_world, 1.0, "does not hold"),
+    ],
+)
+def test_a_world_with_a_known_answer_gets_that_answer(folder, tmp_path, planted, claim, world, unread, verdict):
+    planted(world, unread)
+    (fact,) = replicate(again(folder), tmp_path, size="tiny", claims=[claim], quiet=True).data["claims"]
+    assert fact["verdict"] == verdict, fact["parts"]
+    if world is exponential_world:
+        assert all(value < 0 for value in fact["parts"][0]["values"])
 
 
 def test_a_claim_alone_trains_its_own_runs_and_a_second_call_asks_for_the_same_and_decides_the_same(
@@ -220,6 +276,34 @@ def test_rates_are_tuned_on_a_seed_that_decides_nothing(folder, tmp_path, plante
     tuning = [stage for stage in asked if stage.seed == 3]
     assert {stage.schedule.kind for stage in tuning} == {"wsd", "cosine"}
     assert len({stage.optimizer.learning_rate for stage in tuning}) >= 5
+
+
+def test_at_equal_rates_wsd_meets_a_cosine_of_every_seed_and_loses_where_the_cosine_is_better(
+    folder, tmp_path, planted
+):
+    def steeper_cosine(
+        stage: Stage,
+    ) -> float:  # it likes half the rate, and is the better one wherever both are compared
+        if stage.schedule.kind != "cosine":
+            return papers_world(stage)
+        slower = replace(stage.optimizer, learning_rate=2 * stage.optimizer.learning_rate)
+        return 0.95 * papers_world(replace(stage, optimizer=slower))
+
+    options: dict[str, Any] = {"size": "tiny", "claims": ["wsd"], "quiet": True}
+    for home, world, verdict in (("a", papers_world, "holds"), ("b", steeper_cosine, "does not hold")):
+        asked = planted(world)
+        (fact,) = replicate(again(folder), tmp_path / home, **options).data["claims"]
+        assert [part["verdict"] for part in fact["parts"]] == [verdict, verdict]
+        own = [stage for stage in asked if stage.seed in fact["seeds"]]
+        rates = {
+            kind: {s.optimizer.learning_rate for s in own if s.schedule.kind == kind} for kind in ("wsd", "cosine")
+        }
+        assert rates["wsd"] == {fact["rates"]["wsd"]}
+        assert rates["cosine"] == {fact["rates"]["wsd"], fact["rates"]["cosine"]}
+        ends = [s for s in own if s.schedule.kind == "cosine" and s.optimizer.learning_rate in rates["wsd"]]
+        assert {s.seed for s in ends} == set(fact["seeds"]), "a cosine a seed at WSD's rate"
+        assert len({s.key for s in own if s.kind == "decay"}) == len(fact["seeds"])
+    assert fact["rates"]["cosine"] < fact["rates"]["wsd"]
 
 
 def test_a_diverged_run_or_a_single_seed_leaves_the_claim_open(folder, tmp_path, planted, monkeypatch):
@@ -302,6 +386,39 @@ def test_the_designed_decay_is_fitted_on_the_tuning_seed_and_meets_rivals_with_r
     assert flat["verdict"] == "cannot tell"
 
 
+def test_figures_7_and_8_show_what_the_pass_saw_and_a_loss_that_falls_before_the_decay_too_does_not_hold(
+    folder, tmp_path, planted, monkeypatch
+):
+    planted(papers_world)
+    options: dict[str, Any] = {"size": "tiny", "claims": ["dynamics"], "quiet": True}
+    (fact,) = replicate(again(folder), tmp_path / "a", **options).data["claims"]
+    assert {part["verdict"] for part in fact["parts"]} == {"holds"}
+    figures = {figure["y"]: figure for figure in fact["figures"]}
+    assert list(figures) == [
+        "max |ΔW|",
+        "nats per token",
+        "‖g‖",
+        "cos(g(t), g(t+1))",
+        "D1",
+        "D2",
+        "K",
+        "base learning rate",
+    ]
+    assert [s["name"] for s in figures["max |ΔW|"]["series"]] == ["up", "gate", "q"]
+    spans = {(s["points"][0][0], s["points"][-1][0]) for figure in fact["figures"] for s in figure["series"]}
+    assert len(spans) == 1, "the learning rate lies beneath the same steps"
+
+    def steady(home, program, stage):
+        seen = watched(stage, papers=True)
+        return {**seen, "losses": [[step, 4.0 - 1e-3 * (step - seen["first"])] for step, _ in seen["losses"]]}
+
+    monkeypatch.setattr(replication_data, "watch", steady)
+    (fact,) = replicate(again(folder), tmp_path / "b", **options).data["claims"]
+    found = {part["says"]: part["verdict"] for part in fact["parts"]}
+    assert found.pop("The loss barely moves before the decay") == "does not hold"
+    assert set(found.values()) == {"holds"}
+
+
 @pytest.mark.slow
 def test_table_1_is_trained_and_answers_its_questions(folder, tmp_path, trained, monkeypatch):
     scale = Scale("tiny", "seconds", "tiny", ("0.02M",), "0.02M", "0.05M", 0.6, 512, 2)
@@ -337,6 +454,22 @@ def test_the_page_stands_alone_and_every_number_is_the_lab_books(folder, tmp_pat
     shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
     assert len(shown) == len({*shown}) == sum(len(fact["figures"]) for fact in facts.values())
     assert all((text.parent / name).read_text(encoding="utf-8").startswith("<svg xmlns") for name in shown)
+
+
+def test_what_is_a_fit_and_no_claim_names_the_verb_that_answers_it_wherever_the_table_stands(folder, tmp_path, planted):
+    planted(papers_world)
+    page, text = tmp_path / "page.html", tmp_path / "replicate.md"
+    options: dict[str, Any] = {"size": "tiny", "claims": ["two-stage"], "quiet": True}
+    view = replicate(again(folder), tmp_path / "home", out=page, markdown=text, **options)
+    shown = [part for part in map(str, view.parts) if "answers it" in part]
+    assert [where for where, _, _ in ELSEWHERE] == ["section 3.2", "section 4.5"]
+    assert len(shown) == len(ELSEWHERE)
+    verbs = {" ".join(command.split()[1:3]) for _, _, command in ELSEWHERE}
+    assert verbs == {"tunnel batch", "law scale"}
+    for where, _, command in ELSEWHERE:
+        for told in (page.read_text(encoding="utf-8"), text.read_text(encoding="utf-8"), "".join(shown)):
+            assert where in told
+            assert command in told
 
 
 @pytest.mark.parametrize("width", [720, 340])

@@ -261,6 +261,17 @@ def test_points_of_other_runs_are_not_averaged() -> None:
         averaged({"x": [one], "y": []}, {"x": 1.0, "y": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"), [({"budget": "abc"}, "--budget"), ({"counts": "foo"}, "body"), ({"flops": "7ND"}, "6ND")]
+)
+def test_a_wrong_budget_or_convention_is_refused_before_anything_is_trained(
+    recipe: Recipe, tmp_path: Path, wrong: dict[str, str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        scale(recipe, tmp_path / "fresh", **wrong)
+    assert not (tmp_path / "fresh").exists()
+
+
 def test_a_diverged_point_among_the_proxies_is_refused() -> None:
     points: list[Any] = [Point(n, d, loss("wiki", n, d), f"t{n}") for n in (1e4, 3e4, 1e5) for d in (1e5, 3e5)]
     with pytest.raises(LawError, match="leave diverged runs out"):

@@ -20,6 +20,7 @@ from windtunnel.report.page import render
 from windtunnel.report.studies import ValleyCurve, read_transfer, transfer_figure
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import transfer
+from windtunnel.transfer_tables import sentence
 
 STUDIES = Path(__file__).parents[1] / "docs" / "studies"
 TUNNEL = """
@@ -188,6 +189,39 @@ def test_rules_for_weight_decay_are_told_apart_in_a_world_where_the_timescale_is
     book.close()
     assert "rule for weight decay" in page
     assert "arXiv 2405.13698" in page
+
+
+def test_a_world_in_which_no_weight_decay_is_best_ends_the_grid_and_is_not_called_undecided(
+    folder, tmp_path, monkeypatch
+):
+    """Planted: every weight decay costs in proportion to itself, so that the best of any grid is its lowest."""
+    asked_of: list[Stage] = []
+
+    def train(self, title, study, stages, prepared, **_: Any):
+        self.use(study, [stage.folder_name for stage in stages])
+        asked_of.extend(stages)
+        return {
+            stage.key: {
+                "scores": {"plain": {"nats": 1500 + 10 * stage.optimizer.weight_decay, "bytes": 1000}},
+                "tokens": stage.tokens, "flops": stage.flops, "seconds": {"step": 1.0},
+            }
+            for stage in stages
+        }  # fmt: skip
+
+    monkeypatch.setattr(desk_module.Desk, "train", train)
+    asked = recipe(
+        folder, "optimizer.lr=0.01", 'tunnel.transfer.over="weight_decay"', 'tunnel.transfer.spacing="2"',
+        'tunnel.transfer.parametrizations=["mup"]', "tunnel.transfer.centre={ mup = 0.1 }",
+    )  # fmt: skip
+    view = transfer(asked, tmp_path, quiet=True, axes=["width"])
+    part = view.data["axes"]["width"]["parametrizations"]["mup"]
+    assert part["verdict"] == "carries over"
+    assert {v["edge"] for value in part["values"] for v in value["valleys"]} == {"none"}
+    assert all("does nothing in a run of that length" in note for note in part["notes"])
+    share = min(s.optimizer.weight_decay * s.optimizer.learning_rate * s.steps for s in asked_of)
+    assert 0.0025 < share <= 0.0101, "the grid ends where a weight loses less than 1 % over the run, and not far below"
+    assert all(rule["regret_share"]["value"] < 1e-3 for rule in part["rules"])
+    assert "drift" not in sentence(part)
 
 
 def test_the_axis_of_sizes_takes_the_proxies(folder, tmp_path, trained):

@@ -351,12 +351,15 @@ def law_predict(
         str | None,
         typer.Option("--inference-tokens", help="With --flops: tokens expected in use, which it then pays for too."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="A law without a floor beyond ten times its largest size, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The loss at a size and length, or the best for a compute."""
     from windtunnel.cli_tables import Prediction
 
-    show(Prediction.of(name, flops, parameters, tokens, inference), as_json)
+    show(Prediction.of(name, flops, parameters, tokens, inference, force=force), as_json)
 
 
 for _verb, _call in LAW_VERBS.items():

@@ -102,6 +102,7 @@ def law_decay_data(
     share: Annotated[float, typer.Option("--share", min=0.01, max=1.0, help="Share of the candidate.")] = 0.3,
     size: Annotated[str | None, typer.Option("--size", help="Default: the smallest proxy.")] = None,
     tokens: Annotated[str, typer.Option("--tokens", help="Whole length of a run, decay included.")] = "20N",
+    decay: Annotated[float, typer.Option("--decay", min=0.01, max=0.9, help="Share of it that decays.")] = 0.1,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Paired seeds.")] = 3,
     out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
     devices: Devices = None,
@@ -113,8 +114,8 @@ def law_decay_data(
     from windtunnel.decay_data_study import decay_data as call
 
     found = call(
-        loaded, home, candidates=candidates or (), on=on or (), share=share, size=size, tokens=tokens, seeds=seeds, out=out,
-        devices=devices,
+        loaded, home, candidates=candidates or (), on=on or (), share=share, size=size, tokens=tokens, decay=decay,
+        seeds=seeds, out=out, devices=devices,
     )  # fmt: skip
     show(found, as_json)
 

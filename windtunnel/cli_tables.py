@@ -164,14 +164,17 @@ class Prediction:
 
     @classmethod
     def of(
-        cls, name: str, flops: str | None, parameters: str | None, tokens: str | None, inference: str | None = None
-    ) -> Prediction:
+        cls, name: str, flops: str | None, parameters: str | None, tokens: str | None, inference: str | None = None,
+        *, force: bool = False,
+    ) -> Prediction:  # fmt: skip
         """Of a named law, or of a fitted one in a JSON file.
 
         Args:
             inference: tokens expected to be read and written in use; the compute then pays for them too.
+            force: ask a law without a floor beyond ten times its largest size all the same.
 
         Raises:
+            LawError: a law without a floor is asked too far.
             UserError: there is no such law, or neither a compute nor a size and length is given.
         """
         law = law_called(name)
@@ -192,7 +195,7 @@ class Prediction:
             n,
             d,
             compute,
-            law.predict(n, d, force=True),
+            law.predict(n, d, force=force),
             law.counts,
             served,
             intervals,

@@ -104,6 +104,10 @@ def curve(
         )
     if schedule not in (OWN, COSINE):
         parse_rule(schedule, "--schedule")
+    if size is not None:
+        recipe.shape_of(size, where="--size")
+    if tokens is not None:
+        Length.parse(tokens, "--tokens")
     run(recipe, home, until="scaling", devices=devices, quiet=quiet)
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet) as desk:
         program = open_program(desk, recipe)

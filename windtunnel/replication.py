@@ -21,7 +21,7 @@ from windtunnel.report.cost import cost_line, cost_of, target_flops
 from windtunnel.report.cost import together as all_together
 from windtunnel.report.replication import replication_figures, replication_markdown, replication_page
 from windtunnel.transfer_study import open_program
-from windtunnel.tunnel.claims import VERDICTS, together
+from windtunnel.tunnel.claims import ELSEWHERE, VERDICTS, together
 from windtunnel.tunnel.replica import Scale, scale_of
 from windtunnel.views import View, line, table
 
@@ -107,6 +107,7 @@ def _parts(facts: Sequence[Mapping[str, Any]], page: Path) -> Iterator[Renderabl
     yield table(("claim", "sentence", "measured, 90 %", "asked", "verdict"), rows)
     for fact in facts:
         yield from (line(f"{fact['name']}: {note}", "dim") for note in fact["notes"])
+    yield from (line(f"{where}, {what}: {verb} answers it", "dim") for where, what, verb in ELSEWHERE)
     found = [fact["verdict"] for fact in facts]
     counts = ", ".join(f"{verdict}: {found.count(verdict)}" for verdict in VERDICTS)
     yield line(f"claims: {counts}; {cost_line(all_together(fact['cost'] for fact in facts))}; the page is {page}")

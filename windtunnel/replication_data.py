@@ -15,6 +15,7 @@ from windtunnel.dynamics_study import decay_begins, summary, watch
 from windtunnel.laws.data_axis import AXIS_FORMS, AxisForm, AxisLaw, fit_axis
 from windtunnel.replication_found import Figure, Found, Series, bits, means, signed, tuned_rates
 from windtunnel.replication_lab import TUNED_AT, Lab
+from windtunnel.report.dynamics import moves_by_kind
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.claims import AS_GOOD, Part, Region, percent
 from windtunnel.tunnel.replica import AXIS, Model
@@ -22,6 +23,8 @@ from windtunnel.tunnel.replica import AXIS, Model
 _HELD_OUT = 2
 """Longest runs of the data axis that no form is fitted to."""
 _STATED_COST = 4.0
+_LEAST = 2.0**-20
+"""Ratios of compute below this one count as this one: a line without a slope meets a loss at no compute at all."""
 _WITHIN = 1.0
 """Octaves: a cost within a factor 2 of the stated one counts as that cost."""
 
@@ -96,7 +99,7 @@ def more_data(lab: Lab) -> Found:
         laws.append(_fits(lab, row)["power"])
         ratio = laws[-1].compute_for(lab.loss(top)) / _compute(top)
         ratios.append(ratio)
-        octaves.append(math.log2(ratio / _STATED_COST) if math.isfinite(ratio) else math.inf)
+        octaves.append(math.log2(max(ratio, _LEAST) / _STATED_COST) if math.isfinite(ratio) else math.inf)
     part = Part(
         f"{lab.scale.model} reaches {lab.scale.larger} at {TUNED_AT}N for {_STATED_COST:g} times the compute, within a factor 2",
         f"log2 of the extrapolated ratio of compute over {_STATED_COST:g}", "octaves", Region(-_WITHIN, _WITHIN), tuple(octaves),
@@ -131,6 +134,12 @@ _CHANGES = (
     ("curvature", "The curvature of the path grows to more than twice", Region(low=1.0)),
 )
 _FOLLOWS = 1.0
+_BARELY = 0.5
+"""The loss barely moves before the decay if it falls there by less than this share of its fall in as many steps of decay."""
+_PANELS = (
+    ("norm", "‖g‖", False), ("cosine", "cos(g(t), g(t+1))", False), ("d1", "D1", False), ("d2", "D2", False),
+    ("curvature", "K", True),
+)  # fmt: skip
 
 
 def dynamics(lab: Lab) -> Found:
@@ -145,35 +154,84 @@ def dynamics(lab: Lab) -> Found:
     for stage in decays:
         with lab.desk.screen.console.status(f"replicate: looking into {stage.name}"):
             seen.append(watch(lab.desk.home, lab.program.name, stage))
-    levels = [summary(one, decay_begins(stage)) for one, stage in zip(seen, decays, strict=True)]
-    phases = [one["phases"] for one in levels]
+    begins = [decay_begins(stage) for stage in decays]
+    levels = [summary(one, begin) for one, begin in zip(seen, begins, strict=True)]
     follows = [
         math.log2(fmean(one["moves"]["late"].values()) / fmean(one["moves"]["before"].values()))
         - math.log2(one["rate"]["late"] / one["rate"]["before"])
         for one in levels
     ]
-    parts = [
+    falls = [_falls(one, begin) for one, begin in zip(seen, begins, strict=True)]
+    phases = [one["phases"] for one in levels]
+    parts = (
         Part("The largest update of a matrix follows the learning rate, within a factor 2",
              "log2 of its change into the decay's last quarter less that of the rate", "octaves", Region(-_FOLLOWS, _FOLLOWS),
              tuple(follows)),
+        Part("The loss barely moves before the decay",
+             "its fall before less half of its fall in as many steps of decay", "%", Region(high=0.0),
+             tuple(before - _BARELY * after for before, after in falls)),
+        *_path_parts(phases),
+    )  # fmt: skip
+    sharp = fmean(math.log2(p["late"]["sharpness"] / p["before"]["sharpness"]) for p in phases)
+    shown = "; ".join(f"{signed(before)} before, {signed(after)} in it" for before, after in falls)
+    notes = (
+        f"sharpness along the gradient changes by {signed(sharp, ' octaves')}",
+        f"fall of the training loss from the first to the last quarter before the decay, and from there to that of the decay, "
+        f"by seed: {shown}",
+        tuned_rates(lab, "wsd"),
+    )  # fmt: skip
+    return Found(parts, _dynamics_figures(seen[0], begins[0]), notes)
+
+
+def _path_parts(phases: Sequence[Mapping[str, Any]]) -> tuple[Part, ...]:
+    """What gradients and path do (figure 8), one dictionary of phases a seed."""
+    return (
         Part("Consecutive gradients point the same way in the decay", "mean cosine in the decay", "", Region(low=0.0),
              tuple(p["decay"]["cosine"] for p in phases)),
         Part("They do so more than before the decay", "mean cosine in the decay less that before it", "", Region(low=0.0),
              tuple(p["decay"]["cosine"] - p["before"]["cosine"] for p in phases)),
         Part("The slope along the path falls to less than half", "mean −D1 in the decay's last quarter over that before", "times",
              Region(high=0.5), tuple(p["late"]["d1"] / p["before"]["d1"] if p["before"]["d1"] < 0 else math.nan for p in phases)),
+        Part("The second derivative along the path grows", "mean D2 in the decay's last quarter less that before", "thousandths",
+             Region(low=0.0), tuple(1000 * (p["late"]["d2"] - p["before"]["d2"]) for p in phases)),
         *(Part(says, "log2 of its change into the decay's last quarter", "octaves", region,
                tuple(math.log2(p["late"][key] / p["before"][key]) for p in phases)) for key, says, region in _CHANGES),
-    ]  # fmt: skip
-    one = seen[0]
-    figures = [
-        Figure(f"{words} by step, first seed; the decay begins at step {decay_begins(decays[0]):,}.", "step", words,
-               (Series("", _thinned(one["steps"], key), dots=False),), log_y=log)
-        for key, words, log in (("cosine", "cos(g(t), g(t+1))", False), ("d1", "D1", False), ("curvature", "K", True))
-    ]  # fmt: skip
-    sharp = fmean(math.log2(p["late"]["sharpness"] / p["before"]["sharpness"]) for p in phases)
-    notes = (f"sharpness along the gradient changes by {signed(sharp, ' octaves')}", tuned_rates(lab, "wsd"))
-    return Found(tuple(parts), tuple(figures), notes)
+    )  # fmt: skip
+
+
+def _falls(seen: Mapping[str, Any], begins: int | None) -> tuple[float, float]:
+    """How far the training loss falls before the decay, from the first to the last quarter of those steps, and from there to
+    the last quarter of the decay, in percent of the first; not a number where there are too few steps."""
+    first, last = seen["first"], seen["last"]
+    begins = last if begins is None else begins
+    early, late = (begins - first) / 4, (last - begins) / 4
+    spans = ((first, first + early), (begins - early, begins), (last - late, last))
+    groups = [[v for step, v in seen["losses"] if low < step <= high and v is not None] for low, high in spans]
+    if not all(groups):
+        return math.nan, math.nan
+    start, middle, end = (fmean(group) for group in groups)
+    return 100 * (start - middle) / start, 100 * (middle - end) / start
+
+
+def _dynamics_figures(one: Mapping[str, Any], begins: int | None) -> tuple[Figure, ...]:
+    """The paper's figures 7 and 8 of one seed, with the learning rate beneath."""
+    words = "" if begins is None else f"; the decay begins at step {begins:,}"
+
+    def drawn(title: str, y: str, series: tuple[Series, ...], log: bool = False) -> Figure:
+        return Figure(f"{title} by step, first seed{words}.", "step", y, series, log_y=log)
+
+    def single(pairs: Sequence[Sequence[float]]) -> tuple[Series, ...]:
+        steps = [{"step": step, "value": value} for step, value in pairs]
+        return (Series("", _thinned(steps, "value"), dots=False),)
+
+    moves = tuple(Series(kind, tuple(pairs), dots=False) for kind, pairs in moves_by_kind(one["moves"]).items())
+    window = one["sampling"]["window"]
+    return (
+        drawn(f"The largest change of an entry of each kind of matrix in {window:,} steps", "max |ΔW|", moves),
+        drawn("Training loss", "nats per token", single(one["losses"])),
+        *(drawn(y, y, (Series("", _thinned(one["steps"], key), dots=False),), log) for key, y, log in _PANELS),
+        drawn("Base learning rate", "base learning rate", single(one["rates"])),
+    )
 
 
 def _thinned(steps: Sequence[Mapping[str, Any]], key: str, most: int = 120) -> tuple[tuple[float, float], ...]:

@@ -112,13 +112,17 @@ def cosine(lab: Lab) -> Found:
 
 
 def wsd(lab: Lab) -> Found:
-    """WSD against a cosine with T = S, each at its own tuned rate, on fresh seeds."""
+    """WSD against a cosine with T = S on fresh seeds: each at its own tuned rate, and both at WSD's."""
     ours, theirs = lab.models("wsd"), lab.models("cosine")
     trunks = [m.trunk(TUNED_AT) for m in ours]
     decays = [m.decay(t, TUNED_AT) for m, t in zip(ours, trunks, strict=True)]
-    cosines = [m.cosine(TUNED_AT, PERIODS[: PERIODS.index(TUNED_AT) + 1]) for m in theirs]
-    lab.train("WSD against cosine", [*trunks, *decays, *(s for row in cosines for s in row)])
-    gaps = tuple(percent(lab.loss(d), lab.loss(row[-1])) for d, row in zip(decays, cosines, strict=True))
+    ends = PERIODS[: PERIODS.index(TUNED_AT) + 1]
+    cosines, alike = ([m.cosine(TUNED_AT, ends) for m in models] for models in (theirs, ours))
+    lab.train("WSD against cosine", [*trunks, *decays, *(s for row in (*cosines, *alike) for s in row)])
+    gaps, level = (
+        tuple(percent(lab.loss(d), lab.loss(row[-1])) for d, row in zip(decays, rows, strict=True))
+        for rows in (cosines, alike)
+    )
     notes = [tuned_rates(lab, "wsd", "cosine")]
     both = sorted(set(lab.grids["wsd"]) & set(lab.grids["cosine"]))
     same = [f"{signed(percent(lab.grids['wsd'][r], lab.grids['cosine'][r]))} at {r:g}" for r in both]
@@ -129,11 +133,14 @@ def wsd(lab: Lab) -> Found:
     )
     figure = Figure(f"Held-out loss at {TUNED_AT}N over the base learning rate of each schedule, one seed.",
                     "base learning rate", "bits per byte", series, log_x=True)  # fmt: skip
-    part = Part(
-        f"WSD({TUNED_AT}N) ends as low as Cosine(T = S = {TUNED_AT}N), the rate of each tuned", "WSD's loss above the cosine's",
-        "%", Region(high=AS_GOOD), gaps,
+    words = "WSD's loss above the cosine's"
+    parts = (
+        Part(f"WSD({TUNED_AT}N) ends as low as Cosine(T = S = {TUNED_AT}N), the rate of each tuned", words, "%",
+             Region(high=AS_GOOD), gaps),
+        Part(f"WSD({TUNED_AT}N) ends below the cosine at the same rate, {lab.tuned('wsd'):g}, WSD's own", words, "%",
+             Region(high=0.0), level),
     )  # fmt: skip
-    return Found((part,), (figure,), tuple(notes))
+    return Found(parts, (figure,), tuple(notes))
 
 
 def decay(lab: Lab) -> Found:

@@ -27,7 +27,8 @@ from windtunnel.laws.corpora import (
     law_of,
     six,
 )
-from windtunnel.laws.optimum import parameters_of
+from windtunnel.laws.heldout import assumed_noise
+from windtunnel.laws.optimum import check_counts, parameters_of
 from windtunnel.laws.points import Point
 from windtunnel.model.shape import Shape
 from windtunnel.pipeline import run
@@ -57,11 +58,13 @@ def scale(
         LawError: the points cannot be used, or a convention is unknown.
     """
     check_flops(flops)
+    check_counts(counts)
+    asked = float(parse_count(budget, "--budget")) if budget else None
     if recipe.tunnel is None:
         raise UserError(recipe.where("tunnel"), "expected a [tunnel] with proxies and tokens, found none")
     run(recipe, home, until="scaling", devices=devices)
     book = LabBook(Home(home).labbook)
-    view = _laws(book, home, recipe, counts, flops, budget)
+    view = _laws(book, home, recipe, counts, flops, asked)
     book.close()
     return view
 
@@ -99,7 +102,7 @@ def study_points(
     return points, rows, left
 
 
-def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, budget: str | None) -> View:
+def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, budget: float | None) -> View:
     points, rows, left = study_points(book, recipe.name, counts)
     shapes = [Shape(**r["config"]["shape"]) for r in rows if r["kind"] == "trunk"]
     length = rows[0]["config"]["plan"]["row"]
@@ -110,7 +113,7 @@ def _laws(book: LabBook, home: Path, recipe: Recipe, counts: str, flops: str, bu
         several[AVERAGE] = averaged(points, recipe.mixture)
     if set(points) - set(recipe.mixture):
         several["all held-out"] = averaged(points, dict.fromkeys(points, 1.0))
-    asked = float(parse_count(budget, "--flops")) if budget else _ten_times(several, cost)
+    asked = budget or _ten_times(several, cost)
     found = [law_of(name, part, asked, cost=cost, counts=counts) for name, part in several.items()]
     settings = {(r["config"]["batch"] * length, r["config"]["optimizer"]["learning_rate"]) for r in rows}
     if len(settings) == 1:
@@ -185,7 +188,7 @@ def _view(
         line(f"N, D and D/N: {found[0].interval}"),
         line(f"the law is {setting}" if (setting := found[0].law.setting) else _UNLIKE),
     ]
-    warnings = dict.fromkeys(text for one in found for text in one.law.warnings)
+    warnings = dict.fromkeys(text for one in found for text in (*one.law.warnings, *assumed_noise(one.points)))
     notes = (*warnings, *_reach(found), *(f"left out: {text}" for text in left))
     parts += [line(f"note: {text}") for text in notes]
     parts += [line(str(saved)), line(cost_line(data["cost"])), line(f"laws and maps: {folder}")]

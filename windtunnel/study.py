@@ -26,6 +26,7 @@ from windtunnel.tunnel.enough import Gap, remaining_gap
 from windtunnel.tunnel.halving import Ladder, rungs_of
 from windtunnel.tunnel.promotion import ByForecast, ByRank, places_of, rate_column
 from windtunnel.tunnel.propose import BLIND, Trial
+from windtunnel.tunnel.scaling import ScalingRun
 from windtunnel.tunnel.search import AllFailed, SearchResult, numbered_points, search, share_of
 from windtunnel.tunnel.space import Axis, Space, Values, apply, apply_to_shape, inside, to_dicts
 from windtunnel.views import View, line
@@ -415,7 +416,8 @@ def seal_forecasts(desk: Desk, program: Program) -> list[dict[str, Any]]:
 def forecast_branches(program: Program) -> list[str]:
     """The branches that a forecast is made for, the longest run first: decays on the trunk's own data by the proxies' rule.
 
-    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens.
+    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens, to a step or 1 %,
+    since the rule itself is counted in the steps of a run that may be a short one.
     """
     found: list[tuple[int, str]] = []
     recipe, rule = program.recipe, program.decay()
@@ -424,7 +426,9 @@ def forecast_branches(program: Program) -> list[str]:
             stage = program.branch(name)
             own = (stage.schedule.form, stage.schedule.floor, stage.schedule.half_life)
             off = abs(stage.own_tokens - rule.share * stage.tokens)
-            if own == (rule.form, rule.floor, rule.half_life) and off <= stage.step_tokens:
+            if own == (rule.form, rule.floor, rule.half_life) and off <= max(
+                stage.step_tokens, 0.01 * stage.own_tokens
+            ):
                 found.append((stage.tokens, name))
     return [name for _, name in sorted(found, key=lambda pair: -pair[0])]
 
@@ -445,13 +449,22 @@ def _sealed(
         made[AVERAGE] = replace(made[AVERAGE], warnings=(*made[AVERAGE].warnings, *unlike))
         about = f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps"
         by_corpus = {name: part.to_dict() for name, part in made.items() if name != AVERAGE}
-        facts = forecast_facts(desk, program, branch, runs, made[AVERAGE], about)
+        facts = forecast_facts(desk, program, branch, _read(program.scaling(), points[AVERAGE]), made[AVERAGE], about)
         freeze(made[AVERAGE], path, {**facts, "time": now, "per_corpus": by_corpus})
     sealed = read_forecast(path)
     content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
     with desk.book as book:
         book.put_fact(program.name, LAW, branch.folder_name, content)
     return content
+
+
+def _read(runs: Sequence[ScalingRun], points: Sequence[Point]) -> list[str]:
+    """Keys of the trunks and of the branches whose losses became points."""
+    ends = {(point.cluster, point.tokens) for point in points}
+    branches = [
+        branch.key for run in runs for tokens, branch in run.branches if (run.trunk.folder_name, tokens) in ends
+    ]
+    return sorted([*(run.trunk.key for run in runs), *branches])
 
 
 def forecast_facts(

@@ -39,6 +39,7 @@ from windtunnel.tunnel.transfer import (
     best_rate,
     bridging_rates,
     first_rates,
+    idle_decay,
     make_trial,
     next_rates,
     rate_at,
@@ -156,6 +157,13 @@ class Study:
     def rate(self, cell: Cell, k: int) -> float:
         return rate_at(self.centre(cell.parametrization.name), self.config.spacing, k)
 
+    def floor(self, cell: Cell) -> tuple[int, ...]:
+        """The k of a weight decay that does nothing in a run of that length; nothing where the learning rate is looked for."""
+        if self.config.over == "learning_rate":
+            return ()
+        centre = self.centre(cell.parametrization.name)
+        return (idle_decay(cell, self.program.setting(), centre, self.config.spacing),)
+
     @property
     def axis_rules(self) -> Rules:
         """How the optimizer's constants follow batch and tokens; what the recipe states comes before the table."""
@@ -204,7 +212,7 @@ class Study:
     def fill(self, cells: Sequence[Cell]) -> None:
         """Trains all grids, round by round, until each has what it needs around its best rate."""
         for turn in range(1, _MOST_ROUNDS + 1):
-            todo = {cell: next_rates(self.grids.get(cell, {}), self.config.rates) for cell in cells}
+            todo = {cell: next_rates(self.grids.get(cell, {}), self.config.rates, *self.floor(cell)) for cell in cells}
             if not any(todo.values()):
                 return
             self.train(f"transfer: round {turn}", [(cell, k) for cell, ks in todo.items() for k in ks])
@@ -223,7 +231,7 @@ class Study:
             high = self.rate(proxy, best + 1) * ratio ** max(powers)
             centre = self.centre(proxy.parametrization.name)
             ks = bridging_rates(self.grids[target], low, high, centre, self.config.spacing)
-            todo |= {(target, k): None for k in ks}
+            todo |= {(target, k): None for k in ks if k >= max(self.floor(target), default=k)}
         self.train("transfer: the proxies' rates at the targets", list(todo))
 
     def slopes(self, ladders: Ladders) -> dict[tuple[str, str], Slope]:
@@ -357,7 +365,8 @@ def _part(study: Study, axis: str, ladder: Sequence[Rung], slope: Slope | None) 
         "rule": study.axis_rules.words(ladder[0].cell.parametrization, axis), "slope": asdict(slope) if slope else None,
     }  # fmt: skip
     try:
-        found = audit(grids, slope)
+        floors = [study.rate(rung.cell, k) for rung in ladder for k in study.floor(rung.cell)]
+        found = audit(grids, slope, floors=floors, what=study.config.over.replace("_", " ").removeprefix("learning "))
     except WindtunnelError as error:
         return {**out, "verdict": f"undecided: {error}", "at_worst": "", "notes": []}
     for value, valleys in zip(values, found.valleys, strict=True):

@@ -15,6 +15,8 @@ from windtunnel.views import line, table
 WORDS = {"learning_rate": "base rate", "weight_decay": "weight decay"}
 """What is looked for, in the words of tables and verdicts."""
 
+_EDGES = {"low": "low edge", "high": "high edge", "none": "none is as good"}
+
 
 def transfer_parts(program: str, found: Mapping[str, dict[str, Any]]) -> Iterable[RenderableType]:
     """Tables and verdicts of the axes that were studied, and what that cost."""
@@ -26,7 +28,7 @@ def transfer_parts(program: str, found: Mapping[str, dict[str, Any]]) -> Iterabl
                 best = float(np.exp(np.mean(np.log([v["rate"] for v in valleys])))) if valleys else float("nan")
                 loss = float(np.mean([v["loss"] for v in valleys])) if valleys else float("nan")
                 span = " – ".join(f"{pick(v['rate'] for v in valleys):.4g}" for pick in (min, max)) if valleys else ""
-                edge = ", ".join(dict.fromkeys(f"{v['edge']} edge" for v in valleys if v["edge"]))
+                edge = ", ".join(dict.fromkeys(_EDGES[v["edge"]] for v in valleys if v["edge"]))
                 rows.append((name, value["label"], si(value["parameters"]), f"{best:.4g}", span, f"{loss:.4f}", edge))
         columns = ("parametrization", axis, "N", f"best {WORDS[fact['over']]}", "over seeds", "nats per byte", "")
         yield table(columns, rows, title=f"{axis}: {fact['rule']}", right=(2, 3, 5))
@@ -56,7 +58,9 @@ def sentence(part: Mapping[str, Any]) -> str:
         more = f", as much as {_shown(compute, 100, 1)} % more training would give back (by {part['slope']['source']})"
     worst = f"; at the worse ends of the intervals: {part['at_worst']}" if part["at_worst"] != part["verdict"] else ""
     alone = "" if part["drift"]["seeds"] > 1 else "; one seed, so without intervals"
-    return f"{part['verdict']}: drift {_shown(part['drift'], 1, 2)} steps of √2, {loss}{more}{worst}{alone}"
+    idle = any(v["edge"] == "none" for value in (part["values"][0], part["values"][-1]) for v in value["valleys"])
+    drift = "" if idle else f"drift {_shown(part['drift'], 1, 2)} steps of √2, "
+    return f"{part['verdict']}: {drift}{loss}{more}{worst}{alone}"
 
 
 def _shown(estimate: Mapping[str, Any], scale: float, digits: int) -> str:

@@ -69,11 +69,11 @@ SURFACE = {
     "law": "--help",
     "law list": "--help --json",
     "law batch": "--help --json --law --loss",
-    "law predict": "--flops --help --inference-tokens --json --law --parameters --tokens",
+    "law predict": "--flops --force --help --inference-tokens --json --law --parameters --tokens",
     "law fit": "--counts --delta --draws --figure --form --help --json --out --unit path",
     "law dynamics": "--devices --every --help --home --json --live --out --steps --window name",
     "law curve": "--devices --help --home --json --out --schedule --set --size --tokens --train recipe",
-    "law decay-data": "--candidate --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
+    "law decay-data": "--candidate --decay --devices --help --home --json --on --out --seeds --set --share --size --tokens recipe",
     "law mixture": "--cap --corpus --decay --devices --help --home --json --mixtures --on --out --seeds --set --size --stage "
     "--tokens recipe",
     "law scale": "--budget --counts --devices --flops --help --home --json --set recipe",

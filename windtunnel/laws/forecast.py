@@ -25,9 +25,9 @@ import numpy as np
 from windtunnel.base.units import si
 from windtunnel.laws.fit import LawError
 from windtunnel.laws.forms import FORMS, constants_of
-from windtunnel.laws.heldout import Extrapolation, Noise, extrapolate, seed_noise
+from windtunnel.laws.heldout import Extrapolation, Noise, assumed_noise, extrapolate, seed_noise
 from windtunnel.laws.loss import REACH_WITHOUT_FLOOR, LossLaw
-from windtunnel.laws.points import Point, check_points, columns
+from windtunnel.laws.points import Point, check_points, columns, far_off
 from windtunnel.laws.sealed import Forecast, FormForecast, Interval, Sealed, freeze, read_forecast, score
 
 __all__ = ["Forecast", "FormForecast", "Interval", "Sealed", "forecast", "freeze", "read_forecast", "score"]
@@ -64,7 +64,9 @@ def forecast(
     if len(allowed) < len(forms):
         warnings.append(f"the coupled form has no floor and is left out {reach:.3g}× beyond the largest proxy")
     if not allowed:
-        raise LawError("forecast", f"no form may extrapolate {reach:.3g}× in N", "fit larger proxies or force it")
+        raise LawError(
+            "forecast", f"no form may extrapolate {reach:.3g}× in N", "fit larger proxies or add a form with a floor"
+        )
     noise = seed_noise(points)
     answers = [extrapolate(form, points, parameters, tokens, noise) for form in allowed]
     weights = weights_of(answers, noise)
@@ -76,6 +78,8 @@ def forecast(
         for a, w in zip(answers, weights, strict=True)
     )
     warnings += details[0].law.outside(parameters, tokens)
+    warnings += far_off(points, answers[weights.index(max(weights))].fitted.residuals)
+    warnings += assumed_noise(points)
     if len({float(length) for length in d}) < 2:
         warnings.append("all proxies have one D: the effect of data comes from the prior alone")
     return Forecast(

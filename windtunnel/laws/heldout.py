@@ -71,6 +71,18 @@ def seed_noise(points: Sequence[Point]) -> Noise:
     return Noise(math.sqrt((_NOISE_PRIOR_FREEDOM * _NOISE_PRIOR**2 + freedom * squares / repeats) / total), total)
 
 
+def assumed_noise(points: Sequence[Point]) -> list[str]:
+    """A sentence where no size has a second trunk, so that ``seed_noise`` rests on its prior alone."""
+    trunks: dict[float, set[str]] = {}
+    for p in points:
+        trunks.setdefault(p.parameters, set()).add(p.cluster)
+    if any(len(names) > 1 for names in trunks.values()):
+        return []
+    return [
+        f"one trunk for each size: a seed noise of {100 * _NOISE_PRIOR:g} % is assumed, not measured (tunnel.seeds = 2)"
+    ]
+
+
 def extrapolate(form: str, points: Sequence[Point], parameters: float, tokens: float, noise: Noise) -> Extrapolation:
     """Fits a form to all proxies and to all but each size, and predicts the target and the size left out.
 

@@ -16,7 +16,7 @@ import numpy as np
 from windtunnel.base.units import si
 from windtunnel.laws.fit import Array, Fitted, LawError, Prior, bootstrap, fit_robust
 from windtunnel.laws.forms import Coordinates, FormName, constants_of, free_parameters, model_for, starts_for
-from windtunnel.laws.points import Point, check_points, columns
+from windtunnel.laws.points import Point, check_points, columns, far_off
 
 _CONSTANTS = {
     "additive": ("C_N", "alpha", "C_D", "beta", "L0"),
@@ -84,7 +84,7 @@ class LossLaw:
                 "law.parameters",
                 f"the {self.form} law has no floor and was fitted up to N = {si(self.sizes[1])}, "
                 f"got {si(parameters)} ({reach:.3g}×, at most {REACH_WITHOUT_FLOOR:g}×)",
-                "fit larger proxies, use a law with a floor, or force it",
+                "fit larger proxies, use a law with a floor, or --force",
             )
         return float(self.losses(np.array([float(parameters)]), np.array([float(tokens)]))[0])
 
@@ -229,9 +229,8 @@ def fit_loss_law(
         for key in law.constants:
             low, high = np.percentile([c[key] for c in drawn], [2.5, 97.5])
             intervals[key] = (float(low), float(high))
-    return replace(
-        law, intervals=intervals, draws=kept, warnings=tuple(_unidentified(law, fitted, n, d, log_loss, prior))
-    )
+    warnings = (*_unidentified(law, fitted, n, d, log_loss, prior), *far_off(points, fitted.residuals))
+    return replace(law, intervals=intervals, draws=kept, warnings=warnings)
 
 
 def _unidentified(law: LossLaw, fitted: Fitted, n: Array, d: Array, log_loss: Array, prior: Prior | None) -> list[str]:

@@ -24,14 +24,23 @@ COUNTS = ("body", "body+head")
 FLOPS = ("6ND", "exact")
 
 
+def check_counts(counts: str) -> None:
+    """Raises for an unknown way to count N.
+
+    Raises:
+        LawError: it is neither body nor body+head.
+    """
+    if counts not in COUNTS:
+        raise LawError("law.counts", f"expected one of {', '.join(COUNTS)}, got {counts!r}")
+
+
 def parameters_of(shape: Shape, counts: str) -> int:
     """N of a shape in a convention.
 
     Raises:
         LawError: there is no such convention.
     """
-    if counts not in COUNTS:
-        raise LawError("law.counts", f"expected one of {', '.join(COUNTS)}, got {counts!r}")
+    check_counts(counts)
     return shape.body + (shape.vocab * shape.width if counts == "body+head" else 0)
 
 

@@ -15,6 +15,8 @@ from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import parse_count, si
 from windtunnel.laws.fit import Array, LawError
 
+_FAR = 0.05
+
 
 @dataclass(frozen=True)
 class Point:
@@ -107,6 +109,21 @@ def check_points(points: Sequence[Point], *, sizes: int = 2) -> None:
     distinct = len({p.parameters for p in points})
     if distinct < sizes:
         raise LawError("points", f"expected at least {sizes} sizes, got {distinct}", "train proxies of more sizes")
+
+
+def far_off(points: Sequence[Point], residuals: Array) -> list[str]:
+    """One sentence for each point so far above or below the law that its run has probably diverged.
+
+    Args:
+        residuals: predicted minus observed log losses. Far is more than 5 % and eight times their median size.
+    """
+    limit = max(_FAR, 8 * float(np.median(np.abs(residuals))))
+    return [
+        f"the run of '{p.cluster}' with N = {si(p.parameters)}, D = {si(p.tokens)} lies {100 * math.expm1(abs(r)):.0f} % "
+        f"{'above' if r < 0 else 'below'} the law: leave it out if it diverged"
+        for p, r in zip(points, residuals.tolist(), strict=True)
+        if abs(r) > limit
+    ]
 
 
 def columns(points: Sequence[Point]) -> tuple[Array, Array, Array]:

@@ -26,6 +26,7 @@ from windtunnel.report.svg import (
     y_axis,
 )  # fmt: skip
 from windtunnel.report.templates import environment, package_text
+from windtunnel.tunnel.claims import ELSEWHERE
 
 WIDE, SLIM = 720, 340
 Fact = Mapping[str, Any]
@@ -81,7 +82,7 @@ def replication_page(program: str, size: str, facts: Sequence[Fact]) -> str:
     sections = [{**fact, "figures": [_both(f) for f in fact["figures"]], "rows": rows_of(fact)} for fact in facts]
     return environment().get_template("replication.html.j2").render(
         program=program, size=size, sections=sections, setting=setting_of(facts), version=__version__, style=Markup(style),
-        cost=together(fact["cost"] for fact in facts),
+        cost=together(fact["cost"] for fact in facts), elsewhere=ELSEWHERE,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )  # fmt: skip
 
@@ -144,6 +145,7 @@ def replication_markdown(program: str, size: str, facts: Sequence[Fact], figures
         "# The paper's claims, tried here", "", f"{made} arXiv 2404.06395, sections 3 to 5. {rule}", "", setting_of(facts), "",
         "| claim | in the paper | verdict |", "|---|---|---|",
         *(f"| {fact['says']} | {fact['where']} | **{fact['verdict']}** |" for fact in facts), "",
+        *(f"- {where}, {what}: no claim here; `{verb}` answers it" for where, what, verb in ELSEWHERE), "",
     ]  # fmt: skip
     for fact in facts:
         out += [f"## {fact['says']}", "", f"{fact['where']}; `--claim {fact['name']}`; {cost_line(fact['cost'])}", ""]

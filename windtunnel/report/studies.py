@@ -97,7 +97,7 @@ def _curve(value: Mapping[str, Any]) -> ValleyCurve:
     failed = tuple(rate for rate in value["rates"] if rate not in means)
     points = tuple((rate, 100 * (loss / low - 1)) for rate, loss in means.items())
     best = _geometric_mean([v["rate"] for v in valleys]) if valleys else None
-    return ValleyCurve(value["label"], points, failed, best, any(v["edge"] for v in valleys))
+    return ValleyCurve(value["label"], points, failed, best, any(v["edge"] in ("low", "high") for v in valleys))
 
 
 def _geometric_mean(values: Sequence[float]) -> float:

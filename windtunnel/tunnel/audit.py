@@ -44,7 +44,8 @@ class Valley:
     """The fitted valley: best base learning rate, loss there, loss per octave² around it.
 
     ``edge`` is ``"low"`` or ``"high"`` if the lowest trial is the last one on that side: the minimum may lie beyond it, and
-    rate and loss are those of that trial. ``reach`` are the rates between which the parabola was fitted.
+    rate and loss are those of that trial; ``"none"`` if it lies at or below a floor under which a value does nothing.
+    ``reach`` are the rates between which the parabola was fitted.
     """
 
     rate: float
@@ -60,8 +61,12 @@ class Valley:
         return self.loss + self.curvature * math.log2(rate / self.rate) ** 2
 
 
-def find_valley(losses: Losses) -> Valley:
+def find_valley(losses: Losses, floor: float = 0.0) -> Valley:
     """The valley of one size and seed.
+
+    Args:
+        losses: of each base learning rate, or of each weight decay.
+        floor: a value from which on downwards it does nothing, so that none is as good; 0 where there is no such value.
 
     A least-squares parabola over five points where they are there (two on either side of the lowest), through three at
     least; diverged trials are no points, but one above the lowest point shows that the grid did not end there.
@@ -79,7 +84,8 @@ def find_valley(losses: Losses) -> Valley:
     lowest = int(np.argmin(y))
     if lowest == 0 or (lowest == len(found) - 1 and not any(rate > found[-1][0] for rate in failed)):
         rate, loss = found[lowest]
-        return Valley(rate, loss, 0.0, "low" if lowest == 0 else "high", (rate, rate), 1, len(failed))
+        side = "high" if lowest else "none" if rate <= floor * (1 + 1e-6) else "low"
+        return Valley(rate, loss, 0.0, side, (rate, rate), 1, len(failed))
     for first, last in ((lowest - _WINDOW, lowest + _WINDOW), (lowest - 1, lowest + 1), (lowest - 2, lowest)):
         first, last = max(0, first), min(len(found) - 1, last)
         if last - first < 2:
@@ -152,6 +158,13 @@ class Slope:
         return math.expm1(regret / self.value) if self.value > 0 else math.inf
 
 
+_EDGES = {
+    "low": "is the lowest that was tried: the minimum may lie beyond it",
+    "high": "is the highest that was tried: the minimum may lie beyond it",
+    "none": "is so low that it does nothing in a run of that length: none is as good",
+}
+
+
 @dataclass(frozen=True)
 class Audit:
     """One axis under one parametrization, smallest value first.
@@ -170,18 +183,26 @@ class Audit:
     notes: tuple[str, ...]
 
 
-def audit(grids: Sequence[Sequence[Losses]], slope: Slope | None = None, bars: Bars = BARS) -> Audit:
-    """Judges one axis.
+def audit(
+    grids: Sequence[Sequence[Losses]], slope: Slope | None = None, bars: Bars = BARS, *, floors: Sequence[float] = (),
+    what: str = "rate",
+) -> Audit:  # fmt: skip
+    """Judges one axis. Where none is best at one end, there is no drift, and what the proxy's value costs decides.
 
     Args:
         grids: the losses of each value of the axis (proxy first, target last) for each seed, paired by seed.
         slope: of the target's loss over tokens.
         bars: thresholds of the verdict.
+        floors: for each value of the axis, what does nothing (``find_valley``); without them, no such value is known.
+        what: is looked for.
 
     Raises:
         WindtunnelError: a valley has fewer than three finite trials.
     """
-    valleys = tuple(tuple(find_valley(losses) for losses in seeds) for seeds in grids)
+    under = floors or [0.0] * len(grids)
+    valleys = tuple(
+        tuple(find_valley(losses, floor) for losses in seeds) for seeds, floor in zip(grids, under, strict=True)
+    )
     proxy, target = valleys[0], valleys[-1]
     drift = Estimate.of([2 * math.log2(b.rate / a.rate) for a, b in zip(proxy, target, strict=True)])
     regrets = [
@@ -192,14 +213,12 @@ def audit(grids: Sequence[Sequence[Losses]], slope: Slope | None = None, bars: B
     share = Estimate.of([r / own.loss for r, own in zip(regrets, target, strict=True)])
     compute = Estimate.of([slope.compute(r) for r in regrets]) if slope else None
     edges = [("proxy", v.edge) for v in proxy if v.edge] + [("target", v.edge) for v in target if v.edge]
-    notes = tuple(
-        f"the {who}'s best rate is the {'lowest' if side == 'low' else 'highest'} that was tried: the minimum may lie beyond it"
-        for who, side in dict.fromkeys(edges)
-    )
-    verdict = judge(drift.value, share.value, bars, edge=bool(edges))
-    worst_drift = max((abs(v) for v in (drift.value, drift.low, drift.high) if v is not None), default=0.0)
+    notes = tuple(f"the {who}'s best {what} {_EDGES[side]}" for who, side in dict.fromkeys(edges))
+    beyond, none = any(side != "none" for _, side in edges), any(side == "none" for _, side in edges)
+    verdict = judge(0.0 if none else drift.value, share.value, bars, edge=beyond, what=what)
+    worst_drift = max((abs(v) for v in (drift.value, drift.low, drift.high) if v is not None and not none), default=0.0)
     worst_share = share.value if share.high is None else share.high
-    at_worst = judge(worst_drift, worst_share, bars, edge=bool(edges))
+    at_worst = judge(worst_drift, worst_share, bars, edge=beyond, what=what)
     return Audit(valleys, drift, regret, share, compute, verdict, at_worst, notes)
 
 
@@ -211,13 +230,13 @@ def regret_of(found: Audit, target: Sequence[Losses], factor: float) -> Estimate
     ])  # fmt: skip
 
 
-def judge(drift: float, share: float, bars: Bars = BARS, *, edge: bool = False) -> str:
+def judge(drift: float, share: float, bars: Bars = BARS, *, edge: bool = False, what: str = "rate") -> str:
     """The verdict in words; with a minimum on an edge only ``does not carry over`` can be known."""
     steps = abs(drift)
     if steps > bars.near_steps or share > bars.near_regret:
         return "does not carry over"
     if edge:
-        return "undecided: a best rate lies on the grid's edge"
+        return f"undecided: a best {what} lies on the grid's edge"
     if steps <= bars.steps and share <= bars.regret:
         return "carries over"
     count = max(1, math.ceil(steps - 1e-9))

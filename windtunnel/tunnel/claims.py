@@ -20,6 +20,12 @@ AS_GOOD = 0.5
 """Percent of the loss: two runs that differ by less count as equally good. Seed noise at 0.05M was
 measured as .13 % before any claim was tried."""
 
+ELSEWHERE = (
+    ("section 3.2", "the best batch grows as the loss falls", "windtunnel tunnel batch RECIPE"),
+    ("section 4.5", "L(N, D), its exponents α and β, and D/N at the optimum", "windtunnel law scale RECIPE"),
+)
+"""What the paper's sections 3 to 5 say besides, which is a fit and no claim: where, what, and the command that answers it."""
+
 
 @dataclass(frozen=True)
 class Region:

@@ -24,6 +24,7 @@ DECAY = 0.2
 """The share of a trial that decays, as in the search."""
 _SIDE = 2
 _FARTHEST = 14
+_IDLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,20 @@ def first_rates(count: int) -> list[int]:
     return [k - (count - 1) // 2 for k in range(count)]
 
 
-def next_rates(grid: Grid, count: int) -> list[int]:
+def idle_decay(cell: Cell, setting: Setting, centre: float, spacing: str) -> int:
+    """The largest k whose plain weight decay takes less than 1 % of a weight over the whole run: from there on it is none.
+
+    A step takes λ·η, at most with the base learning rate η itself.
+    """
+    rate = carried(setting.optimizer, cell.factors).learning_rate
+    least = _IDLE / (rate * cell.tokens / (cell.batch * setting.row))
+    return max(-_FARTHEST, math.floor(math.log(least / centre) / math.log(SPACINGS[spacing])))
+
+
+def next_rates(grid: Grid, count: int, floor: int = -_FARTHEST) -> list[int]:
     """The k that a grid still needs: its first ones, then those that put two tried rates on either side of the best.
+
+    Nothing is tried below ``floor``, but for the first ones.
 
     A seed whose own lowest trial is the last one on a side wants the next one too: the audit needs a valley of every seed.
 
@@ -178,7 +191,7 @@ def next_rates(grid: Grid, count: int) -> list[int]:
     means = {k: mean for k, losses in grid.items() if (mean := _mean(losses)) is not None}
     if not means:
         lowest = min(grid)
-        return [lowest - 2, lowest - 1] if lowest > -_FARTHEST else []
+        return [lowest - 2, lowest - 1] if lowest > floor else []
     around = [(min(means, key=lambda k: (means[k], k)), _SIDE)]
     for seed in range(max(map(len, grid.values()))):
         own = {k: loss for k in means if len(grid[k]) > seed and (loss := grid[k][seed]) is not None}
@@ -190,7 +203,7 @@ def next_rates(grid: Grid, count: int) -> list[int]:
             for k in range(best + side, best + side * (reach + 1), side):
                 if k in grid and k not in means:
                     break
-                if k not in grid and abs(k) <= _FARTHEST:
+                if k not in grid and floor <= k <= _FARTHEST:
                     wanted.add(k)
     return sorted(wanted)
 
