@@ -108,6 +108,7 @@ def render(
         "forecast": _forecast(book, program, forecasts),
         "question": _question(book, program, runs),
         "tunnel": _tunnel(book, program),
+        "coordinates": _coordinates(book, program),
         "transfer": _transfer(book, program),
         "batch": _batch(book, program),
         "law": _law(forecasts),
@@ -146,6 +147,7 @@ _TITLES = {
     "forecast": ("Forecast and outcome", "The sealed forecast beside the outcome"),
     "question": ("Question", "What was asked"),
     "tunnel": ("Tunnel", "What the tunnel found"),
+    "coordinates": ("Coordinates", "Do wide models compute with changes as large as narrow ones?"),
     "transfer": ("Transfer", "What carries over, and what it costs where it does not"),
     "batch": ("Batch", "Which batch, and what half or double of it costs"),
     "law": ("Law", "The law and its points"),
@@ -237,6 +239,15 @@ def _small(found: story.Tunnel, name: str) -> Callable[[int], str]:
     return lambda width: figures.valley_figure(
         found.clouds[name], chosen, title, width, height=190, title=False, labels=place.labels
     )
+
+
+def _coordinates(book: LabBook, program: str) -> Markup | None:
+    checks = studies.read_coordinates(book, program)
+    if not checks:
+        return None
+    figure = Pair.of(lambda width: studies.coordinate_figure(checks, width, alone=False))
+    first = next(iter(checks.values()))
+    return macro("coordinates", studies.coordinate_columns(checks), studies.coordinate_rows(checks), first, figure)
 
 
 def _transfer(book: LabBook, program: str) -> Markup | None:
