@@ -37,6 +37,7 @@ from windtunnel.report import (
 from windtunnel.report import ledger as ledgers
 from windtunnel.report.cost import read_cost
 from windtunnel.report.curve_forecast import CurvePicture
+from windtunnel.report.decay_now import NOW_COLUMNS, Now
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -76,7 +77,7 @@ class Section:
 
 def write_report(
     book: LabBook, program: str, out: Path, *, share: bool = False, curves: Sequence[CurvePicture] = (),
-    ledger: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Any] | None = None, now: Sequence[Now] = (),
 ) -> Path:  # fmt: skip
     """Writes the report of a program as one HTML file and returns its path.
 
@@ -87,6 +88,7 @@ def write_report(
         share: leave out samples, answers and all other text that was trained on or written by a model, and other programs.
         curves: forecasts of whole curves.
         ledger: the forecasts of the home, as ``ledger.forecasts`` tells them.
+        now: what trunks would give if they decayed now.
 
     Raises:
         UserError: the book knows no such program, or the file cannot be written.
@@ -94,13 +96,13 @@ def write_report(
     if program not in book.programs():
         known = ", ".join(book.programs()) or "none"
         raise UserError("report", f"expected a program of this lab book ({known}), got {program!r}")
-    write_bytes(out, render(book, program, share=share, curves=curves, ledger=ledger).encode())
+    write_bytes(out, render(book, program, share=share, curves=curves, ledger=ledger, now=now).encode())
     return out
 
 
 def render(
     book: LabBook, program: str, *, share: bool = False, curves: Sequence[CurvePicture] = (),
-    ledger: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Any] | None = None, now: Sequence[Now] = (),
 ) -> str:  # fmt: skip
     """The report as HTML text; arguments as ``write_report``'s."""
     forecasts, runs = story.read_forecasts(book, program), programme.target_runs(book, program)
@@ -114,6 +116,7 @@ def render(
         "scale": _scale(book, program),
         "curve": _curve(curves),
         "training": _training(book, runs),
+        "now": _now(now),
         "experts": _experts(book, runs),
         "upcycling": _upcycling(book, program),
         "decay": _decay(book, runs),
@@ -152,6 +155,7 @@ _TITLES = {
     "scale": ("By corpus", "The law corpus by corpus"),
     "curve": ("Whole curve", "The whole curve, forecast"),
     "training": ("Trunk and branches", "The trunk and its branches"),
+    "now": ("Decay now", "What a decay now would give"),
     "experts": ("Experts", "Which experts the tokens went to"),
     "upcycling": ("Upcycling", "Experts beside a dense continuation"),
     "decay": ("Decay data", "What the decay data did"),
@@ -279,6 +283,11 @@ def _scale(book: LabBook, program: str) -> Markup | None:
 
 def _curve(pictures: Sequence[CurvePicture]) -> Markup | None:
     return macro("curve", [(one, Pair.of(one.draw)) for one in pictures]) if pictures else None
+
+
+def _now(said: Sequence[Now]) -> Markup | None:
+    found = [(one.trunk, one.rows(), one.notes()) for one in said if one]
+    return macro("now", NOW_COLUMNS, found) if found else None
 
 
 def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
