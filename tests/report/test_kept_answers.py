@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from contextlib import closing
 from functools import partial
 from html import unescape
@@ -12,15 +13,20 @@ import pytest
 from rich.console import Console
 
 from windtunnel import cli
+from windtunnel.base.artefact import read_json
+from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.decay_now import FACT as AVERAGED
+from windtunnel.home import FACTS, Home
 from windtunnel.laws.curve_fit import fit_curves
 from windtunnel.manage import status
+from windtunnel.pretrain.config import BranchConfig
 from windtunnel.program_report import write_program_report
+from windtunnel.schedule_design import schedule
 from windtunnel.views import View
 
 NAME, PROXY = "harbour", "harbour/proxy-0.1M-seed1"
-SECTIONS = ("now",)
+SECTIONS = ("schedule", "now")
 
 
 def words(text: str) -> str:
@@ -61,6 +67,39 @@ def test_where_nothing_was_asked_there_is_no_section(home_of_curves: Path) -> No
         for row in book.runs(program=NAME, study="scaling", kind="decay"):
             book.forget_run(row["id"])  # no decay, no law of curves
     assert not set(SECTIONS) & set(page(home_of_curves, fit=True))
+
+
+def test_a_chosen_decay_shows_what_the_terminal_said_and_is_kept_for_a_rebuild(home_of_curves: Path) -> None:
+    view = schedule(home_of_curves, [PROXY], "3000 steps")
+    text, said = page(home_of_curves)["schedule"], terminal(view)
+    for one in re.findall(
+        r"decay for.*?rate \S+|best by the law.*?peak|expected gain.*?\)|shares that.*?to \d+ %|by form.*?note", said
+    ):
+        assert one.removesuffix(" note") in text, one
+    assert numbers(said) <= numbers(text)
+    advice = re.search(r"take it: (.*?floor = \S+)", said)
+    assert advice
+    assert advice[0] in text
+    BranchConfig.model_validate(tomllib.loads(f"it = {{{advice[1]}}}")["it"])
+    kept = [row for row in read_json(Home(home_of_curves).program(NAME) / FACTS) if row[0] == "design"]
+    assert len(kept) == 1
+    assert terminal(schedule(home_of_curves, [PROXY], "3000 steps")) == said
+    schedule(home_of_curves, [PROXY], "3000 steps", against="cosine:20%:0.1")
+    with LabBook(home_of_curves / "labbook.sqlite") as book:
+        assert len(book.facts(NAME, "design")) == 2, "another question has an answer of its own"
+
+
+def test_a_home_that_cannot_be_written_still_gets_its_answer(
+    home_of_curves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("labbook.sqlite", "the disk is full")
+
+    monkeypatch.setattr("windtunnel.schedule_design.keep_fact", full)
+    said = terminal(schedule(home_of_curves, [PROXY], "3000 steps"))
+    assert "best by the law" in said
+    assert "not kept for the report: labbook.sqlite: the disk is full" in said
+    assert "schedule" not in page(home_of_curves)
 
 
 def test_a_decay_now_shows_what_status_says(home_of_curves: Path) -> None:

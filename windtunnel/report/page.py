@@ -25,6 +25,7 @@ from windtunnel.report import (
     context,
     curves,
     decay_data,
+    decay_design,
     dynamics,
     experts,
     figures,
@@ -115,6 +116,7 @@ def render(
         "law": _law(forecasts),
         "scale": _scale(book, program),
         "curve": _curve(curves),
+        "schedule": _schedule(book, program, share),
         "training": _training(book, runs),
         "now": _now(now),
         "experts": _experts(book, runs),
@@ -154,6 +156,7 @@ _TITLES = {
     "law": ("Law", "The law and its points"),
     "scale": ("By corpus", "The law corpus by corpus"),
     "curve": ("Whole curve", "The whole curve, forecast"),
+    "schedule": ("Choice of decay", "Which decay the law would choose"),
     "training": ("Trunk and branches", "The trunk and its branches"),
     "now": ("Decay now", "What a decay now would give"),
     "experts": ("Experts", "Which experts the tokens went to"),
@@ -283,6 +286,21 @@ def _scale(book: LabBook, program: str) -> Markup | None:
 
 def _curve(pictures: Sequence[CurvePicture]) -> Markup | None:
     return macro("curve", [(one, Pair.of(one.draw)) for one in pictures]) if pictures else None
+
+
+def _schedule(book: LabBook, program: str, share: bool) -> Markup | None:
+    found = [story.without_paths(fact) for fact in decay_design.read_designs(book, program, share=share)]
+    if not found:
+        return None
+    return macro("schedule", decay_design.SHARE_COLUMNS, [
+        (
+            decay_design.design_title(fact), decay_design.advice_line(fact), decay_design.design_rows(fact),
+            Pair.of(partial(decay_design.share_figure, fact)), decay_design.share_rows(fact),
+            [decay_design.alike_line(fact), decay_design.form_line(fact), *decay_design.law_lines(fact)],
+            decay_design.note_lines(fact),
+        )
+        for fact in found
+    ])  # fmt: skip
 
 
 def _now(said: Sequence[Now]) -> Markup | None:
