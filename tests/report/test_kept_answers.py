@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -17,16 +20,19 @@ from windtunnel.base.artefact import read_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.decay_now import FACT as AVERAGED
+from windtunnel.decisions import decide_between
 from windtunnel.home import FACTS, Home
 from windtunnel.laws.curve_fit import fit_curves
 from windtunnel.manage import status
 from windtunnel.pretrain.config import BranchConfig
 from windtunnel.program_report import write_program_report
+from windtunnel.report.decisions import read_decisions
 from windtunnel.schedule_design import schedule
 from windtunnel.views import View
 
 NAME, PROXY = "harbour", "harbour/proxy-0.1M-seed1"
-SECTIONS = ("schedule", "now")
+Add = Callable[..., None]
+SECTIONS = ("schedule", "now", "decisions")
 
 
 def words(text: str) -> str:
@@ -62,11 +68,72 @@ def numbers(text: str) -> set[str]:
     return set(re.findall(r"[+−]?\d[\d,]*\.\d+", text))
 
 
+def noisy(level: float, seeds: range, sd: float = 0.002) -> dict[int, float]:
+    return {seed: level * math.exp(sd * np.random.default_rng([seed, round(1000 * level)]).normal()) for seed in seeds}
+
+
 def test_where_nothing_was_asked_there_is_no_section(home_of_curves: Path) -> None:
     with LabBook(home_of_curves / "labbook.sqlite") as book:
         for row in book.runs(program=NAME, study="scaling", kind="decay"):
             book.forget_run(row["id"])  # no decay, no law of curves
     assert not set(SECTIONS) & set(page(home_of_curves, fit=True))
+
+
+def test_a_decision_shows_what_the_terminal_said(home_of_curves: Path, add_arm: Add) -> None:
+    add_arm("a", noisy(1.500, range(2), 0.004))
+    add_arm("b", noisy(1.507, range(2), 0.004))
+    first = terminal(decide_between(home_of_curves, "a-0", "b-0", least=0.002))
+    add_arm("a", noisy(1.500, range(2, 9), 0.004))
+    add_arm("b", noisy(1.507, range(2, 8), 0.004))
+    said = terminal(decide_between(home_of_curves, "b-1", "a-1"))
+    text = page(home_of_curves)["decisions"]
+    assert "harbour/b-1 against harbour/a-1" in text, "as it was asked last"
+    for one in re.findall(
+        r"on wiki.*?over all looks|seed noise.*?\)|look \d, .*?%\]|\w+ is better.*?\d|with \d pairs.*?five", said
+    ):
+        assert one in text, one
+    assert numbers(said) <= numbers(text)
+    assert "look 1, 2 pairs" in text
+    signs = [re.findall(r"look 1, 2 pairs: B − A = ([+−])", one) for one in (first, text)]
+    assert sorted(signs) == [["+"], ["−"]], "B is the other arm now"
+
+
+def test_a_decision_stays_as_it_was_whatever_is_trained_later(home_of_curves: Path, add_arm: Add) -> None:
+    add_arm("a", noisy(1.50, range(4)))
+    add_arm("b", noisy(1.56, range(4)))
+    before = terminal(decide_between(home_of_curves, "a-0", "b-0"))
+    shown = page(home_of_curves)["decisions"]
+    add_arm("a", noisy(1.80, range(4, 12)))
+    after = terminal(decide_between(home_of_curves, "a-0", "b-0"))
+    assert after == f"{before} trained since and no part of this look: 8 of A, 0 of B"
+    assert page(home_of_curves)["decisions"] == shown
+
+
+def test_a_decision_of_an_earlier_version_is_completed_when_it_is_asked_again(
+    home_of_curves: Path, add_arm: Add
+) -> None:
+    add_arm("a", noisy(1.50, range(4)))
+    add_arm("b", noisy(1.56, range(4)))
+    said = terminal(decide_between(home_of_curves, "a-0", "b-0"))
+    with LabBook(home_of_curves / "labbook.sqlite") as book:
+        ((name, fact),) = book.facts(NAME, "decision").items()
+        old = {key: fact[key] for key in ("least", "alpha", "fixed", "decided")}
+        looks = [{key: value for key, value in look.items() if key != "noise"} for look in fact["looks"]]
+        book.put_fact(NAME, "decision", name, {**old, "looks": looks})
+    assert "decisions" not in page(home_of_curves)
+    assert terminal(decide_between(home_of_curves, "a-0", "b-0")) == said
+    assert "A is better: harbour/a-0" in page(home_of_curves)["decisions"]
+
+
+def test_a_decision_between_programs_stands_in_both_and_in_none_to_share(home_of_curves: Path, add_arm: Add) -> None:
+    add_arm("a", noisy(1.50, range(4)))
+    add_arm("b", noisy(1.56, range(4)), program="other")
+    decide_between(home_of_curves, "a-0", "b-0")
+    assert "other/b-0" in page(home_of_curves)["decisions"]
+    assert "other/b-0" in page(home_of_curves, program="other")["decisions"]
+    assert "decisions" not in page(home_of_curves, share=True)
+    with LabBook(home_of_curves / "labbook.sqlite") as book:
+        assert not read_decisions(book, "third")
 
 
 def test_a_chosen_decay_shows_what_the_terminal_said_and_is_kept_for_a_rebuild(home_of_curves: Path) -> None:

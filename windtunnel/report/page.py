@@ -26,6 +26,7 @@ from windtunnel.report import (
     curves,
     decay_data,
     decay_design,
+    decisions,
     dynamics,
     experts,
     figures,
@@ -128,6 +129,7 @@ def render(
         "answers": _answers(book, program, runs),
         "context": _context(book, program),
         "samples": _samples(book, program, share),
+        "decisions": _decisions(book, program, share),
         "ledger": _ledger(ledger, program, share),
         "cost": _cost(book, program),
         "provenance": _provenance(book, program, forecasts, share),
@@ -168,6 +170,7 @@ _TITLES = {
     "answers": ("Answers", "What post-training changed"),
     "context": ("Longer context", "What the longer context brought"),
     "samples": ("Samples", "The first samples"),
+    "decisions": ("Decisions", "Which of two recipes is better"),
     "ledger": ("Ledger", "Every forecast of this home"),
     "cost": ("Cost", "What it cost"),
     "provenance": ("Provenance", "Provenance"),
@@ -306,6 +309,20 @@ def _schedule(book: LabBook, program: str, share: bool) -> Markup | None:
 def _now(said: Sequence[Now]) -> Markup | None:
     found = [(one.trunk, one.rows(), one.notes()) for one in said if one]
     return macro("now", NOW_COLUMNS, found) if found else None
+
+
+def _decisions(book: LabBook, program: str, share: bool) -> Markup | None:
+    found = decisions.read_decisions(book, program, share=share)
+    if not found:
+        return None
+    return macro("decisions", decisions.ARM_COLUMNS, [
+        (
+            decisions.decision_title(fact), decisions.verdict_line(fact), decisions.arm_rows(fact),
+            Pair.of(partial(decisions.decision_figure, fact)), decisions.look_lines(fact),
+            [decisions.terms_line(fact), decisions.noise_line(fact), *decisions.power_lines(fact)],
+        )
+        for fact in found
+    ])  # fmt: skip
 
 
 def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:
