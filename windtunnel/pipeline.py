@@ -429,7 +429,7 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
 
 def _report(job: Job) -> None:
     desk, name = job.desk, job.program.name
-    write_program_report(desk.book, desk.home.root, name, desk.home.program(name) / "report.html")
+    write_program_report(desk.book, desk.home.root, name, desk.home.program(name) / "report.html", fit=False)
 
 
 def _note_change(desk: Desk, recipe: Recipe) -> None:
