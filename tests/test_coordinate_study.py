@@ -15,6 +15,7 @@ from windtunnel.finishing import VERBS
 from windtunnel.home import Home
 from windtunnel.recipe import load_recipe
 from windtunnel.report.cost import read_cost
+from windtunnel.report.page import render
 
 RECIPE = """
 name = "tiny"
@@ -43,26 +44,30 @@ def quick(monkeypatch):
 
 def test_a_branch_of_experts_is_checked_beside_the_trunk_as_it_is_trained(tmp_path, write_made_up, quick, monkeypatch):
     monkeypatch.setattr(coordinate_study, "SEEDS", (0,))
+    monkeypatch.setattr(coordinate_study, "STEPS", (0, 1))
     write_made_up(tmp_path / "plain.jsonl", 300)
     branch = '[branch.wide]\nkind = "moe"\ntokens = "20%"\nexperts = { count = 3, top_k = 2, bias = 0.01 }\n'
     (tmp_path / "tiny.toml").write_text(RECIPE + branch, encoding="utf-8")
     view = coordinates(load_recipe(tmp_path / "tiny.toml"), tmp_path / "home", quiet=True)
-    assert list(view.data["checks"]) == ["mup, tied", "mup, untied", "mup, 2 of 3 experts"]
-    experts = view.data["checks"]["mup, 2 of 3 experts"]
+    kinds = ("tied", "untied", "2 of 3 experts, tied", "2 of 3 experts, untied")
+    assert list(view.data["checks"]) == [f"mup, {kind}" for kind in kinds]
+    experts = view.data["checks"]["mup, 2 of 3 experts, tied"]
     assert "layers.0.mlp.router update" in experts["quantities"]
-    assert experts["bars"]["block"] > view.data["checks"]["mup, tied"]["bars"]["block"]
+    assert all(check["bars"] == coordinate_study.BARS for check in view.data["checks"].values())
     shown = Console(width=200, record=True, file=StringIO())
     shown.print(*view.parts)
     assert "sizes at init" in (text := shown.export_text())
-    assert "mup, 2 of 3 experts" in text
+    assert "mup, 2 of 3 experts, untied" in text
 
 
-def test_the_check_of_a_recipe_is_drawn_and_recorded_tied_and_untied(tmp_path, write_made_up, quick):
+def test_the_check_of_a_recipe_is_drawn_recorded_and_reported_dense_and_with_experts_tied_and_untied(
+    tmp_path, write_made_up, quick
+):
     write_made_up(tmp_path / "plain.jsonl", 300)
     (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
     view = coordinates(load_recipe(tmp_path / "tiny.toml"), tmp_path / "home", quiet=True)
     checks = view.data["checks"]
-    assert list(checks) == ["mup, tied", "mup, untied"]
+    assert list(checks) == ["mup, tied", "mup, untied", "mup, 2 of 4 experts, tied", "mup, 2 of 4 experts, untied"]
     for check in checks.values():
         assert check["widths"] == [32, 64, 128, 256]
         assert check["steps"] == [0, 1, 2]
@@ -73,10 +78,17 @@ def test_the_check_of_a_recipe_is_drawn_and_recorded_tied_and_untied(tmp_path, w
     assert (studies / "coordinates.svg").read_text(encoding="utf-8").startswith("<svg xmlns=")
     book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
     assert book.fact("tiny", "coordinates", "width") == checks
-    # Two seeds of four widths, tied and untied, two steps of 128 tokens each.
-    assert (view.data["cost"]["runs"], view.data["cost"]["tokens"]) == (16, 16 * 2 * 128)
+    # Two seeds of four widths, dense and with experts, tied and untied, two steps of 128 tokens each.
+    assert (view.data["cost"]["runs"], view.data["cost"]["tokens"]) == (32, 32 * 2 * 128)
     cost = read_cost(book, "tiny")
     assert cost is not None
-    assert [(part.name, part.tokens, part.tunnel) for part in cost.parts] == [("Coordinate check", 16 * 2 * 128, True)]
+    assert [(part.name, part.tokens, part.tunnel) for part in cost.parts] == [("Coordinate check", 32 * 2 * 128, True)]
     assert cost.share(cost.parts[0]) == pytest.approx(view.data["cost"]["flops"] / view.data["cost"]["target"])
+    page = render(book, "tiny")
     book.close()
+    section = page.split('<section id="coordinates">')[1].split("</section>")[0]
+    for name, check in checks.items():
+        failed = len(check["failures"])
+        verdict = f"{failed} too steep" if failed else "flat"
+        assert f"<td>{name}</td>" in section
+        assert section.count(f">{name}: {verdict}</text>") == 2  # for a page and for a phone

@@ -20,7 +20,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.runtime import Runtime
 from windtunnel.corpus.store import Corpus
 from windtunnel.curve_runs import curve_sets, rule_of, set_for, usual_rule
-from windtunnel.decay_now import average_job, sentence, trunk_losses, what_now
+from windtunnel.decay_now import average_job, read_now, trunk_losses, what_now
 from windtunnel.finishing import VERBS as FINISHING
 from windtunnel.laws.curve_fit import CurveModel, fit_curves
 from windtunnel.laws.curve_law import Curve, CurveLaw
@@ -115,7 +115,7 @@ def test_what_is_said_holds_the_branch_that_is_then_trained(tiny_home: tuple[Tin
     assert now.low90 < reached < now.high90
     assert now.expected < now.loss
     assert (now.high90 - now.low90) / now.expected < 0.25
-    text = "\n".join(sentence(now, None))
+    text = "\n".join(read_now(home.root, book, row).lines())
     assert "decayed now (step 240, exponential over 60 steps)" in text
     assert "× the largest size behind the law" in text
 

@@ -24,6 +24,8 @@ from windtunnel.merging import merge
 from windtunnel.pipeline import run
 from windtunnel.rebuild import rebuild
 from windtunnel.recipe import load_recipe
+from windtunnel.report.cost import cost_line
+from windtunnel.report.page import render
 from windtunnel.transfer_study import transfer
 from windtunnel.tunnel.fleet import orphaned
 
@@ -182,6 +184,64 @@ def test_a_transfer_or_batch_study_is_cut_into_parts_as_a_search_is(folder, tmp_
     assert joined.data == alone.data
     with pytest.raises(UserError, match="--part: expected a share such as 3/28, got '4/3'"):
         study(recipe, homes[0], quiet=True, part="4/3")
+
+
+def scaled(folder: Path, home: Path, *overrides: str, part: str | None = None):
+    return run(load_recipe(folder / "parts.toml", overrides), home, quiet=True, until="scaling", part=part)
+
+
+def test_a_scaling_study_is_cut_into_parts_of_trunks_with_their_branches_and_says_what_it_cost(folder, tmp_path, fleet):
+    still = ("tunnel.trials=0", "tunnel.seeds=2")
+    alone = scaled(folder, tmp_path / "alone", *still)
+    whole, parts = sorted(fleet.trained), []
+    assert len(whole) == 3 * 2 * (1 + 3)
+    homes = [tmp_path / f"laptop-{i}" for i in (1, 2, 3, 4)]
+    for number, home in enumerate(homes, 1):
+        fleet.trained.clear()
+        view = scaled(folder, home, *still, part=f"{number}/4")
+        assert view.data == {"program": "parts", "part": [number, 4], "trials": len(fleet.trained)}
+        assert not list((tmp_path / home / "programs").rglob("forecasts/*"))
+        parts.append(list(fleet.trained))
+    assert [len(part) for part in parts] == [8, 8, 4, 4]  # a trunk and its decays stay together
+    assert sorted(name for part in parts for name in part) == whole
+    merge(homes, tmp_path / "joined")
+    fleet.trained.clear()
+    joined = scaled(folder, tmp_path / "joined", *still)
+    assert fleet.trained == []
+    assert joined.data == alone.data
+    assert (joined.data["cost"]["runs"], joined.data["cost"]["failed"]) == (24, 0)
+    assert f"the scaling study of 'parts': {cost_line(joined.data['cost'])}; " in str(joined.parts[0])
+
+
+def test_a_part_of_a_scaling_study_has_the_choices_of_the_search_or_does_not_begin(folder, tmp_path, fleet):
+    with pytest.raises(
+        UserError, match="--part: expected a search that has ended, .* found none; end windtunnel tunnel"
+    ):
+        scaled(folder, tmp_path / "home", part="1/2")
+    assert fleet.trained == []
+    searched(folder, tmp_path / "home")
+    fleet.trained.clear()
+    scaled(folder, tmp_path / "home", part="1/2")
+    assert [name for name in fleet.trained if not name.startswith("proxy")] == []
+    stages = [read_json(path) for path in Home(tmp_path / "home").runs("parts").glob("proxy*/stage.json")]
+    choices = table(tmp_path / "home")["choices"]
+    assert len(stages) == 2 * 4
+    assert {stage["optimizer"]["learning_rate"] for stage in stages} == {choices["learning_rate"]}
+
+
+def test_a_search_of_nothing_is_refused_in_one_line_before_any_work(folder, tmp_path, fleet):
+    stated = ("optimizer.lr=0.01", "model.init_std=0.1", "model.scale_emb=12", "model.scale_depth=1.4")
+    for overrides, words in [
+        (("tunnel.trials=0",), "--set tunnel.trials: expected trials to search with, got 0; windtunnel run takes"),
+        (stated, "tunnel.space: expected a hyper-parameter that the recipe leaves open, got a value for each"),
+        (("tunnel=none",), "tunnel: expected a [tunnel] to search with, found none"),
+    ]:
+        with pytest.raises(UserError) as error:
+            searched(folder, tmp_path / "home", *overrides)
+        assert words in str(error.value)
+        assert not (tmp_path / "home").exists()
+    scaled(folder, tmp_path / "home", "tunnel.trials=0")  # what comes later goes on without a search
+    assert trials(fleet.trained) == []
 
 
 def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_copied(
@@ -355,6 +415,42 @@ def test_a_trial_that_failed_is_a_result_too_in_a_search_that_is_killed_extended
     searched(folder, tmp_path / "joined")
     assert trials(fleet.trained) == []
     assert set(apart) <= set(failed_trials(tmp_path / "joined"))
+
+
+@pytest.mark.parametrize("prune", ["none", "halving"])
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (DIVERGED, "lower its learning rates"),
+        (
+            CRASHED,
+            "mend what ended trial-000 (the worker ended with code 7), then windtunnel clean --failed --really lets",
+        ),
+    ],
+)
+def test_a_search_without_a_single_loss_names_the_space_and_the_way_out(folder, tmp_path, fleet, end, words, prune):
+    fleet.fails, fleet.high = end, 0.0
+    with pytest.raises(WindtunnelError) as error:
+        searched(folder, tmp_path / "home", "tunnel.sampler=tpe", "tunnel.trial_tokens=81920", f"tunnel.prune={prune}")
+    said = str(error.value)
+    assert "tunnel.space: expected a trial with a loss, got 14, all failed or diverged; " in said
+    assert words in said
+    assert ("clean --failed" in said) == (end is CRASHED)
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("study", [transfer, batch])
+def test_a_study_without_a_single_loss_says_that_it_is_undecided_and_so_does_its_report(folder, tmp_path, fleet, study):
+    fleet.fails, fleet.high = DIVERGED, 0.0
+    recipe = load_recipe(folder / "parts.toml", (SMALL[study],))
+    view = study(recipe, tmp_path / "home", quiet=True)
+    verdicts = [part for part in view.parts if "undecided" in str(part)]
+    assert len(verdicts) == (2 if study is transfer else 3)  # width and batch; line, terms and answer
+    assert view.data.get("cost", view.data.get("axes", {}).get("width", {}).get("cost"))["failed"] > 0
+    book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
+    page = render(book, "parts")
+    book.close()
+    assert "undecided" in page if study is transfer else "No answer" in page
 
 
 def test_pruned_trials_that_diverge_on_a_later_rung_are_not_tried_again_and_their_decays_not_at_all(

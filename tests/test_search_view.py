@@ -61,6 +61,7 @@ def test_the_best_trials_come_first_and_choice_gap_edge_and_check_are_said(tmp_p
         in text
     )
     assert "0.01: 1.7100, 0.02: 1.6900, 0.04: diverged; the chosen one is best there too" in text
+    assert lines[-1] == "windtunnel report quickstart draws the loss over each parameter"
 
 
 def test_what_is_not_known_is_left_out(tmp_path):

@@ -47,6 +47,7 @@ def tunnel_search(
 def tunnel_scale(
     recipe: RecipeFile,
     overrides: Overrides = None,
+    part: Part = None,
     devices: Devices = None,
     workers: Workers = "auto",
     per_gpu: PerGpu = "1",
@@ -56,7 +57,7 @@ def tunnel_scale(
     loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
-    show(call(loaded, home, until="scaling", devices=devices, crew=Crew(workers, per_gpu)))
+    show(call(loaded, home, until="scaling", devices=devices, part=part, crew=Crew(workers, per_gpu)))
 
 
 @app.command("transfer")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from windtunnel.pipeline import finishing
 from windtunnel.pretrain.config import ExpertsConfig
 from windtunnel.recipe import Recipe
 from windtunnel.report.cost import COORDINATES, COST, cost_line, target_flops, together
-from windtunnel.report.studies import coordinate_figure
+from windtunnel.report.studies import coordinate_columns, coordinate_figure, coordinate_rows
 from windtunnel.train.growth import Balance
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import Study, open_program, study_config
@@ -28,12 +29,28 @@ from windtunnel.views import View, line, table
 
 STEPS = (0, 1, 2, 3, 5, 10)
 SEEDS = (0, 1, 2)
+BARS = {"stream": 0.15, "block": 0.25, "logits": 0.10, "update": 0.45}
+"""Wider than the record's, whose setting has 64 words and one kind of text: on the quickstart's data, with a vocabulary of 2,048,
+correct µP shows up to .07, .21, .03 and .32, while the standard parametrization and each missing multiplier show more than twice
+these bars in some kind (docs/lab-log.md)."""
+EXPERTS = ExpertsConfig(count=4, top_k=2)
+"""What is checked where no branch of the recipe grows experts."""
 _BATCHES = 3
 
 
+@dataclass(frozen=True)
+class _Check:
+    """Models of rising width that are checked together; ``stage`` has the parametrization, the optimizer and the data."""
+
+    name: str
+    stage: Stage
+    shapes: list[dict[str, Any]]
+    balance: Balance | None
+
+
 def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: bool = False) -> View:
-    """Trains models of rising width for ten steps, tied, untied, and with the experts that a branch of the recipe grows, and
-    says whether what they compute changes alike.
+    """Trains models of rising width for ten steps, dense and with experts, tied and untied, and says whether what they compute
+    changes alike. The experts are those that branches of the recipe grow, else two of four.
 
     Widths, depth and parametrizations are those of [tunnel.transfer]; the batches are the first of the recipe's own data.
 
@@ -42,31 +59,11 @@ def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: b
     """
     with Desk(Home(home), recipe.name, quiet=quiet) as desk:
         study = Study(desk, open_program(desk, recipe), study_config(recipe, ["width"]))
-        prepared = study.program.prepared
-        assert prepared is not None
-        folders = {
-            name: str(desk.home.root / c["folder"]) for name, c in prepared.corpora.items() if name in recipe.mixture
-        }
-        found: dict[str, Any] = {}
-        costs: list[dict[str, Any]] = []
-        for (_, name), ladder in study.ladders().items():
-            stage = make_trial(ladder[0].cell, study.centre(name), study.seeds[0], study.program.setting())
-            for kind, (changed, balance) in _kinds(recipe, ladder[0].cell.shape.tied).items():
-                word = f"{name}, {kind}"
-                with desk.screen.console.status(f"coordinates: {word}"):
-                    began = time.monotonic()
-                    shapes = [replace(rung.cell.shape, **changed).to_dict() for rung in ladder]
-                    found[word] = finishing(
-                        "coordinates", stage=stage.to_dict(), corpora=folders, seeds=list(SEEDS), steps=list(STEPS),
-                        shapes=shapes, batches=_BATCHES,
-                        balance=asdict(balance) if balance else None,
-                    )  # fmt: skip
-                    costs.append(_cost(stage, shapes, time.monotonic() - began))
+        found, cost = _found(study, list(_checks(study)))
         folder = desk.home.program(recipe.name) / "studies"
         target = out or folder / "coordinates.svg"
         write_bytes(target, coordinate_figure(found).encode())
         write_json(folder / "coordinates.json", found)
-        cost = {**together(costs), "target": target_flops(desk.book, recipe.name)}
         spent = desk.book.fact(
             recipe.name, COST, COORDINATES
         )  # these models are no runs: the ledger has them from here
@@ -77,42 +74,60 @@ def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: b
     return View(data, (*_parts(found), line(f"{cost_line(cost)}; the figure is {target}")))
 
 
-def _kinds(recipe: Recipe, tied: bool) -> dict[str, tuple[dict[str, Any], Balance | None]]:
+def _checks(study: Study) -> Iterator[_Check]:
+    """Every parametrization, dense and with experts, tied and untied."""
+    for (_, name), ladder in study.ladders().items():
+        stage = make_trial(ladder[0].cell, study.centre(name), study.seeds[0], study.program.setting())
+        for kind, (changed, balance) in _kinds(study.program.recipe).items():
+            for word, tied in (("tied", True), ("untied", False)):
+                shapes = [replace(rung.cell.shape, tied=tied, **changed).to_dict() for rung in ladder]
+                yield _Check(f"{name}, {kind}{word}", stage, shapes, balance)
+
+
+def _kinds(recipe: Recipe) -> dict[str, tuple[dict[str, int], Balance | None]]:
     """What is checked under each parametrization: what a shape changes, and how its experts are kept busy."""
-    out: dict[str, tuple[dict[str, Any], Balance | None]] = {
-        "tied": ({"tied": True}, None),
-        "untied": ({"tied": False}, None),
-    }
-    for branch in recipe.branch.values():
-        if branch.kind == "moe":
-            experts = branch.experts or ExpertsConfig()
-            shape = {"tied": tied, "experts": experts.count, "top_k": experts.top_k}
-            out[f"{experts.top_k} of {experts.count} experts"] = shape, balance_of(experts)
+    grown = [branch.experts or ExpertsConfig() for branch in recipe.branch.values() if branch.kind == "moe"]
+    out: dict[str, tuple[dict[str, int], Balance | None]] = {"": ({}, None)}
+    for experts in grown or [EXPERTS]:
+        shape = {"experts": experts.count, "top_k": experts.top_k}
+        out[f"{experts.top_k} of {experts.count} experts, "] = shape, balance_of(experts)
     return out
 
 
-def _cost(stage: Stage, shapes: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
-    """What one parametrization's models cost, every width and seed."""
+def _found(study: Study, checks: Sequence[_Check]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each check found, by name, and what all cost together. Each takes one thread; as many run at once as there are."""
+    desk, prepared = study.desk, study.program.prepared
+    assert prepared is not None
+    mixture = study.program.recipe.mixture
+    folders = {n: str(desk.home.root / c["folder"]) for n, c in prepared.corpora.items() if n in mixture}
+
+    def measured(check: _Check) -> tuple[dict[str, Any], float]:
+        began = time.monotonic()
+        found = finishing(
+            "coordinates", stage=check.stage.to_dict(), corpora=folders, seeds=list(SEEDS), steps=list(STEPS),
+            shapes=check.shapes, batches=_BATCHES, balance=asdict(check.balance) if check.balance else None, bars=BARS,
+        )  # fmt: skip
+        return found, time.monotonic() - began
+
+    with (
+        desk.screen.console.status(f"coordinates: {len(checks)} checks"),
+        ThreadPoolExecutor(desk.machine.threads) as pool,
+    ):
+        ended = list(pool.map(measured, checks))
+    costs = [_cost(check, seconds) for check, (_, seconds) in zip(checks, ended, strict=True)]
+    cost = {**together(costs), "target": target_flops(desk.book, study.program.name)}
+    return {check.name: found for check, (found, _) in zip(checks, ended, strict=True)}, cost
+
+
+def _cost(check: _Check, seconds: float) -> dict[str, Any]:
+    """What the models of one check cost, every width and seed."""
+    stage, shapes = check.stage, [Shape(**shape) for shape in check.shapes]
     tokens, runs = max(STEPS) * stage.step_tokens, len(SEEDS) * len(shapes)
-    each = (Shape(**shape).flops_per_token(stage.plan.row).total for shape in shapes)
-    flops = len(SEEDS) * tokens * sum(each)
+    flops = len(SEEDS) * tokens * sum(shape.flops_per_token(stage.plan.row).total for shape in shapes)
     return {"runs": runs, "failed": 0, "tokens": runs * tokens, "flops": flops, "seconds": seconds}
 
 
 def _parts(found: Mapping[str, dict[str, Any]]) -> Iterator[RenderableType]:
-    first = next(iter(found.values()))
-    kinds, rows = list(first["bars"]), []
-    for word, check in found.items():
-        judged = [slope for slope in check["slopes"] if slope["judged"]]
-        at_init = [f"{kind} {_steepest(judged, kind, init=True)}" for kind in kinds if kind != "logits"]
-        cells = [f"{_steepest(judged, kind)} (± {check['bars'][kind]:g})" for kind in kinds]
-        failed = len(check["failures"])
-        rows.append((word, ", ".join(at_init), *cells, f"{failed} too steep" if failed else "flat"))
-    yield table(
-        ("parametrization", "sizes at init", *kinds, "verdict"), rows, right=(2, 3, 4, 5),
-        title=f"steepest slope of log change over log width, widths {', '.join(map(str, first['widths']))}",
-    )  # fmt: skip
-
-
-def _steepest(slopes: Iterable[Mapping[str, Any]], kind: str, *, init: bool = False) -> str:
-    return f"{max((s['value'] for s in slopes if s['kind'] == kind and init == (not s['step'])), key=abs):+.3f}"
+    widths = ", ".join(map(str, next(iter(found.values()))["widths"]))
+    title = f"steepest slope of log change over log width, widths {widths}"
+    yield table(coordinate_columns(found), coordinate_rows(found), right=(2, 3, 4, 5), title=title)

@@ -24,6 +24,7 @@ from windtunnel.laws.design import DecayRule
 from windtunnel.laws.fit import Array, LawError
 from windtunnel.laws.now import DecayNow, decay_now
 from windtunnel.model.shape import Shape
+from windtunnel.report.decay_now import Now
 from windtunnel.train.folder import checkpoint_path, steps_saved
 from windtunnel.train.metrics import read_metrics
 
@@ -34,15 +35,19 @@ _KERNELS: tuple[Kernel, ...] = ("exponential", "power")
 FACT = "averaged"
 
 
-def what_now(home: Path, book: LabBook, row: Row) -> DecayNow | None:
-    """What the trunk ``row`` would reach if it decayed from its last recorded update; None where nothing can be said."""
+def what_now(home: Path, book: LabBook, row: Row, *, fit: bool = True) -> DecayNow | None:
+    """What the trunk ``row`` would reach if it decayed from its last recorded update; None where nothing can be said.
+
+    Args:
+        fit: fit laws that are not kept yet, which takes seconds.
+    """
     sets = _tunnel_sets(book, row)
     if not sets:
         return None
     losses = trunk_losses(home, row)
     config = row["config"]
     try:
-        models = _models(home, str(row["program"]), sets)
+        models = _models(home, str(row["program"]), sets, fit)
         return decay_now(
             models, losses, peak=config["optimizer"]["learning_rate"], warmup=config["schedule"].get("warmup", 0),
             rule=_rule(book, row), size=float(Shape(**config["shape"]).body),
@@ -82,8 +87,8 @@ def _rule(book: LabBook, row: Row) -> DecayRule:
     return (rule_of(decays[-1]["config"]) if decays else None) or DecayRule()
 
 
-def _models(home: Path, program: str, sets: Sequence[CurveSet]) -> dict[float, CurveModel]:
-    """A law for each size, from the program's folder if these curves were fitted before."""
+def _models(home: Path, program: str, sets: Sequence[CurveSet], fit: bool) -> dict[float, CurveModel]:
+    """A law for each size, from the program's folder if these curves were fitted before; none without a fit that is wanted."""
     found: dict[float, CurveModel] = {}
     for made in sets:
         key = content_hash([_KERNELS, _DRAWS, *([c.name, c.steps.tolist(), c.losses.tolist()] for c in made.curves)])
@@ -91,6 +96,8 @@ def _models(home: Path, program: str, sets: Sequence[CurveSet]) -> dict[float, C
         try:
             model = CurveModel.from_dict(read_json(path))
         except (ArtefactError, LawError):
+            if not fit:
+                return {}
             model = fit_curves(made.curves, kernels=_KERNELS, draws=_DRAWS, unit=made.unit)
             with contextlib.suppress(UserError, OSError):  # a home that cannot be written is asked again next time
                 write_json(path, model.to_dict())
@@ -139,19 +146,7 @@ def note_average(book: LabBook, row: Row, answer: Mapping[str, Any], steps: Sequ
     return fact
 
 
-def sentence(now: DecayNow | None, averaged: Mapping[str, Any] | None) -> list[str]:
-    """The lines that ``status`` shows under a trunk."""
-    lines: list[str] = []
-    if now is not None:
-        lines.append(
-            f"  decayed now (step {now.step:,}, {now.rule.form} over {now.decay:,} steps): training loss {now.expected:.3f} "
-            f"[{now.low90:.3f}, {now.high90:.3f}] nats per token after {now.loss:.3f}, {100 * now.drop:+.1f} %"
-        )
-        lines += [f"    note: {note}" for note in now.notes]
-    if averaged is not None:
-        count = averaged["best"]
-        lines.append(
-            f"  mean of its last {count} checkpoints (up to step {averaged['step']:,}): {averaged['averages'][str(count)]:.4f} "
-            f"bits per byte after {averaged['newest']:.4f}, {100 * averaged['drop']:+.1f} %, without further training"
-        )
-    return lines
+def read_now(home: Path, book: LabBook, row: Row, *, fit: bool = True) -> Now:
+    """What the law and what averaged checkpoints say about a trunk; ``fit`` as for ``what_now``."""
+    averaged = book.fact(row["program"], FACT, Path(row["folder"]).name)
+    return Now(str(row["name"]), what_now(home, book, row, fit=fit), averaged)

@@ -13,34 +13,37 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from windtunnel.base.artefact import content_hash, write_json
+from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
 from windtunnel.comparison import find_run, open_book
-from windtunnel.home import FACTS, Home
-from windtunnel.laws.decision import (
-    Decision,
-    Outcome,
-    SeedNoise,
-    Thresholds,
-    decide,
-    detectable,
-    noise_at,
-    registry,
-)
+from windtunnel.home import Home, keep_fact
+from windtunnel.laws.decision import Decision, SeedNoise, Thresholds, decide, noise_at, registry
 from windtunnel.model.shape import Shape
+from windtunnel.report.decisions import (
+    ARM_COLUMNS,
+    DECISION,
+    arm_rows,
+    look_lines,
+    noise_line,
+    power_lines,
+    terms_line,
+    turned,
+    turned_outcome,
+    verdict_line,
+)
 from windtunnel.views import View, line, table
 
 Row = Mapping[str, Any]
-_LN2 = math.log(2)
 _NEW = {"looks": [], "decided": False}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seeds only: name of the run that was asked for, identity, N, seed to loss."""
+    """Runs that differ in their seeds only: program and name of the run that was asked for, identity, N, seed to loss."""
 
+    program: str
     name: str
     key: str
     size: int
@@ -86,27 +89,39 @@ def decide_between(
     known = registry(_groups(book, done, shared))
     noise = noise_at(known, max(arm.size for arm in arms))
     program = str(rows[0]["program"] if not swapped else rows[1]["program"])
-    fact = book.fact(program, "decision", name) or {**_NEW, **_fixed(least, alpha)}
+    kept = book.fact(program, DECISION, name)
+    fact = kept or {**_NEW, **_fixed(least, alpha)}
+    book.close()
     _same_thresholds(fact, least, alpha)
     thresholds = Thresholds(fact["least"], fact["alpha"])
     pairs = sorted(set(arms[0].losses) & set(arms[1].losses))
+    asked = {**_described(arms[::-1] if swapped else arms, noise), "corpora": shared, "swapped": swapped}
     if fact["looks"] and (fact["looks"][-1]["seeds"] == pairs or fact["decided"]):
         # Nothing new to look at, or it is decided: what was said stands, whatever the registry has learnt since.
         found = _recorded(fact["looks"][-1], len(fact["looks"]), thresholds, swapped)
+        last = {"noise": asked.pop("noise"), **fact["looks"][-1]}
+        fact = {**asked, **fact, "looks": [*fact["looks"][:-1], last]}
     else:
         found = decide(arms[0].losses, arms[1].losses, thresholds, noise=noise, look=len(fact["looks"]) + 1)
-        fact = {**fact, "looks": [*fact["looks"], _record(found, pairs, swapped)]}
-        fact["decided"] = fact["looks"][-1]["outcome"] != "more"
-        with book:
-            book.put_fact(program, "decision", name, fact)
-        write_json(Home(home).program(program) / FACTS, book.all_facts(program))
-    book.close()
-    return _view(arms, found, noise, known, shared, fact)
+        look = {**_record(found, pairs, swapped), "noise": asked.pop("noise")}
+        fact = {**fact, **asked, "looks": [*fact["looks"], look], "decided": found.outcome != "more"}
+    if fact != kept:
+        keep_fact(home, program, DECISION, name, fact)
+    return _view(arms, found, known, turned(fact, swapped))
 
 
-def _turned(outcome: Outcome, swapped: bool) -> Outcome:
-    turned: dict[Outcome, Outcome] = {"A": "B", "B": "A"}
-    return turned.get(outcome, outcome) if swapped else outcome
+def _described(arms: Sequence[Arm], noise: SeedNoise | None) -> dict[str, Any]:
+    """What a look saw, as it is kept."""
+    return {
+        "arms": [
+            {
+                "program": arm.program, "name": arm.name, "size": arm.size,
+                "losses": {str(seed): loss for seed, loss in sorted(arm.losses.items())},
+            }
+            for arm in arms
+        ],
+        "noise": noise and {"sd": noise.sd, "freedom": noise.freedom, "source": noise.source},
+    }  # fmt: skip
 
 
 def _record(found: Decision, seeds: list[int], swapped: bool) -> dict[str, Any]:
@@ -115,7 +130,7 @@ def _record(found: Decision, seeds: list[int], swapped: bool) -> dict[str, Any]:
     kept = {key: value if math.isfinite(value) else None for key, value in kept.items()}
     return {
         "seeds": seeds,
-        "outcome": _turned(found.outcome, swapped),
+        "outcome": turned_outcome(found.outcome) if swapped else found.outcome,
         "mean": -found.mean if swapped else found.mean,
         **kept,
     }
@@ -123,7 +138,8 @@ def _record(found: Decision, seeds: list[int], swapped: bool) -> dict[str, Any]:
 
 def _recorded(look: Row, number: int, thresholds: Thresholds, swapped: bool) -> Decision:
     return Decision(
-        _turned(look["outcome"], swapped), number, len(look["seeds"]), -look["mean"] if swapped else look["mean"],
+        turned_outcome(look["outcome"]) if swapped else look["outcome"], number, len(look["seeds"]),
+        -look["mean"] if swapped else look["mean"],
         math.inf if look["half_width"] is None else look["half_width"], math.nan if look["sd"] is None else look["sd"],
         look["freedom"], look["more"], thresholds,
     )  # fmt: skip
@@ -176,7 +192,9 @@ def _arm(book: LabBook, row: Row, done: Sequence[Row], corpora: Sequence[str]) -
         loss = _loss(book, one, corpora)
         if seedless(one["config"]) == key and loss is not None:
             losses[int(one["config"]["seed"])] = loss
-    return Arm(f"{row['program']}/{row['name']}", key, Shape(**row["config"]["shape"]).body, losses)
+    return Arm(
+        str(row["program"]), f"{row['program']}/{row['name']}", key, Shape(**row["config"]["shape"]).body, losses
+    )
 
 
 def _groups(book: LabBook, done: Sequence[Row], corpora: Sequence[str]) -> dict[float, list[list[float]]]:
@@ -194,46 +212,25 @@ def _groups(book: LabBook, done: Sequence[Row], corpora: Sequence[str]) -> dict[
     return found
 
 
-def _view(
-    arms: Sequence[Arm], found: Decision, noise: SeedNoise | None, known: Mapping[float, SeedNoise],
-    corpora: Sequence[str], fact: Row,
-) -> View:  # fmt: skip
-    low, high = found.interval
-    limits = found.thresholds
-    verdict = {
-        "A": f"A is better: {arms[0].name}",
-        "B": f"B is better: {arms[1].name}",
-        "too close": f"too close: whatever the difference is, it is under {100 * limits.least:g} %",
-        "more": f"need {found.more} more pairs of runs (A and B with the same {found.more} new seeds)",
-    }[found.outcome]
-    rows = [
-        (
-            letter,
-            arm.name,
-            len(arm.losses),
-            f"{sum(arm.losses.values()) / len(arm.losses) / _LN2:.4f}" if arm.losses else "",
-        )
-        for letter, arm in zip("AB", arms, strict=True)
-    ]
-    spread = (
-        f"seed noise at {si(arms[0].size)}: {100 * noise.sd:.2f} % ({noise.source})"
-        if noise else "seed noise: this home has no repeated runs near this size, the pairs speak alone"
-    )  # fmt: skip
+def _view(arms: Sequence[Arm], found: Decision, known: Mapping[float, SeedNoise], fact: Row) -> View:
+    """A decision as it is kept, its arms under the names by which they were asked for."""
+    said = [{**old, "name": arm.name} for old, arm in zip(fact["arms"], arms, strict=True)]
+    shown = {**fact, "arms": said}
+    since = [len(arm.losses) - len(one["losses"]) for arm, one in zip(arms, said, strict=True)]
     parts = [
-        table(("", "arm", "seeds", "mean bits per byte"), rows, right=(2, 3)),
-        line(f"on {', '.join(corpora)}; fixed {fact['fixed']}: less than {100 * limits.least:g} % does not matter, at most"
-             f" {100 * limits.alpha:g} % false picks over all looks"),
-        line(spread),
-        line(f"look {found.look}, {found.pairs} pairs: B − A = {100 * found.mean:+.3f} %"
-             + (f" [{100 * low:+.3f}, {100 * high:+.3f}]" if math.isfinite(found.half_width) else ", spread not known yet")),
-        line(verdict, "bold"),
-    ]  # fmt: skip
-    if math.isfinite(found.sd):
-        least = detectable(found.sd, found.pairs, limits, known=found.freedom - (found.pairs - 1))
-        parts.append(line(f"with {found.pairs} pairs a difference of {100 * least:.2g} % is found four times in five"))
+        table(ARM_COLUMNS, arm_rows(shown), right=(2, 3)),
+        line(terms_line(shown)),
+        line(noise_line(shown)),
+        *map(line, look_lines(shown)),
+        line(verdict_line(shown), "bold"),
+        *map(line, power_lines(shown)),
+    ]
+    if any(since):
+        parts.append(line(f"trained since and no part of this look: {since[0]} of A, {since[1]} of B"))
     data = {
-        **found.to_dict(), "arms": [{"name": arm.name, "losses": arm.losses} for arm in arms], "corpora": list(corpora),
-        "fixed": fact["fixed"], "registry": {si(size): {"sd": n.sd, "freedom": n.freedom} for size, n in known.items()},
+        **found.to_dict(), "arms": [{"name": one["name"], "losses": one["losses"]} for one in said],
+        "corpora": fact["corpora"], "fixed": fact["fixed"],
+        "registry": {si(size): {"sd": n.sd, "freedom": n.freedom} for size, n in known.items()},
     }  # fmt: skip
     if not math.isfinite(found.half_width):
         data |= {"interval": None, "sd": None}

@@ -178,14 +178,15 @@ def talk(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def coordinates(job: dict[str, Any]) -> dict[str, Any]:
-    """The coordinate check of a parametrization over several shapes, on the first batches of a stage's own data."""
+    """The coordinate check of a parametrization over several shapes, on the first batches of a stage's own data; one thread."""
+    prepare(choose("cpu", threads=1, compiled=False))
     stage = Stage.from_dict(job["stage"])
     loader = Loader(stage.plan, {name: open_corpus(Path(folder)) for name, folder in job["corpora"].items()})
     batches = [loader.rows(i * stage.batch, stage.batch) for i in range(job["batches"])]
     shapes = [Shape(**shape) for shape in job["shapes"]]
     check = check_coordinates(
         stage.parametrization, shapes, batches, seeds=job["seeds"], steps=job["steps"], optimizer=stage.optimizer,
-        balance=Balance(**job["balance"]) if job["balance"] else None,
+        balance=Balance(**job["balance"]) if job["balance"] else None, bars=job["bars"],
     )  # fmt: skip
     return check.to_dict()
 

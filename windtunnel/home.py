@@ -9,8 +9,12 @@ home/programs/NAME/                     prepared.json, facts.json, studies/, for
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+from windtunnel.base.artefact import write_json
+from windtunnel.base.labbook import LabBook
 
 RECORD = "record.json"
 """In a run's folder: its row and scores, as they stand in the lab book."""
@@ -55,3 +59,11 @@ class Home:
     def search(self, program: str, key: str) -> Path:
         """The record of a program's search with that key."""
         return self.program(program) / "studies" / f"search-{key[:12]}.json"
+
+
+def keep_fact(home: Path, program: str, kind: str, name: str, fact: object) -> None:
+    """Records a fact of a program in the lab book, and in the program's folder, from which a lab book is rebuilt."""
+    with closing(LabBook(Home(home).labbook)) as book:
+        with book:
+            book.put_fact(program, kind, name, fact)
+        write_json(Home(home).program(program) / FACTS, book.all_facts(program))

@@ -23,11 +23,9 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.inspect import inspect_source, render_inspection
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
-from windtunnel.decay_now import FACT as AVERAGED
-from windtunnel.decay_now import average_job, note_average, sentence, what_now
+from windtunnel.decay_now import average_job, note_average, read_now
 from windtunnel.desk import Desk, note_run
 from windtunnel.home import FACTS, Home
-from windtunnel.laws.now import DecayNow
 from windtunnel.model.serving import DynamicNtk
 from windtunnel.model.shape import Shape
 from windtunnel.pipeline import FINISH, dynamic_ntk_of, export_job, finishing, run
@@ -70,24 +68,19 @@ def status(home: Path, *, average: bool = False) -> View:
         if rows:
             columns = ("run", "state", "steps", "tokens", "time", "held-out bits per byte")
             parts.append(table(columns, rows, right=(2, 3, 4)))
-        trunks = {row["name"]: _now(home, book, row) for row in own if row["kind"] == "trunk"}
-        parts += [line(text) for now, averaged in trunks.values() for text in sentence(now, averaged)]
+        trunks = {row["name"]: read_now(home, book, row) for row in own if row["kind"] == "trunk"}
+        parts += [line(text) for now in trunks.values() for text in now.lines()]
         shown_columns = ("id", "name", "status", "steps", "tokens", "reason")
         data[program] = {
             "studies": {name: len(states) for name, states in studies.items()},
             "runs": [{**{c: row[c] for c in shown_columns}, "scores": _bits(book, row["id"])} for row in own],
             "decay_now": {
-                name: {"law": now and now.to_dict(), "averaged": averaged} for name, (now, averaged) in trunks.items()
+                name: {"law": now.law and now.law.to_dict(), "averaged": now.averaged} for name, now in trunks.items()
             },
         }
     if not parts:
         parts.append(line("no program has run here yet; try: windtunnel quickstart"))
     return View(data, tuple(parts))
-
-
-def _now(home: Path, book: LabBook, row: dict[str, Any]) -> tuple[DecayNow | None, dict[str, Any] | None]:
-    """What the law and what averaged checkpoints say about a trunk; either may have nothing to say."""
-    return what_now(home, book, row), book.fact(row["program"], AVERAGED, Path(row["folder"]).name)
 
 
 def _average_trunks(home: Path, book: LabBook) -> None:

@@ -28,16 +28,27 @@ from windtunnel.preparation import check_supply, note_target, prepare
 from windtunnel.program import Program
 from windtunnel.program_report import write_program_report
 from windtunnel.recipe import Recipe, differences, introduction, shipped, with_defaults
+from windtunnel.report.cost import cost_line, cost_of_studies
 from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
-from windtunnel.study import choose, mean_loss, part_view, seal_forecasts, train_part
+from windtunnel.study import (
+    choose,
+    mean_loss,
+    part_view,
+    seal_forecasts,
+    train_part,
+    train_scaling_part,
+    with_known_choices,
+)
 from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
 from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
 from windtunnel.train.stage import AdamW, Stage, check_ranks, optimizer_of
 from windtunnel.tunnel.search import part_of
-from windtunnel.views import View
+from windtunnel.views import View, line
 
 FINISH = "finish.json"
+_PURPOSES = {"search": "search", "scaling": "measure", "forecast": "forecast"}
+"""What the stages of a tunnel are for."""
 
 
 @dataclass
@@ -69,24 +80,17 @@ def run(
 
     Args:
         crew: how many workers small stages get.
-        part: ``3/28`` trains only that share of the search's trials, and nothing after it.
+        part: ``3/28`` trains only that share of the search's trials, or of the trunks with their branches where ``until`` is
+            "scaling", and nothing after it.
 
     Raises:
-        RecipeError: ``until`` names no stage, or the recipe has no tunnel to forecast with.
+        RecipeError: ``until`` names no stage, or the recipe has no tunnel to forecast with or nothing to search.
         LimitReached: the forecast exceeds max_loss, max_hours or max_cost.
         Stopped: a stop was asked for.
     """
-    names, share = stage_names(recipe), part_of(part) if part is not None else None
-    if until is not None and until not in names:
-        raise UserError("--until", f"expected one of {', '.join(names)}, got {until!r}")
-    if stop_after_forecast:
-        if recipe.tunnel is None:
-            raise UserError(
-                recipe.where("tunnel"),
-                "expected a [tunnel] to forecast with, found none",
-                "windtunnel run trains anyway",
-            )
-        until = "forecast"
+    share = part_of(part) if part is not None else None
+    until = "forecast" if stop_after_forecast else until
+    _check_asked(recipe, until, share)
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet, track=recipe.track, crew=crew) as desk:
         begun = time.time()
         _check_ranks(desk, recipe)
@@ -109,7 +113,34 @@ def run(
             return part_view(job.program, share, job.trials)
         if until == "search" and job.program.choices:
             return search_view(desk.home, desk.book, job.program)
+        if until == "scaling":
+            return _scaling_view(desk, job.program)
         return View({"program": recipe.name, "until": until}, (f"'{recipe.name}' is done up to '{until}'",))
+
+
+def _check_asked(recipe: Recipe, until: str | None, part: tuple[int, int] | None) -> None:
+    """Raises before any work if the recipe has no such stage, or nothing to do in it."""
+    names, tunnel = stage_names(recipe), recipe.tunnel
+    if tunnel is None and until not in names and until in _PURPOSES:
+        problem = f"expected a [tunnel] to {_PURPOSES[until]} with, found none"
+        raise UserError(recipe.where("tunnel"), problem, "windtunnel run trains anyway")
+    if until is not None and until not in names:
+        raise UserError("--until", f"expected one of {', '.join(names)}, got {until!r}")
+    if tunnel is None or until != "search" or part is not None:
+        return
+    fix = "windtunnel run takes the recipe's values, or the paper's, as they are"
+    if not tunnel.trials:
+        raise UserError(recipe.where("tunnel.trials"), "expected trials to search with, got 0", fix)
+    if not Program(recipe).searched:
+        problem = "expected a hyper-parameter that the recipe leaves open, got a value for each"
+        raise UserError(recipe.where("tunnel.space"), problem, f"leave one out or name other axes; {fix}")
+
+
+def _scaling_view(desk: Desk, program: Program) -> View:
+    """What the scaling study has cost, and what comes next."""
+    cost = cost_of_studies(desk.book, program.name, ("scaling",))
+    text = f"the scaling study of '{program.name}': {cost_line(cost)}; windtunnel law scale fits the law"
+    return View({"program": program.name, "until": "scaling", "cost": cost}, (line(text),))
 
 
 def _check_ranks(desk: Desk, recipe: Recipe) -> None:
@@ -143,6 +174,9 @@ def _prepare(job: Job) -> None:
 
 
 def _choose(job: Job) -> None:
+    if job.part is not None and job.until == "scaling":
+        job.program = with_known_choices(job.desk.home, job.program)
+        return
     if job.part is not None:
         job.trials = train_part(job.desk, job.program, job.part)
         return
@@ -150,6 +184,9 @@ def _choose(job: Job) -> None:
 
 
 def _seal(job: Job) -> None:
+    if job.part is not None:
+        job.trials = train_scaling_part(job.desk, job.program, job.part)
+        return
     job.sealed = seal_forecasts(job.desk, job.program)
 
 
@@ -392,7 +429,7 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
 
 def _report(job: Job) -> None:
     desk, name = job.desk, job.program.name
-    write_program_report(desk.book, desk.home.root, name, desk.home.program(name) / "report.html")
+    write_program_report(desk.book, desk.home.root, name, desk.home.program(name) / "report.html", fit=False)
 
 
 def _note_change(desk: Desk, recipe: Recipe) -> None:

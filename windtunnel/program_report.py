@@ -1,4 +1,6 @@
-"""The report of a program with what its home knows beside it: forecasts of whole curves, and the ledger. Needs no torch."""
+"""The report of a program with what its home knows beside it: forecasts of whole curves, what a decay now would give, and the
+ledger. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +11,34 @@ from typing import Any
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import si
 from windtunnel.curve_runs import curve_of, curve_score
+from windtunnel.decay_now import read_now
 from windtunnel.laws.design import rates_of
 from windtunnel.laws.sealed import CURVE
 from windtunnel.ledger import forecasts, target_run
 from windtunnel.model.shape import Shape
 from windtunnel.report.curve_forecast import CurvePicture, Line
 from windtunnel.report.page import write_report
+from windtunnel.report.programme import target_runs
 from windtunnel.train.schedule import Schedule
 
 Row = Mapping[str, Any]
 
 
-def write_program_report(book: LabBook, home: Path, program: str, out: Path, *, share: bool = False) -> Path:
-    """Writes the report of a program, the forecasts of its curves and the home's ledger included, and returns its path.
+def write_program_report(
+    book: LabBook, home: Path, program: str, out: Path, *, share: bool = False, fit: bool = True
+) -> Path:
+    """Writes the report of a program with all that its home knows beside it, and returns its path.
+
+    Args:
+        share: leave out all text that was trained on or written by a model, and other programs.
+        fit: fit the laws that a decay from now needs, if they are not kept yet.
 
     Raises:
         UserError: the book knows no such program, or the file cannot be written.
     """
+    now = [read_now(home, book, row, fit=fit) for row in target_runs(book, program)[:1]]
     return write_report(
-        book, program, out, share=share, curves=curve_pictures(book, program), ledger=forecasts(home).data
+        book, program, out, share=share, curves=curve_pictures(book, program), ledger=forecasts(home).data, now=now
     )
 
 

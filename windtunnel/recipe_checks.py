@@ -273,6 +273,10 @@ def _space(recipe: Recipe) -> Iterator[Problem]:
         if recipe.given(_STATED[axis.name]):
             problem = f"expected a value that the recipe leaves open, but {_STATED[axis.name]} states it"
             yield Problem(f"tunnel.space.{axis.name}", problem, "leave one of them out")
+    names = {axis.name for axis in space}
+    if "decay" in names and "weight_decay" not in names and not recipe.optimizer.weight_decay:
+        problem = "expected a weight decay that can have several forms, got optimizer.weight_decay = 0"
+        yield Problem("tunnel.space.decay", problem, "leave one of them out")
     if not tunnel.trials:
         yield Problem("tunnel.space", "expected trials that search it, got tunnel.trials = 0", "leave one of them out")
     elif tunnel.sampler == "grid":

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import RenderableType
 
+from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import UserError
-from windtunnel.base.units import Length, si
+from windtunnel.base.units import Length
 from windtunnel.comparison import find_run, open_book
-from windtunnel.curve_runs import CurveSet, read_curves, set_for, usual_rule
+from windtunnel.curve_runs import CurveSet, alike, read_curves, set_for, usual_rule
+from windtunnel.home import keep_fact
 from windtunnel.laws.curve_fit import CurveModel, fit_curves
 from windtunnel.laws.design import DecayRule, Design, design
+from windtunnel.report.decay_design import (
+    DESIGN,
+    SHARE_COLUMNS,
+    advice_line,
+    alike_line,
+    design_rows,
+    design_title,
+    form_line,
+    law_lines,
+    note_lines,
+    share_rows,
+)
 from windtunnel.train.schedule import FORMS, Form
 from windtunnel.views import View, line, table
 
@@ -42,6 +58,8 @@ def schedule(
 ) -> View:  # fmt: skip
     """Chooses the decay for a run of some length from one run of a home and those alike, or from tables.
 
+    The answer for a run of a home becomes a fact of its program.
+
     Args:
         sources: one run of the home, or CSV files with the columns step, lr, loss.
         length: of the run to be designed, its decay included: tokens, or steps.
@@ -54,23 +72,35 @@ def schedule(
         UserError: the sources, the length or the rule are not what they should be.
         LawError: no law can be fitted to these curves.
     """
-    usual, whose = None if against is None else parse_rule(against), ""
+    usual, whose, row = None if against is None else parse_rule(against), "", None
     if all(name.endswith(".csv") for name in sources):
         made = read_curves([Path(name) for name in sources], warmup)
     elif len(sources) > 1:
         raise UserError("SOURCE", "expected one run or CSV files, got several names that are not all .csv files")
     else:
-        book = open_book(home)
-        row = find_run(book, sources[0])
-        made = set_for(book, sources[0], row)
-        if usual is None and (own := usual_rule(book, row)) is not None:
-            usual, whose = own
+        with closing(open_book(home)) as book:
+            row = find_run(book, sources[0])
+            made = set_for(book, sources[0], row)
+            if usual is None and (own := usual_rule(book, row)) is not None:
+                usual, whose = own
     steps = _steps(length, made)
     model = fit_curves(made.curves, unit=made.unit)
     found = design(model, made.curves, steps, warmup=made.warmup, usual=usual or DecayRule(), anywhere=anywhere)
     if whose:
         found = replace(found, notes=(*found.notes, f"the usual decay is that of {whose}; --against names another"))
-    return _view(made, model, found)
+    fact = _fact(made, model, found)
+    unkept = "" if row is None else _keep(home, row, fact, anywhere)
+    return _view(fact, unkept)
+
+
+def _keep(home: Path, row: Mapping[str, Any], fact: Mapping[str, Any], anywhere: bool) -> str:
+    """Records the answer for the report; why it could not, where the home is only to be read."""
+    asked = [alike(row["config"]), fact["steps"], fact["usual"], anywhere]
+    try:
+        keep_fact(home, row["program"], DESIGN, content_hash(asked)[:12], fact)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _steps(length: str, made: CurveSet) -> int:
@@ -83,39 +113,27 @@ def _steps(length: str, made: CurveSet) -> int:
     return max(1, round(asked.tokens(parameters=made.parameters) / made.step_tokens))
 
 
-def _view(made: CurveSet, model: CurveModel, found: Design) -> View:
-    value, low, high = found.expected
-    gain, rule = found.gain, found.chosen
-    decay = found.steps - found.start
-    tokens = f" ({si(found.steps * made.step_tokens)} tokens)" if made.step_tokens else ""
-    weights = ", ".join(f"{f.law.kernel} {w:.0%}" for f, w in zip(model.fits, model.weights, strict=True))
-    parts: list[RenderableType] = [
-        line(f"decay for {found.steps:,} updates{tokens}; {made.label}", "bold"),
-        line(f"  law from {len(made.curves)} curves, {made.decays} of them with a falling rate: {weights}"),
-        line(
-            f"  error at the end of curves left out {100 * model.held_out:.2f} %, noise of a point {100 * model.noise:.2f} %"
-        ),
-        line(f"  best by the law   {rule}"),
-        line(f"                    starts after update {found.start:,}, takes {decay:,}"),
-        line(f"  expected loss     {value:.4f} [{low:.4f}, {high:.4f}] {made.unit} (90 %)"),
-        line(f"  usual decay       {found.usual_expected:.4f} with {found.usual}"),
-        line(f"  expected gain     {gain.gain:.4f} [{gain.low90:.4f}, {gain.high90:.4f}] (90 %)"),
-    ]
-    if found.tells:
-        parts.append(
-            line(f'take it: form = "{rule.form}", length = "{100 * rule.share:.3g}%", floor = {rule.floor:g}', "bold")
-        )
-    else:
-        parts.append(line("the law cannot tell the two apart: keep the usual decay", "bold"))
-    near, far = found.as_good
-    parts.append(line(f"  shares that it cannot tell from the best: {100 * near:.3g} % to {100 * far:.3g} %"))
-    rows = [(f"{100 * s:.3g} %", f"{excess:+.4f}", "worse" if tells else "") for s, excess, tells in found.shares]
-    parts.append(table(("share", "loss above the best", "can tell"), rows, right=(0, 1)))
-    parts.append(line("by form: " + ", ".join(f"{form} {excess:+.4f}" for form, excess in found.forms)))
-    parts += [line(f"note: {text}") for text in (*found.notes, *(f"left out: {why}" for why in made.left_out))]
-    data = {
-        **found.to_dict(), "curves": [c.name for c in made.curves], "unit": made.unit, "held_out": model.held_out,
+def _fact(made: CurveSet, model: CurveModel, found: Design) -> dict[str, Any]:
+    return {
+        **found.to_dict(), "as_good": list(found.as_good), "label": made.label, "unit": made.unit,
+        "tokens": found.steps * made.step_tokens if made.step_tokens else None,
+        "curves": [c.name for c in made.curves], "decays": made.decays, "held_out": model.held_out, "noise": model.noise,
         "weights": {f.law.kernel: w for f, w in zip(model.fits, model.weights, strict=True)},
         "left_out": list(made.left_out),
     }  # fmt: skip
-    return View(data, tuple(parts))
+
+
+def _view(fact: dict[str, Any], unkept: str) -> View:
+    parts: list[RenderableType] = [
+        line(design_title(fact), "bold"),
+        *(line(f"  {text}") for text in law_lines(fact)),
+        *(line(f"  {what:<18}{text}") for what, text in design_rows(fact)),
+        line(advice_line(fact), "bold"),
+        line(f"  {alike_line(fact)}"),
+        table(SHARE_COLUMNS, share_rows(fact), right=(0, 1)),
+        line(form_line(fact)),
+        *(line(text) for text in note_lines(fact)),
+    ]
+    if unkept:
+        parts.append(line(f"not kept for the report: {unkept}"))
+    return View(fact, tuple(parts))

@@ -26,7 +26,8 @@ def search_view(home: Home, book: LabBook, program: Program) -> View:
     """
     fact = read_json(home.search(program.name, program.search_key))
     cost = cost_of_studies(book, program.name, ("search", "check"))
-    parts = (*_parts(program.name, fact), line(f"the search with its check: {cost_line(cost)}"))
+    drawn = line(f"windtunnel report {program.name} draws the loss over each parameter")
+    parts = (*_parts(program.name, fact), line(f"the search with its check: {cost_line(cost)}"), drawn)
     return View({"program": program.name, "until": "search", **fact, "cost": cost}, parts)
 
 

@@ -27,7 +27,7 @@ from windtunnel.tunnel.halving import Ladder, rungs_of
 from windtunnel.tunnel.promotion import ByForecast, ByRank, places_of, rate_column
 from windtunnel.tunnel.propose import BLIND, Trial
 from windtunnel.tunnel.scaling import ScalingRun
-from windtunnel.tunnel.search import SearchResult, numbered_points, search, share_of
+from windtunnel.tunnel.search import AllFailed, SearchResult, numbered_points, search, share_of
 from windtunnel.tunnel.space import Axis, Space, Values, apply, apply_to_shape, inside, to_dicts
 from windtunnel.views import View, line
 
@@ -110,6 +110,25 @@ def train_part(desk: Desk, program: Program, part: tuple[int, int]) -> int:
     return len(own)
 
 
+def train_scaling_part(desk: Desk, program: Program, part: tuple[int, int]) -> int:
+    """Trains one share of the scaling study's trunks with their branches; returns the number of its runs.
+
+    Raises:
+        UserError: the search whose choices the trunks need has not ended in this home.
+    """
+    assert program.prepared is not None
+    assert program.recipe.tunnel is not None
+    if program.recipe.tunnel.trials and program.searched and not program.choices:
+        fix = "end windtunnel tunnel search in one home and copy that home, or write its choices into the recipe"
+        raise UserError("--part", "expected a search that has ended, whose choices all trunks share, found none", fix)
+    runs = share_of(program.scaling(), part)
+    stages = [run.trunk for run in runs] + [branch for run in runs for _, branch in run.branches]
+    if stages:
+        title = f"scaling: part {part[0]} of {part[1]}, {len(stages)} runs"
+        desk.train(title, "scaling", stages, program.prepared)
+    return len(stages)
+
+
 def part_view(program: Program, part: tuple[int, int], trials: int) -> View:
     """What a command says that trained a share of a study."""
     text = (
@@ -159,28 +178,51 @@ def _search(desk: Desk, program: Program) -> tuple[SearchResult, Gap | None]:
     tunnel, prepared, mixture = program.recipe.tunnel, program.prepared, program.recipe.mixture
     assert tunnel is not None
     assert prepared is not None
+    lost: dict[str, Result] = {}
 
     def evaluate(points: Sequence[tuple[int, Values]]) -> list[float | None]:
         stages = search_stages(program, points)
         title = f"search: trials {points[0][0] + 1}–{points[-1][0] + 1} of {tunnel.trials}"
         results = desk.train(title, "search", stages, prepared)
+        lost.update(_failed(stages, results))
         return [_loss(results[stage.key], mixture) for stage in stages]
 
     enough = _Enough(desk, program)
     ladder = Rungs(desk, program) if tunnel.prune != "none" else None
-    found = search(
-        program.space, tunnel.trials, program.recipe.seed, ladder.evaluate if ladder else evaluate, per_round=tunnel.per_round,
-        first=inside(program.space, program.starting_values()), sampler=tunnel.sampler, on_edge=tunnel.on_edge,
-        revise=ladder.revise if ladder else lambda trial: trial,
-        enough=enough if tunnel.stop == "enough" else lambda space, done: "",
-    )  # fmt: skip
+    try:
+        found = search(
+            program.space, tunnel.trials, program.recipe.seed, ladder.evaluate if ladder else evaluate,
+            per_round=tunnel.per_round, first=inside(program.space, program.starting_values()), sampler=tunnel.sampler,
+            on_edge=tunnel.on_edge, revise=ladder.revise if ladder else lambda trial: trial,
+            enough=enough if tunnel.stop == "enough" else lambda space, done: "",
+        )  # fmt: skip
+    except AllFailed as error:
+        fix = _way_out(program, ladder.lost if ladder else lost)
+        raise AllFailed(error.trials, program.recipe.where("tunnel.space"), fix) from None
     return found, remaining_gap(found.space, found.trials, enough.noise(found.best.loss))
+
+
+def _failed(stages: Sequence[Stage], results: Mapping[str, Result]) -> dict[str, Result]:
+    """Results without a score, by the stage's name."""
+    return {stage.name: result for stage in stages if "failed" in (result := results[stage.key])}
+
+
+def _way_out(program: Program, lost: Mapping[str, Result]) -> str:
+    """What to do about a search of which no trial ended."""
+    lower = "lower its learning rates" if "learning_rate" in program.searched else "lower optimizer.lr"
+    crashed = [(name, result["failed"]) for name, result in lost.items() if not result.get("diverged")]
+    if not crashed:
+        return lower
+    name, reason = crashed[0]
+    mend = f"mend what ended {name} ({reason}), then windtunnel clean --failed --really lets the next call try"
+    return mend if len(crashed) == len(lost) else f"{lower}, or {mend}"
 
 
 class Rungs:
     """Trials as trunks with a decay branch on each rung, of which only some go on to the next: the best, or the most promising.
 
-    ``rungs`` are the judged lengths, shortest first; ``values`` the hyper-parameters of each trial by its number.
+    ``rungs`` are the judged lengths, shortest first; ``values`` the hyper-parameters of each trial by its number; ``lost`` what
+    failed, by name.
     """
 
     def __init__(self, desk: Desk, program: Program) -> None:
@@ -195,6 +237,7 @@ class Rungs:
         longest = max([warmup, *(round(share * self._steps) for share in shares)])
         self.rungs = rungs_of(self._steps, _TRIAL_DECAY, longest)
         self.values: dict[int, Values] = {}
+        self.lost: dict[str, Result] = {}
         by_forecast = ByForecast(self.rungs, places_of(program.space, self.values), rate_column(program.space))
         self._ladder = Ladder(self.rungs, by_forecast if tunnel.prune == "forecast" else ByRank())
 
@@ -219,6 +262,7 @@ class Rungs:
         title = f"search: {len(numbers)} trials on rung {rung + 1} of {len(self.rungs)}"
         stages = [trunk for trunk, _ in pairs.values()] + [branch for _, branch in pairs.values()]
         results = self._desk.train(title, "search", stages, prepared)
+        self.lost |= _failed([trunk for trunk, _ in pairs.values()], results)
         return {number: _loss(results[branch.key], mixture) for number, (_, branch) in pairs.items()}
 
     def stages(self, number: int, rung: int) -> tuple[Stage, Stage]:

@@ -62,7 +62,7 @@ SURFACE = {
     "tunnel": "--help",
     "tunnel search": "--devices --help --home --part --set --workers --workers-per-gpu recipe",
     "tunnel merge": "--help --into --mixed-numerics homes",
-    "tunnel scale": "--devices --help --home --set --workers --workers-per-gpu recipe",
+    "tunnel scale": "--devices --help --home --part --set --workers --workers-per-gpu recipe",
     "tunnel transfer": "--axes --devices --help --home --json --part --set --workers --workers-per-gpu recipe",
     "tunnel batch": "--devices --help --home --json --part --set --workers --workers-per-gpu recipe",
     "tunnel coordinates": "--help --home --json --out --set recipe",
@@ -295,7 +295,12 @@ HOME = Path("some-home")
             (HOME,),
             {"devices": None, "part": None, "crew": Crew("3", "auto")},
         ),
-        ("tunnel scale quickstart", "run", (HOME,), {"until": "scaling", "devices": None, "crew": Crew()}),
+        (
+            "tunnel scale quickstart --part 2/3",
+            "run",
+            (HOME,),
+            {"until": "scaling", "devices": None, "part": "2/3", "crew": Crew()},
+        ),
         (
             "tunnel transfer quickstart --part 2/3",
             "transfer",

@@ -302,6 +302,7 @@ def test_a_preset_gives_what_the_recipe_leaves_out_and_nothing_else() -> None:
         recipe = parse_recipe({**tables, "tunnel": {"preset": preset}})
         assert recipe.tunnel is not None
         assert (recipe.tunnel.search_size, recipe.tunnel.trial_tokens, recipe.tunnel.sampler) == (size, None, "gp")
+        assert recipe.tunnel.stop == "enough"  # it ends by itself; the trials are the most it takes
         assert Program(recipe).searched == ("learning_rate", "init_std", "scale_emb", "scale_depth")
         (stage,) = search_stages(Program(recipe), [(0, {"learning_rate": 0.01})])
         assert stage.tokens == pytest.approx(10 * stage.shape.body, rel=0.01)

@@ -242,6 +242,8 @@ LINES = [
     ("mixture = { more = 1 }", "[export]\nformat = 'gguf'", "export.format: expected 'llama', got 'gguf'"),
     ("mixture = { more = 1 }", "[machine]\ncount = 0", "machine.count: expected a number of at least 1, got 0"),
     ("mixture = { more = 1 }", "[machine]\nprice = -1", "machine.price: expected a number of at least 0, got -1"),
+    ("mixture = { more = 1 }", '[optimizer]\nweight_decay = 0\n[tunnel.space]\ndecay = ["plain", "independent"]',
+     "tunnel.space.decay: expected a weight decay that can have several forms, got optimizer.weight_decay = 0; leave one of them out"),
     ("mixture = { more = 1 }", "[optimizer]\nlr = 0", "optimizer.lr: expected a number above 0, got 0"),
     ("mixture = { more = 1 }", "[optimizer]\nbeta1 = 1.0", "optimizer.beta1: expected a number below 1, got 1.0"),
     ("mixture = { more = 1 }", "[optimizer]\nlearning_rate = 0.1", "optimizer.learning_rate: expected a known key"),

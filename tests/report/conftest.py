@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.labbook import LabBook
+from windtunnel.laws.curve_law import CurveLaw
+from windtunnel.laws.design import rates_of
 from windtunnel.laws.forecast import Forecast, forecast, score
 from windtunnel.laws.points import Point
 from windtunnel.model.family import FAMILIES
@@ -284,3 +289,52 @@ def make_book(tmp_path: Path) -> Iterator[Callable[..., LabBook]]:
     yield make
     for book in books:
         book.close()
+
+
+def planted_losses(stage: Stage, size: float) -> list[float]:
+    """The training loss of every update of a stage's run from the trunk's first on, by a curve law that knows the size."""
+    law = CurveLaw(
+        "power",
+        {"L0": 3.0 * size**-0.01, "A": 0.5, "alpha": 0.5, "B": 15.0 * size**0.05, "tau": 20.0, "beta": 0.4},
+    )
+    rates = rates_of(stage.schedule, stage.optimizer.learning_rate, stage.steps)
+    losses = law.losses(rates, np.arange(1, stage.steps + 1))
+    return [float(loss) * (1 + 0.003 * wobble(i)) for i, loss in enumerate(losses, 1)]
+
+
+@pytest.fixture
+def home_of_curves(tmp_path: Path) -> Path:
+    """A home with the whole program whose proxies have planted loss curves and whose trunk has a file of metrics."""
+    with closing(LabBook(tmp_path / "labbook.sqlite")) as book:
+        fill(book, PARTS)
+        with book:
+            for row in book.runs(program=NAME, study="scaling"):
+                stage = Stage.from_dict(row["config"])
+                first, losses = stage.start.step if stage.start else 0, planted_losses(stage, stage.shape.body)
+                book.put_metrics(row["id"], [(i, "loss", v) for i, v in enumerate(losses, 1) if i > first])
+    trunk = stages()[0]
+    metrics = tmp_path / "programs" / NAME / "runs" / trunk.folder_name / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    losses = planted_losses(trunk, trunk.shape.body)
+    metrics.write_text("".join(json.dumps([i, {"loss": loss}]) + "\n" for i, loss in enumerate(losses, 1)))
+    return tmp_path
+
+
+@pytest.fixture
+def add_arm(home_of_curves: Path) -> Callable[..., None]:
+    """Writes finished trials of a recipe that differs from others in its learning rate: arm, then seed to nats per byte."""
+
+    def write(arm: str, losses: Mapping[int, float], program: str = NAME) -> None:
+        base = trial_stage("t", shape_of("0.02M"), setting(), 122, 24)
+        optimizer = AdamW(learning_rate=0.01 + ord(arm) / 1e4)
+        with closing(LabBook(home_of_curves / "labbook.sqlite")) as book, book:
+            for seed, loss in losses.items():
+                stage = replace(
+                    base, name=f"{arm}-{seed}", seed=seed, plan=replace(base.plan, seed=seed), optimizer=optimizer
+                )
+                run = f"{program}/{stage.folder_name}"
+                book.put_run(run, program=program, kind="trial", name=stage.name, study="aside", status="done",
+                             folder=f"programs/{program}/runs/{stage.folder_name}", config=stage.to_dict(), steps=122)  # fmt: skip
+                book.put_score(run, "wiki", "nats_per_byte", loss, "nats per UTF-8 byte", 100)
+
+    return write

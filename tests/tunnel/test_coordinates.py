@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from windtunnel import coordinate_study
 from windtunnel.corpus.loader import Rows
 from windtunnel.model.parametrization import TABLES, WIDTH_MULTIPLIERS, Column, Name, Parametrization, Power, Role
 from windtunnel.model.shape import Shape
@@ -113,12 +114,15 @@ def test_each_missing_multiplier_fails_the_check(missing: str) -> None:
         slope for slope in check.failures() if min(abs(slope.low), abs(slope.high)) > 0.1 and slope.low * slope.high > 0
     ]
     assert clear, "no interval excludes a flat line"
+    assert replace(check, own_bars=coordinate_study.BARS).failures(), "the bars for a recipe's own data let it pass"
 
 
 def test_the_standard_parametrization_fails_the_check() -> None:
     check = check_coordinates(Parametrization.named("standard"), _shapes(), _batches(), seeds=[0, 1], steps=(1, 3))
     _show("standard", check)
     assert max(abs(check.steepest(kind).value) for kind in ("stream", "block", "logits")) > 0.3
+    at_blocks = replace(check, own_bars={**coordinate_study.BARS, "stream": 9.0, "logits": 9.0, "update": 9.0})
+    assert {slope.kind for slope in at_blocks.failures()} == {"block"}
 
 
 def test_a_slope_is_the_exponent_of_the_width() -> None:

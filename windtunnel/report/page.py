@@ -25,6 +25,8 @@ from windtunnel.report import (
     context,
     curves,
     decay_data,
+    decay_design,
+    decisions,
     dynamics,
     experts,
     figures,
@@ -37,6 +39,7 @@ from windtunnel.report import (
 from windtunnel.report import ledger as ledgers
 from windtunnel.report.cost import read_cost
 from windtunnel.report.curve_forecast import CurvePicture
+from windtunnel.report.decay_now import NOW_COLUMNS, Now
 from windtunnel.report.svg import FIGURE_CSS
 from windtunnel.report.templates import environment, human, macro, package_text, times, visible
 from windtunnel.report.words import Words
@@ -76,7 +79,7 @@ class Section:
 
 def write_report(
     book: LabBook, program: str, out: Path, *, share: bool = False, curves: Sequence[CurvePicture] = (),
-    ledger: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Any] | None = None, now: Sequence[Now] = (),
 ) -> Path:  # fmt: skip
     """Writes the report of a program as one HTML file and returns its path.
 
@@ -87,6 +90,7 @@ def write_report(
         share: leave out samples, answers and all other text that was trained on or written by a model, and other programs.
         curves: forecasts of whole curves.
         ledger: the forecasts of the home, as ``ledger.forecasts`` tells them.
+        now: what trunks would give if they decayed now.
 
     Raises:
         UserError: the book knows no such program, or the file cannot be written.
@@ -94,13 +98,13 @@ def write_report(
     if program not in book.programs():
         known = ", ".join(book.programs()) or "none"
         raise UserError("report", f"expected a program of this lab book ({known}), got {program!r}")
-    write_bytes(out, render(book, program, share=share, curves=curves, ledger=ledger).encode())
+    write_bytes(out, render(book, program, share=share, curves=curves, ledger=ledger, now=now).encode())
     return out
 
 
 def render(
     book: LabBook, program: str, *, share: bool = False, curves: Sequence[CurvePicture] = (),
-    ledger: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Any] | None = None, now: Sequence[Now] = (),
 ) -> str:  # fmt: skip
     """The report as HTML text; arguments as ``write_report``'s."""
     forecasts, runs = story.read_forecasts(book, program), programme.target_runs(book, program)
@@ -108,12 +112,15 @@ def render(
         "forecast": _forecast(book, program, forecasts),
         "question": _question(book, program, runs),
         "tunnel": _tunnel(book, program),
+        "coordinates": _coordinates(book, program),
         "transfer": _transfer(book, program),
         "batch": _batch(book, program),
         "law": _law(forecasts),
         "scale": _scale(book, program),
         "curve": _curve(curves),
+        "schedule": _schedule(book, program, share),
         "training": _training(book, runs),
+        "now": _now(now),
         "experts": _experts(book, runs),
         "upcycling": _upcycling(book, program),
         "decay": _decay(book, runs),
@@ -123,6 +130,7 @@ def render(
         "answers": _answers(book, program, runs),
         "context": _context(book, program),
         "samples": _samples(book, program, share),
+        "decisions": _decisions(book, program, share),
         "ledger": _ledger(ledger, program, share),
         "cost": _cost(book, program),
         "provenance": _provenance(book, program, forecasts, share),
@@ -146,12 +154,15 @@ _TITLES = {
     "forecast": ("Forecast and outcome", "The sealed forecast beside the outcome"),
     "question": ("Question", "What was asked"),
     "tunnel": ("Tunnel", "What the tunnel found"),
+    "coordinates": ("Coordinates", "Do wide models compute with changes as large as narrow ones?"),
     "transfer": ("Transfer", "What carries over, and what it costs where it does not"),
     "batch": ("Batch", "Which batch, and what half or double of it costs"),
     "law": ("Law", "The law and its points"),
     "scale": ("By corpus", "The law corpus by corpus"),
     "curve": ("Whole curve", "The whole curve, forecast"),
+    "schedule": ("Choice of decay", "Which decay the law would choose"),
     "training": ("Trunk and branches", "The trunk and its branches"),
+    "now": ("Decay now", "What a decay now would give"),
     "experts": ("Experts", "Which experts the tokens went to"),
     "upcycling": ("Upcycling", "Experts beside a dense continuation"),
     "decay": ("Decay data", "What the decay data did"),
@@ -161,6 +172,7 @@ _TITLES = {
     "answers": ("Answers", "What post-training changed"),
     "context": ("Longer context", "What the longer context brought"),
     "samples": ("Samples", "The first samples"),
+    "decisions": ("Decisions", "Which of two recipes is better"),
     "ledger": ("Ledger", "Every forecast of this home"),
     "cost": ("Cost", "What it cost"),
     "provenance": ("Provenance", "Provenance"),
@@ -239,6 +251,15 @@ def _small(found: story.Tunnel, name: str) -> Callable[[int], str]:
     )
 
 
+def _coordinates(book: LabBook, program: str) -> Markup | None:
+    checks = studies.read_coordinates(book, program)
+    if not checks:
+        return None
+    figure = Pair.of(lambda width: studies.coordinate_figure(checks, width, alone=False))
+    first = next(iter(checks.values()))
+    return macro("coordinates", studies.coordinate_columns(checks), studies.coordinate_rows(checks), first, figure)
+
+
 def _transfer(book: LabBook, program: str) -> Markup | None:
     found = studies.read_transfer(book, program)
     if not found:
@@ -279,6 +300,40 @@ def _scale(book: LabBook, program: str) -> Markup | None:
 
 def _curve(pictures: Sequence[CurvePicture]) -> Markup | None:
     return macro("curve", [(one, Pair.of(one.draw)) for one in pictures]) if pictures else None
+
+
+def _schedule(book: LabBook, program: str, share: bool) -> Markup | None:
+    found = [story.without_paths(fact) for fact in decay_design.read_designs(book, program, share=share)]
+    if not found:
+        return None
+    return macro("schedule", decay_design.SHARE_COLUMNS, [
+        (
+            decay_design.design_title(fact), decay_design.advice_line(fact), decay_design.design_rows(fact),
+            Pair.of(partial(decay_design.share_figure, fact)), decay_design.share_rows(fact),
+            [decay_design.alike_line(fact), decay_design.form_line(fact), *decay_design.law_lines(fact)],
+            decay_design.note_lines(fact),
+        )
+        for fact in found
+    ])  # fmt: skip
+
+
+def _now(said: Sequence[Now]) -> Markup | None:
+    found = [(one.trunk, one.rows(), one.notes()) for one in said if one]
+    return macro("now", NOW_COLUMNS, found) if found else None
+
+
+def _decisions(book: LabBook, program: str, share: bool) -> Markup | None:
+    found = decisions.read_decisions(book, program, share=share)
+    if not found:
+        return None
+    return macro("decisions", decisions.ARM_COLUMNS, [
+        (
+            decisions.decision_title(fact), decisions.verdict_line(fact), decisions.arm_rows(fact),
+            Pair.of(partial(decisions.decision_figure, fact)), decisions.look_lines(fact),
+            [decisions.terms_line(fact), decisions.noise_line(fact), *decisions.power_lines(fact)],
+        )
+        for fact in found
+    ])  # fmt: skip
 
 
 def _training(book: LabBook, runs: list[dict[str, Any]]) -> Markup | None:

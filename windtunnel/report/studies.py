@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.report.cost import runs_of
+from windtunnel.report.cost import COORDINATES, runs_of
 from windtunnel.report.figures import NARROW
 from windtunnel.report.story import LN2
 from windtunnel.report.svg import SHADES, Axis, Canvas, compact, x_axis, y_axis
@@ -160,29 +160,61 @@ _KINDS = {
 }  # fmt: skip
 
 
-def coordinate_figure(checks: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row of panels for each check: change since initialisation over width, a line a quantity, pale for the first steps; dashed
-    the sizes at initialisation.
+def read_coordinates(book: LabBook, program: str) -> dict[str, dict[str, Any]]:
+    """The coordinate checks of a program by name; none where the study was not run."""
+    return book.fact(program, COORDINATES, "width") or {}
 
-    Both axes are logarithmic; under a parametrization that carries over the lines lie flat. An SVG file of its own.
+
+def coordinate_columns(checks: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """The columns of ``coordinate_rows``."""
+    return ("parametrization", "verdict", *next(iter(checks.values()))["bars"], "sizes at init")
+
+
+def coordinate_rows(checks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each check: the verdict, the steepest slope of each kind beside its bar, and those before training."""
+    rows = []
+    for name, check in checks.items():
+        kinds = list(check["bars"])
+        at_init = [f"{kind} {_steepest(check, kind, init=True)}" for kind in kinds if kind != "logits"]
+        cells = [f"{_steepest(check, kind)} (± {check['bars'][kind]:g})" for kind in kinds]
+        rows.append((name, _coordinate_verdict(check), *cells, ", ".join(at_init)))
+    return rows
+
+
+def _steepest(check: Mapping[str, Any], kind: str, *, init: bool = False) -> str:
+    """The slope of one kind that is farthest from zero among those that are judged."""
+    judged = (s["value"] for s in check["slopes"] if s["judged"] and s["kind"] == kind and init == (not s["step"]))
+    return f"{max(judged, key=abs):+.3f}".replace("-", "−")
+
+
+def _coordinate_verdict(check: Mapping[str, Any]) -> str:
+    failed = len(check["failures"])
+    return f"{failed} too steep" if failed else "flat"
+
+
+def coordinate_figure(checks: Mapping[str, Mapping[str, Any]], width: float = 1062, *, alone: bool = True) -> str:
+    """Panels for each check: change since initialisation over width, a line a quantity, pale for the first steps; dashed the
+    sizes at initialisation.
+
+    Both axes are logarithmic; under a parametrization that carries over the lines lie flat. ``alone``: an SVG file of its own.
     """
-    panel, tall, left, top = 210, 190, 46, 52
+    across = 2 if width < NARROW else len(_KINDS)
+    tall, left, top = 190, 46, 52 if alone else 20
+    panel, down = (width - left) / across - 44, tall + 52
+    block = down * math.ceil(len(_KINDS) / across) + 32
     canvas = Canvas(
-        left + (panel + 44) * len(_KINDS), (tall + 84) * len(checks) + top,
-        "Change of what the network computes over its width: " + "; ".join(checks),
-    )  # fmt: skip
-    steps = [step for step in next(iter(checks.values()))["steps"] if step]
-    canvas.text(
-        0, 4, f"dashed: size at initialisation; pale to dark: change after {' '.join(map(str, steps))} steps", "m"
+        width, block * len(checks) + top, "Change of what the network computes over its width: " + "; ".join(checks)
     )
+    if alone:
+        steps = " ".join(str(step) for step in next(iter(checks.values()))["steps"] if step)
+        canvas.text(0, 4, f"dashed: size at initialisation; pale to dark: change after {steps} steps", "m")
     for row, (name, check) in enumerate(checks.items()):
-        head = top + (tall + 84) * row
-        failed = len(check["failures"])
-        canvas.text(0, head - 12, f"{name}: {'flat' if not failed else f'{failed} slopes too steep'}", "b")
-        for column, (kind, words) in enumerate(_KINDS.items()):
-            start = left + (panel + 44) * column
-            _panel(canvas, check, kind, words, (start, start + panel, head + 22, head + tall))
-    return canvas.render(alone=True)
+        head = top + block * row
+        canvas.text(0, head - 12, f"{name}: {_coordinate_verdict(check)}", "b")
+        for place, (kind, words) in enumerate(_KINDS.items()):
+            start, upper = left + (panel + 44) * (place % across), head + down * (place // across)
+            _panel(canvas, check, kind, words, (start, start + panel, upper + 22, upper + tall))
+    return canvas.render(alone=alone)
 
 
 def _panel(

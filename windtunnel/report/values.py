@@ -20,16 +20,26 @@ class Value:
     high: float | None
 
 
-def values_figure(rows: Sequence[Value], title: str, width: int = 720, *, alone: bool = False) -> str:
-    """A dot and a bar for each, over one axis on which zero is marked."""
+def values_figure(
+    rows: Sequence[Value],
+    title: str,
+    width: int = 720,
+    *,
+    alone: bool = False,
+    digits: int = 2,
+    band: float | None = None,
+) -> str:
+    """A dot and a bar for each, over one axis on which zero is marked, and the stretch of ``band`` on both sides of it."""
     left = max([text_width(row.name) for row in rows] + [40]) + 16
     right, base = width - 90, 18 + _ROW * len(rows)
     canvas = Canvas(width, base + 46, f"{title}: {', '.join(row.name for row in rows)}")
     if not rows:
         canvas.text(0, 20, "nothing was measured", "m")
         return canvas.render(alone=alone)
-    ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
+    ends = [v for row in rows for v in (row.value, row.low, row.high, band, band and -band) if v is not None]
     x = Axis.over([0.0, *ends], left, right, margin=0.08)
+    if band is not None:
+        canvas.rect(x(-band), 6, x(band) - x(-band), base - 6, "band", 0)
     x_axis(canvas, x, base, title, grid=10)
     canvas.line(x(0), 6, x(0), base, "hair")
     for index, row in enumerate(rows):
@@ -38,5 +48,5 @@ def values_figure(rows: Sequence[Value], title: str, width: int = 720, *, alone:
         if row.low is not None and row.high is not None:
             canvas.rect(x(row.low), y - 6, x(row.high) - x(row.low), 12, "core", 3)
         canvas.circle(x(row.value), y, 4.5, "dot")
-        canvas.text(width, y + 4, f"{row.value:+.2f}".replace("-", "−"), "m", "end")
+        canvas.text(width, y + 4, f"{row.value:+.{digits}f}".replace("-", "−"), "m", "end")
     return canvas.render(alone=alone)

@@ -46,16 +46,16 @@ class SpaceConfig(Config):
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "proxies": ["9M", "30M", "70M"], "tokens": ["10N", "20N", "40N"], "search_size": "9M", "check_size": "30M",
-        "sampler": "gp", "trials": 64, "per_round": 8, "on_edge": "widen",
+        "sampler": "gp", "trials": 64, "per_round": 8, "on_edge": "widen", "stop": "enough",
     },
     "paper-tiny": {
         "proxies": ["0.02M", "0.05M", "0.1M"], "tokens": ["10N", "20N", "40N"], "search_size": "0.05M", "check_size": "0.1M",
-        "sampler": "gp", "trials": 32, "on_edge": "widen",
+        "sampler": "gp", "trials": 32, "on_edge": "widen", "stop": "enough",
     },
 }  # fmt: skip
 """Values of [tunnel] that a preset gives where the recipe gives none. Both leave ``trial_tokens`` at ten for each parameter and
 the space at the paper's four axes (arXiv 2404.06395, appendix A.1: N = 0.009B, D = 10N, Bayesian search). The paper prints
-neither the number of trials nor the ranges: those, the check and the scaling study's lengths are ours."""
+neither the number of trials nor the ranges: those, the stopping rule, the check and the scaling study's lengths are ours."""
 
 
 class TunnelConfig(Config):

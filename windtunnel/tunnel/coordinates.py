@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,7 @@ class CoordinateCheck:
     steps: tuple[int, ...]
     quantities: tuple[str, ...]
     changes: np.ndarray
+    own_bars: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def slopes(self) -> list[Slope]:
         """The least-squares slope of log change over log width, for each quantity and step."""
@@ -113,8 +114,9 @@ class CoordinateCheck:
 
     @property
     def bars(self) -> Mapping[str, float]:
-        """The steepest slope that passes, by kind."""
-        return EXPERTS_BARS if any(q.endswith("router" + UPDATE) for q in self.quantities) else BARS
+        """The steepest slope that passes, by kind: ``own_bars`` before those of the record."""
+        usual = EXPERTS_BARS if any(q.endswith("router" + UPDATE) for q in self.quantities) else BARS
+        return {**usual, **self.own_bars}
 
     def failures(self) -> list[Slope]:
         """The slopes that are steeper than the bar of their kind; none means that the check passes."""
@@ -144,6 +146,7 @@ def check_coordinates(
     steps: Sequence[int] = (1, 3, 10),
     optimizer: AdamW | None = None,
     balance: Balance | None = None,
+    bars: Mapping[str, float] | None = None,
 ) -> CoordinateCheck:
     """Trains each shape from each seed for a few steps at the full learning rate and measures the changes.
 
@@ -155,6 +158,7 @@ def check_coordinates(
         steps: after which to measure; 0 for the state before training.
         optimizer: AdamW's constants; the defaults are the paper's.
         balance: what keeps experts equally busy, where there are some.
+        bars: the steepest slopes that pass, of the kinds for which they are not those of the record.
 
     Raises:
         ValueError: a change is zero or not finite.
@@ -167,7 +171,7 @@ def check_coordinates(
     values = np.array([[[list(step.values()) for step in run] for run in runs] for runs in changes])
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise ValueError("a change is zero or not finite: the models did not train")
-    return CoordinateCheck(tuple(s.width for s in shapes), tuple(steps), tuple(changes[0][0][0]), values)
+    return CoordinateCheck(tuple(s.width for s in shapes), tuple(steps), tuple(changes[0][0][0]), values, bars or {})
 
 
 def _changes(

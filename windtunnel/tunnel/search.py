@@ -15,11 +15,29 @@ from windtunnel.base.errors import UserError, WindtunnelError
 from windtunnel.tunnel.propose import Sampler, Trial, propose, propose_apart
 from windtunnel.tunnel.space import DEFAULT_SPACE, Axis, Space, Values, edges
 
-__all__ = ["OnEdge", "SearchResult", "Trial", "Values", "first_round", "numbered_points", "propose", "search"]
+__all__ = [
+    "AllFailed",
+    "OnEdge",
+    "SearchResult",
+    "Trial",
+    "Values",
+    "first_round",
+    "numbered_points",
+    "propose",
+    "search",
+]
 Thing = TypeVar("Thing")
 OnEdge = Literal["say", "widen", "refuse"]
 _WIDENINGS = 3
 Evaluate = Callable[[Sequence[tuple[int, Values]]], Sequence[float | None]]
+
+
+class AllFailed(WindtunnelError):
+    """No trial of a search has a loss."""
+
+    def __init__(self, trials: int, where: str = "tunnel.space", fix: str = "lower its learning rates") -> None:
+        self.trials = trials
+        super().__init__(f"{where}: expected a trial with a loss, got {trials}, all failed or diverged; {fix}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,7 @@ def search(
         enough: asked after each round; a reason ends the search.
 
     Raises:
-        WindtunnelError: every trial failed.
+        AllFailed: every trial failed or diverged.
         UserError: the best value lies on the edge and ``on_edge`` is "refuse"; the trials are kept.
     """
     run = _Run(seed, evaluate, per_round, None if sampler == "grid" else first, sampler, revise, enough)
@@ -135,13 +153,11 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     """The trial with the lowest loss, of equals the first.
 
     Raises:
-        WindtunnelError: no trial has a finite loss.
+        AllFailed: no trial has a finite loss.
     """
     finite = [(t.loss, t.number, t) for t in trials if t.loss is not None and math.isfinite(t.loss)]
     if not finite:
-        raise WindtunnelError(
-            f"all {len(trials)} trials of the search failed or diverged; lower the learning rates in tunnel.space"
-        )
+        raise AllFailed(len(trials))
     return min(finite, key=lambda one: one[:2])[2]
 
 
