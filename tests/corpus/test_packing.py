@@ -35,13 +35,15 @@ def streams(draw: st.DrawFn, masked: bool = True) -> TokenStream:
 
 @given(stream=streams(), row=st.integers(1, 70))
 @settings(max_examples=150, deadline=None)
-def test_every_chat_with_something_to_learn_stands_in_one_row_and_its_cut_part_is_its_end(stream, row):
+def test_every_chat_stands_in_one_row_up_to_its_last_answer_that_ends_there(stream, row):
     index = pack(stream, row)
     found = dict(index.windows.tolist())
     assert len(found) == len(index.windows)
     cut = scored = left_out = 0
     for begin, end in zip(stream.documents[:-1].tolist(), stream.documents[1:].tolist(), strict=True):
-        count = min(row, end - 1 - begin)
+        count, flags = min(row, end - 1 - begin), stream.mask[begin:end]
+        if end - 1 - begin > row:
+            count = max([at for at in range(row + 1) if flags[at] and not flags[at + 1]], default=0)
         learnt = int(stream.mask[begin + 1 : begin + count + 1].sum())
         assert (begin in found) == (learnt > 0)
         assert found.get(begin, count) == count
@@ -94,12 +96,12 @@ def test_an_epoch_reads_every_chat_once_and_scores_the_answers_and_their_ends_al
     corpus = make_corpus("chats", chats=True, documents=80)
     loader = Loader(plan_of({"chats": corpus}), {"chats": corpus})
     rows = loader.rows(0, loader.rows_of["chats"])
-    stream, limit = corpus.train, ROW + 1
-    chats = [
-        stream.tokens[a : min(b, a + limit)].astype(int)
-        for a, b in zip(stream.documents, stream.documents[1:], strict=False)
-    ]
-    masks = [stream.mask[a : min(b, a + limit)] for a, b in zip(stream.documents, stream.documents[1:], strict=False)]
+    stream, spans = corpus.train, []
+    for a, b in zip(stream.documents.tolist(), stream.documents[1:].tolist(), strict=False):
+        ends = [at for at in range(a + 1, a + ROW + 1) if b - a > ROW + 1 and stream.mask[at] and not stream.mask[at + 1]]
+        spans.append((a, b if b - a <= ROW + 1 else max(ends, default=a) + 1))
+    chats = [stream.tokens[a:b].astype(int) for a, b in spans]
+    masks = [stream.mask[a:b] for a, b in spans]
     found = []
     for inputs, targets, documents in zip(rows.inputs, rows.targets, rows.documents, strict=True):
         for number in range(documents.max() + 1):
