@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from windtunnel.base.errors import DataError
 from windtunnel.corpus.loader import IGNORED, Loader
 from windtunnel.corpus.mixture import DataPlan, Segment, locate
-from windtunnel.corpus.packing import corrected, pack, pack_pairs, row_index
+from windtunnel.corpus.packing import corrected, pack, pack_pairs, pairs_in, row_index
 from windtunnel.corpus.store import TokenStream
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
@@ -180,13 +180,18 @@ def test_a_plan_of_slices_is_written_as_before_and_a_packed_one_reads_back(make_
     lengths=st.lists(st.tuples(st.integers(2, 30), st.integers(2, 30)), min_size=1, max_size=20), row=st.integers(2, 60)
 )
 @settings(max_examples=80, deadline=None)
-def test_a_pair_stands_alone_in_its_row_or_not_at_all(lengths, row):
+def test_a_pair_that_fits_stands_whole_in_one_row_and_two_rows_would_not_fit_into_one(lengths, row):
     flat = [n for pair in lengths for n in pair]
     documents = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
     index = pack_pairs(
         TokenStream(np.arange(documents[-1]).astype(np.uint16), documents, np.ones(documents[-1], np.uint8)), row
     )
-    fitting = [(a, b) for a, b in lengths if a + b - 2 <= row]
-    assert index.rows == len(fitting)
-    assert [[n + 1 for _, n in index.of(at)] for at in range(index.rows)] == [list(pair) for pair in fitting]
+    fitting = [(int(documents[2 * at]), a, b) for at, (a, b) in enumerate(lengths) if a + b - 2 <= row]
+    rows = [index.of(at) for at in range(index.rows)]
+    found = [(better[0], better[1] + 1, worse[1] + 1) for row_ in rows for better, worse in zip(row_[::2], row_[1::2], strict=True)]
+    assert sorted(found) == fitting
+    assert all(worse[0] == better[0] + better[1] + 1 for row_ in rows for better, worse in zip(row_[::2], row_[1::2], strict=True))
     assert index.left_out == len(lengths) - len(fitting)
+    assert all(len(row_) <= 2 * pairs_in(row) for row_ in rows)
+    loads = sorted(sum(max(16, b[1] + w[1]) for b, w in zip(r[::2], r[1::2], strict=True)) for r in rows)
+    assert len(loads) < 2 or loads[0] + loads[1] > row

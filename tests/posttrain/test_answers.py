@@ -218,7 +218,18 @@ def test_accuracy_on_pairs_also_tells_lengths_and_log_likelihoods_of_answers(tmp
         source=("made:exact/120",), chosen="chosen", rejected="rejected", heldout=0.3, minimum_characters=8
     )
     corpus = build_corpus(pairs, chat_tokenizer, tmp_path / "p", name="p", downloads=tmp_path, base=tmp_path)
-    found = score_pairs(model_of(0), corpus, 96)
+    found = score_pairs(model_of(0), corpus)
+    wide = corpus.heldout
+    fits = (np.diff(wide.offsets).reshape(-1, 2) - 1 <= SHAPE.max_positions).all(1)
+    assert found["left_out"] == (~fits).sum() > 0
+    alone = []
+    for begin, end in np.stack([wide.offsets[:-1], wide.offsets[1:]], 1)[np.repeat(fits, 2)].tolist():
+        ids = torch.from_numpy(wide.tokens[begin:end].astype(np.int64))
+        with torch.no_grad():
+            own = model_of(0)(ids[None, :-1])[0, :, :320].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        alone.append(float(own[torch.from_numpy(wide.mask[begin + 1 : end] == 1)].mean()))
+    assert found["chosen"] == pytest.approx(np.mean(alone[::2]), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(np.mean(np.array(alone[::2]) > np.array(alone[1::2])))
     assert found["chosen_sum"] < found["chosen"] < 0
     lengths = np.diff(corpus.heldout.offsets)
     assert lengths.mean() > found["chosen_tokens"] > 3

@@ -72,7 +72,7 @@ class RowIndex:
 
 
 def row_index(corpus: Corpus, row: int, part: str = "", long_from: int = 0) -> RowIndex:
-    """The rows of a corpus' train part: pairs one to a row, anything else packed.
+    """The rows of a corpus' train part, packed: whole chats, both answers of a pair, texts in windows.
 
     Args:
         part: "long" takes only documents of at least ``long_from`` tokens, "short" only the others.
@@ -208,15 +208,28 @@ def _best_fit(lengths: np.ndarray, row: int) -> list[list[int]]:
     return rows
 
 
+_PAIR = 16
+"""Predictions that a pair takes at least in a row: it bounds how many stand there."""
+
+
+def pairs_in(row: int) -> int:
+    """The most pairs of answers that stand in a row."""
+    return max(1, row // _PAIR)
+
+
 def pack_pairs(stream: TokenStream, row: int) -> RowIndex:
-    """Rows of two windows, the better answer and the worse one after the same prompt; pairs that do not fit are left out."""
+    """Rows of pairs of windows, the better answer and the worse one after the same prompt, as documents 2i and 2i + 1 of a row,
+    packed as ``pack`` does; pairs that do not fit are left out."""
     windows = np.stack([stream.documents[:-1], np.diff(stream.documents) - 1], 1)
     pairs = windows.reshape(-1, 2, 2)
-    fits = pairs[:, :, 1].sum(1) <= row
-    kept = pairs[fits].reshape(-1, 2)
+    sizes = pairs[:, :, 1].sum(1)
+    fits = sizes <= row
+    order = _best_fit(np.minimum(row, np.maximum(_PAIR, sizes[fits])), row)
+    kept = pairs[fits][np.array([at for members in order for at in members], np.int64)].reshape(-1, 2)
+    offsets = 2 * np.concatenate([[0], np.cumsum([len(members) for members in order])]).astype(np.int64)
     assert stream.mask is not None
     scored = sum(int(stream.mask[first + 1 : first + count + 1].sum()) for first, count in kept.tolist())
-    return RowIndex(row, kept, np.arange(0, len(kept) + 1, 2, dtype=np.int64), scored, 0, int((~fits).sum()))
+    return RowIndex(row, kept, offsets, scored, 0, int((~fits).sum()))
 
 
 def corrected(mixture: Mapping[str, float], fill: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

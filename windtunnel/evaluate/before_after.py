@@ -63,7 +63,7 @@ def answering(
     }
     if pairs:
         out["preferences"] = {
-            name: {when: score_pairs(m, corpus, row) for when, m in both.items()} for name, corpus in opened.items()
+            name: {when: score_pairs(m, corpus) for when, m in both.items()} for name, corpus in opened.items()
         }
         out["divergence"] = {
             name: divergence(model, before, asked[:_COMPARED], stop=stop, max_new=row)
