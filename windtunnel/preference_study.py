@@ -113,14 +113,17 @@ def over_seeds(home: Path, runs: Sequence[str]) -> View:
         f"{len(found)} run{'s' if len(found) > 1 else ''}; ± is half of Student's 95 % interval over runs. Learnt: "
         f"{100 * ENOUGH_POINTS:.0f} points or {100 * ENOUGH_SHARE:.0f} % of the remaining error, the interval above zero."
     )
-    return View({"runs": list(runs), "sources": data, "all": whole}, (table(columns, rows, right=(1, 2, 3, 4, 5)), line(note)))
+    return View(
+        {"runs": list(runs), "sources": data, "all": whole}, (table(columns, rows, right=(1, 2, 3, 4, 5)), line(note))
+    )
 
 
 def _mean_of(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One run's sources together, each counting alike."""
     count = sum(both["after"]["count"] for both in sources)
     return {
-        when: {"accuracy": fmean(both[when]["accuracy"] for both in sources), "count": count} for when in ("before", "after")
+        when: {"accuracy": fmean(both[when]["accuracy"] for both in sources), "count": count}
+        for when in ("before", "after")
     }
 
 

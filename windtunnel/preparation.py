@@ -120,7 +120,8 @@ def _packed(corpus: Corpus, row: int, say: Any) -> dict[str, Any]:
     if facts["cut"] or facts["left_out"]:
         say(
             f"corpus '{corpus.name}': {facts['cut']:,} documents are shortened to the answers that end within the row of {row} "
-            f"tokens, {facts['left_out']:,} are left out because they do not fit or no answer ends; {facts['documents']:,} take part"
+            f"tokens, {facts['left_out']:,} are left out because they do not fit or no answer ends; "
+            f"{facts['documents']:,} take part"
         )
     return facts
 

@@ -98,7 +98,9 @@ def test_an_epoch_reads_every_chat_once_and_scores_the_answers_and_their_ends_al
     rows = loader.rows(0, loader.rows_of["chats"])
     stream, spans = corpus.train, []
     for a, b in zip(stream.documents.tolist(), stream.documents[1:].tolist(), strict=False):
-        ends = [at for at in range(a + 1, a + ROW + 1) if b - a > ROW + 1 and stream.mask[at] and not stream.mask[at + 1]]
+        ends = [
+            at for at in range(a + 1, a + ROW + 1) if b - a > ROW + 1 and stream.mask[at] and not stream.mask[at + 1]
+        ]
         spans.append((a, b if b - a <= ROW + 1 else max(ends, default=a) + 1))
     chats = [stream.tokens[a:b].astype(int) for a, b in spans]
     masks = [stream.mask[a:b] for a, b in spans]
@@ -188,9 +190,17 @@ def test_a_pair_that_fits_stands_whole_in_one_row_and_two_rows_would_not_fit_int
     )
     fitting = [(int(documents[2 * at]), a, b) for at, (a, b) in enumerate(lengths) if a + b - 2 <= row]
     rows = [index.of(at) for at in range(index.rows)]
-    found = [(better[0], better[1] + 1, worse[1] + 1) for row_ in rows for better, worse in zip(row_[::2], row_[1::2], strict=True)]
+    found = [
+        (better[0], better[1] + 1, worse[1] + 1)
+        for row_ in rows
+        for better, worse in zip(row_[::2], row_[1::2], strict=True)
+    ]
     assert sorted(found) == fitting
-    assert all(worse[0] == better[0] + better[1] + 1 for row_ in rows for better, worse in zip(row_[::2], row_[1::2], strict=True))
+    assert all(
+        worse[0] == better[0] + better[1] + 1
+        for row_ in rows
+        for better, worse in zip(row_[::2], row_[1::2], strict=True)
+    )
     assert index.left_out == len(lengths) - len(fitting)
     assert all(len(row_) <= 2 * pairs_in(row) for row_ in rows)
     loads = sorted(sum(max(16, b[1] + w[1]) for b, w in zip(r[::2], r[1::2], strict=True)) for r in rows)

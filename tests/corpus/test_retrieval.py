@@ -122,8 +122,13 @@ def test_its_fingerprint_follows_the_text_the_name_and_the_split(folder):
 @pytest.mark.parametrize(
     "name",
     [
-        "made:long/0/3000+a", "made:long/5/10+a", "made:long/5/3000", "made:long/5/3000+made:exact/3", "made:long/5/4000-3000+a",
-        "made:long/5/200-3000+a", "made:long/5/3000@20+a",
+        "made:long/0/3000+a",
+        "made:long/5/10+a",
+        "made:long/5/3000",
+        "made:long/5/3000+made:exact/3",
+        "made:long/5/4000-3000+a",
+        "made:long/5/200-3000+a",
+        "made:long/5/3000@20+a",
     ],
 )
 def test_a_wrong_name_is_refused_in_one_line(name):

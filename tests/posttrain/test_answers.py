@@ -134,7 +134,9 @@ def test_where_all_of_the_prompts_end_the_interval_begins_above_ninety_nine_perc
     assert stops([Answer((1,), (7,), True)] * before_after.PROMPTS)["low"] > 0.99
 
 
-def test_an_answer_may_take_several_rows_and_both_ways_of_decoding_are_told(tmp_path, chats, chat_tokenizer, monkeypatch):
+def test_an_answer_may_take_several_rows_and_both_ways_of_decoding_are_told(
+    tmp_path, chats, chat_tokenizer, monkeypatch
+):
     asked = []
 
     def told(_, prompts, *, stop, max_new, temperature=0.0, seed=0):

@@ -11,13 +11,28 @@ PLAN, OTHER = ({"plan": {"segments": [{"start": 0, "mixture": mixture} for mixtu
 
 def book_with(tmp_path, decays: dict[str, tuple[dict, int, float]]) -> LabBook:
     book = LabBook(tmp_path / "book.sqlite")
-    context = {"row": 64, "short_row": 32, "short": {"a": {"before": 1.2, "after": 1.01}}, "positions": {}, "retrieval": []}
+    context = {
+        "row": 64,
+        "short_row": 32,
+        "short": {"a": {"before": 1.2, "after": 1.01}},
+        "positions": {},
+        "retrieval": [],
+    }
     with book:
         for name, kind, config, tokens in (
             ("trunk", "trunk", PLAN, 900), ("long", "long", PLAN, 1200), *((n, "decay", c, t) for n, (c, t, _) in decays.items()),
         ):  # fmt: skip
             run = f"p/{name}-0123456789"
-            book.put_run(run, program="p", kind=kind, name=name, status="done", folder=f"runs/{name}", config=config, tokens=tokens)
+            book.put_run(
+                run,
+                program="p",
+                kind=kind,
+                name=name,
+                status="done",
+                folder=f"runs/{name}",
+                config=config,
+                tokens=tokens,
+            )
         for name, (_, _, bits) in decays.items():
             book.put_score(f"p/{name}-0123456789", "a", "bits_per_byte", bits, "bits per UTF-8 byte", 10)
         book.put_fact("p", "model", "long-0123456789", {"context": context})

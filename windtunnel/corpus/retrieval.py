@@ -89,7 +89,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Made:
-    """What a name asks for: documents, characters of the shortest and the longest, characters for each thing asked, seed, source."""
+    """What a name asks for: documents, characters of the shortest, of the longest and for each thing asked, seed, source."""
 
     count: int
     shortest: int

@@ -85,7 +85,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             TemplateSyntaxError: it is no template, or has a statement or a loop that is not allowed here.
         """
         tree = self.parse(source)
-        joins = sum(1 for _ in tree.find_all(nodes.Add)) + sum(len(node.nodes) - 1 for node in tree.find_all(nodes.Concat))
+        joins = sum(1 for _ in tree.find_all(nodes.Add)) + sum(
+            len(node.nodes) - 1 for node in tree.find_all(nodes.Concat)
+        )
         if joins > _JOINS:  # each may hold the whole text so far once more
             raise TemplateSyntaxError(f"at most {_JOINS} joins with + or ~ are allowed, not {joins}", 1)
         for node in tree.find_all(nodes.Node):

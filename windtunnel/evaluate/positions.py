@@ -1,4 +1,5 @@
-"""Loss over the position in a document, and hidden keys found at many lengths: what a longer context is good for, and whether the short one has suffered."""
+"""Loss over the position in a document, and hidden keys found at many lengths: what a longer context is good for, and whether the
+short one has suffered."""
 
 from __future__ import annotations
 

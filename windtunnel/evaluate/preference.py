@@ -45,8 +45,8 @@ def score_pairs(model: Transformer, corpus: Corpus) -> dict[str, Any]:
         totals += torch.cat([found.double().sum(0), count.double().sum(0)]).cpu()
     names = ("chosen_sum", "rejected_sum", "chosen_tokens", "rejected_tokens")
     if not means:
-        empty = {"accuracy": 0.5, "count": 0, "left_out": len(windows), "low": 0.0, "high": 1.0, "chosen": 0.0, "rejected": 0.0}
-        return {**empty, **dict.fromkeys(names, 0.0)}
+        empty = {"accuracy": 0.5, "count": 0, "left_out": len(windows), "low": 0.0, "high": 1.0}
+        return {**empty, **dict.fromkeys(("chosen", "rejected", *names), 0.0)}
     mean = torch.cat(means)
     right = float((mean[:, 0] > mean[:, 1]).sum()) + 0.5 * float((mean[:, 0] == mean[:, 1]).sum())
     low, high = wilson(right, len(mean))

@@ -67,7 +67,8 @@ def _context(
 
 def in_short_rows(one: LongContext) -> str:
     """What the longer context cost in short rows, as one line: bits per byte, means over the corpora."""
-    before, after = (sum(row[at] for row in one.short) / max(1, len(one.short)) for at in (1, 2))
+    count = max(1, len(one.short))
+    before, after = sum(row[1] for row in one.short) / count, sum(row[2] for row in one.short) / count
     plain = [row[3] for row in one.short if row[3] is not None]
     said = f"{one.name}: bits per byte in rows of {one.short_row:,}: {before:.4f} before, {after:.4f} after"
     if not plain or len(plain) < len(one.short):
