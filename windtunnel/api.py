@@ -151,9 +151,11 @@ class Run:
             raise UserError(self.name, "expected a run with a checkpoint, found none", "run it first")
         return load_model(newest[1], device)[0]
 
-    def evaluate(self, *, tasks: dict[str, Path] | None = None, tokens: int | None = None) -> Any:
+    def evaluate(
+        self, *, tasks: dict[str, Path] | None = None, tokens: int | None = None, retrieval: int = 0
+    ) -> Any:  # fmt: skip
         """Scores it on every held-out corpus, and on tasks."""
-        return manage.evaluate(self.home, self.name, tasks=tasks or {}, tokens=tokens)
+        return manage.evaluate(self.home, self.name, tasks=tasks or {}, tokens=tokens, retrieval=retrieval)
 
     def report(self, out: Path | None = None, *, share: bool = False) -> Any:
         """Writes the report of its program."""

@@ -202,10 +202,13 @@ def evaluate(
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Score at most this many held-out tokens of each corpus.")
     ] = None,
+    retrieval: Annotated[
+        int, typer.Option(min=0, max=1000, help="Also hide so many keys at each length and depth, and ask for them.")
+    ] = 0,
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
-    """Score a model on every held-out corpus, and on tasks."""
+    """Score a model on held-out corpora, tasks and hidden keys."""
     from windtunnel.base.units import parse_count
 
     files: dict[str, Path] = {}
@@ -217,7 +220,7 @@ def evaluate(
     limit = None if tokens is None else parse_count(tokens, "--tokens")
     from windtunnel.manage import evaluate as call
 
-    show(call(home, name, tasks=files, tokens=limit), as_json)
+    show(call(home, name, tasks=files, tokens=limit, retrieval=retrieval), as_json)
 
 
 @app.command()

@@ -22,8 +22,8 @@ from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.evaluate.before_after import answering
 from windtunnel.evaluate.choice import score_choices
 from windtunnel.evaluate.exact import score_exact
-from windtunnel.evaluate.passkey import least_length, score_retrieval
-from windtunnel.evaluate.positions import loss_by_position, with_positions
+from windtunnel.evaluate.passkey import over_depths
+from windtunnel.evaluate.positions import keys_found, loss_by_position, with_positions
 from windtunnel.export.card import CardFacts
 from windtunnel.export.huggingface import export_huggingface
 from windtunnel.model.sample import generate
@@ -107,10 +107,7 @@ def _context(
                  for when, one in (("before", earlier), ("after", model))}  # fmt: skip
         known = {part["from"]: part["loss"] for part in parts["before"]}
         out["positions"][name] = [{**part, "before": known.get(part["from"])} for part in parts["after"]]
-    if items:
-        least = least_length(tokenizer)
-        lengths = [length for length in (row // 8, row // 4, row // 2, row, 2 * row) if length >= least]
-        out["retrieval"] = score_retrieval(with_positions(model, 2 * row), tokenizer, lengths, count=items)
+    out["retrieval"] = keys_found(model, tokenizer, row, items)
     return out
 
 
@@ -128,6 +125,7 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "scores": scores,
         "tasks": {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()},
+        "retrieval": over_depths(keys_found(model, tokenizer, row, job.get("retrieval", 0))),
     }
 
 

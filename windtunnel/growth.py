@@ -56,7 +56,8 @@ def posttrained(
     floor = 0.1 if config.floor is None else config.floor
     schedule = cosine(steps, warmup, floor) if config.kind == "dpo" else sft_schedule(steps, warmup, decay, floor)
     if config.kind == "dpo":
-        fill = dict.fromkeys(mixture, 1.0)  # each row is a pair, however long: shares are of pairs
+        # Shares are of pairs, however long: a row counts by the pairs in it.
+        fill = {corpus: packed[corpus]["documents"] / packed[corpus]["rows"] if known else 1.0 for corpus in mixture}
     stage = fresh_stage(
         parent, name, config.kind, setting, rate=rate, batch=batch, steps=steps, mixture=corrected(mixture, fill),
         packed=hashes, by_role=config.lr_by_role and not paper, schedule=schedule,
@@ -127,6 +128,7 @@ def extended(
 
     Raises:
         DataError: it asks for long documents, and there are none.
+        RecipeError: it states no batch, and its parent's does not divide into its rows.
     """
     context = config.context
     assert context is not None
@@ -142,8 +144,12 @@ def extended(
         whole = shared_by_length(mixture, context.long_share, lengths)
         parts = (part.partition(":") for part, _ in whole)
         packed = tuple((f"{c}:{p}", lengths[c][p]["hash"] if c in lengths else "") for c, _, p in parts)
-    batch = max(1, (config.batch or parent.batches.at(at) * parent.plan.row) // context.row)
-    pace = Pace.of(name, config, batch, context.row, tokens)
+    inherited = parent.batches.at(at) * parent.plan.row
+    if config.batch is None and inherited % context.row:
+        problem = f"expected a multiple of context.row = {context.row}, got the {inherited} tokens of '{parent.name}'"
+        fix = f"write batch = {max(1, round(inherited / context.row)) * context.row}"
+        raise RecipeError(f"branch.{name}.batch", problem, fix)
+    pace = Pace.of(name, config, (config.batch or inherited) // context.row, context.row, tokens)
     stable, decay = pace.parts(config.stable, config.length if config.decays else None)
     return extended_stage(
         parent, name, setting, at=at, row=context.row, packed=packed, long_from=long_from if packed else 0,

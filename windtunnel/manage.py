@@ -218,15 +218,21 @@ def _tokenizer(home: Path, program: str) -> Path:
     return home / read_json(Home(home).program(program) / "prepared.json")["tokenizer"]
 
 
-def evaluate(home: Path, name: str, *, tasks: Mapping[str, Path] | None = None, tokens: int | None = None) -> View:
-    """Scores a model on every held-out corpus of its program, and on tasks; records the scores in the lab book."""
+def evaluate(
+    home: Path, name: str, *, tasks: Mapping[str, Path] | None = None, tokens: int | None = None, retrieval: int = 0
+) -> View:
+    """Scores a run's newest checkpoint on every held-out corpus of its program, and on tasks; records the scores in the lab book.
+
+    Args:
+        retrieval: hidden keys asked for at each length and depth, of a trunk too: what a longer context would begin with.
+    """
     book = LabBook(Home(home).labbook)
     row = find_run(book, name)
     prepared = read_json(Home(home).program(row["program"]) / "prepared.json")
     corpora = {corpus: str(home / value["folder"]) for corpus, value in prepared["corpora"].items()}
     answer = finishing(
         "evaluate", checkpoint=str(_checkpoint(home, row)), tokenizer=str(_tokenizer(home, row["program"])), corpora=corpora,
-        tokens=tokens, tasks={task: str(path) for task, path in (tasks or {}).items()},
+        tokens=tokens, tasks={task: str(path) for task, path in (tasks or {}).items()}, retrieval=retrieval,
     )  # fmt: skip
     with book:
         for corpus, score in answer["scores"].items():
@@ -237,6 +243,9 @@ def evaluate(home: Path, name: str, *, tasks: Mapping[str, Path] | None = None, 
             book.put_score(
                 row["id"], task, "accuracy", found["accuracy"], "share", found["count"], found["low"], found["high"]
             )
+        for cell in answer["retrieval"]:
+            share = (cell["found"], "share", cell["count"], cell["low"], cell["high"])
+            book.put_score(row["id"], cell["task"], f"found_{cell['length']}", *share)
     note_run(book, row["id"], home / row["folder"])
     rows = [
         (corpus, f"{s['bits_per_byte']:.4f} bits per byte", f"{s['tokens']:,} tokens")
@@ -245,6 +254,10 @@ def evaluate(home: Path, name: str, *, tasks: Mapping[str, Path] | None = None, 
     for task, t in answer["tasks"].items():
         share, low, high, chance = (f"{100 * t[name]:.1f}" for name in ("accuracy", "low", "high", "chance"))
         rows.append((task, f"{share} % [{low}, {high}], chance {chance} %", f"{t['count']} items"))
+    for cell in answer["retrieval"]:
+        share, low, high, worst = (f"{100 * cell[key]:.1f}" for key in ("found", "low", "high", "worst"))
+        what = f"{cell['task']} in {cell['length']:,} tokens"
+        rows.append((what, f"{share} % [{low}, {high}], worst depth {worst} %", f"{cell['count']} items"))
     return View({"run": row["id"], **answer}, (table(("on", row["id"], "from"), rows),))
 
 

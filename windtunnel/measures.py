@@ -36,6 +36,10 @@ def put_answers(book: LabBook, run: str, answering: dict[str, Any]) -> None:
     for name, found in ends.items():
         book.put_score(run, name, "stop_rate", found["ended"], "share", found["count"], found["low"], found["high"])
         book.put_score(run, name, "answer_tokens", found["tokens"], "tokens", found["count"])
+    for name, both in answering.get("sampled_stops", {}).items():
+        found = both["after"]
+        rate = (found["ended"], "share", found["count"], found["low"], found["high"])
+        book.put_score(run, name, "stop_rate_sampled", *rate)
     for name, both in answering.get("preferences", {}).items():
         found = both["after"]
         book.put_score(

@@ -28,6 +28,7 @@ from windtunnel.preparation import check_supply, note_target, prepare
 from windtunnel.program import Program
 from windtunnel.program_report import write_program_report
 from windtunnel.recipe import Recipe, differences, introduction, shipped, with_defaults
+from windtunnel.report.context import in_short_rows, read_contexts
 from windtunnel.report.cost import cost_line, cost_of_studies
 from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
@@ -331,6 +332,9 @@ def _finish_model(job: Job, stage: Stage) -> None:
             )
         if "answering" in found:
             put_answers(book, desk.run_id(stage), found["answering"])
+        if "context" in found:
+            longer = next(one for one in read_contexts(book, program.name) if one.name == stage.name)
+            desk.screen.say(in_short_rows(longer))
     desk.note(stage)
 
 

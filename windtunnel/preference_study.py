@@ -24,6 +24,7 @@ from windtunnel.views import View, line, table
 
 EASY = 0.85
 """Above this accuracy before DPO a source leaves too little to gain: it is shown and not counted."""
+_ALL = "all that count, each alike"
 ENOUGH_POINTS, ENOUGH_SHARE = 0.05, 0.25
 
 
@@ -97,20 +98,33 @@ def over_seeds(home: Path, runs: Sequence[str]) -> View:
         problem = "expected runs on the same sources of pairs, got others"
         raise UserError("model preferences", problem, "name one branch of each program")
     data = [_over_runs(source, [one[source] for one in found]) for source in sources]
+    counted = [row["source"] for row in data if row["counts"]]
+    whole = _over_runs(_ALL, [_mean_of([one[source] for source in counted]) for one in found]) if counted else None
     rows = [
         (
             row["source"], f"{100 * row['before']:.1f} %", f"{100 * row['after']:.1f} %",
             f"{100 * row['gain']:+.1f}" + (f" ± {100 * row['half']:.1f}" if row["half"] is not None else ""),
             f"{100 * row['of_error']:+.0f} %", f"{row['pairs']:,}", row["verdict"],
         )
-        for row in data
+        for row in (*data, *([whole] if whole else []))
     ]  # fmt: skip
     columns = ("held-out pairs", "before", "after", "gain, points", "of the error", "pairs", "")
     note = (
         f"{len(found)} run{'s' if len(found) > 1 else ''}; ± is half of Student's 95 % interval over runs. Learnt: "
         f"{100 * ENOUGH_POINTS:.0f} points or {100 * ENOUGH_SHARE:.0f} % of the remaining error, the interval above zero."
     )
-    return View({"runs": list(runs), "sources": data}, (table(columns, rows, right=(1, 2, 3, 4, 5)), line(note)))
+    return View(
+        {"runs": list(runs), "sources": data, "all": whole}, (table(columns, rows, right=(1, 2, 3, 4, 5)), line(note))
+    )
+
+
+def _mean_of(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One run's sources together, each counting alike."""
+    count = sum(both["after"]["count"] for both in sources)
+    return {
+        when: {"accuracy": fmean(both[when]["accuracy"] for both in sources), "count": count}
+        for when in ("before", "after")
+    }
 
 
 def _over_runs(source: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -119,8 +119,9 @@ def _packed(corpus: Corpus, row: int, say: Any) -> dict[str, Any]:
     facts = row_index(corpus, row).facts()
     if facts["cut"] or facts["left_out"]:
         say(
-            f"corpus '{corpus.name}': {facts['cut']:,} documents are cut to the row of {row} tokens, {facts['left_out']:,} are "
-            f"left out because they do not fit or nothing of them would be scored; {facts['documents']:,} take part"
+            f"corpus '{corpus.name}': {facts['cut']:,} documents are shortened to the answers that end within the row of {row} "
+            f"tokens, {facts['left_out']:,} are left out because they do not fit or no answer ends; "
+            f"{facts['documents']:,} take part"
         )
     return facts
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from windtunnel.base.errors import DataError
 from windtunnel.corpus.loader import IGNORED, Loader
 from windtunnel.corpus.mixture import DataPlan, Segment, locate
-from windtunnel.corpus.packing import corrected, pack, pack_pairs, row_index
+from windtunnel.corpus.packing import corrected, pack, pack_pairs, pairs_in, row_index
 from windtunnel.corpus.store import TokenStream
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
@@ -35,13 +35,15 @@ def streams(draw: st.DrawFn, masked: bool = True) -> TokenStream:
 
 @given(stream=streams(), row=st.integers(1, 70))
 @settings(max_examples=150, deadline=None)
-def test_every_chat_with_something_to_learn_stands_in_one_row_and_its_cut_part_is_its_end(stream, row):
+def test_every_chat_stands_in_one_row_up_to_its_last_answer_that_ends_there(stream, row):
     index = pack(stream, row)
     found = dict(index.windows.tolist())
     assert len(found) == len(index.windows)
     cut = scored = left_out = 0
     for begin, end in zip(stream.documents[:-1].tolist(), stream.documents[1:].tolist(), strict=True):
-        count = min(row, end - 1 - begin)
+        count, flags = min(row, end - 1 - begin), stream.mask[begin:end]
+        if end - 1 - begin > row:
+            count = max([at for at in range(row + 1) if flags[at] and not flags[at + 1]], default=0)
         learnt = int(stream.mask[begin + 1 : begin + count + 1].sum())
         assert (begin in found) == (learnt > 0)
         assert found.get(begin, count) == count
@@ -94,12 +96,14 @@ def test_an_epoch_reads_every_chat_once_and_scores_the_answers_and_their_ends_al
     corpus = make_corpus("chats", chats=True, documents=80)
     loader = Loader(plan_of({"chats": corpus}), {"chats": corpus})
     rows = loader.rows(0, loader.rows_of["chats"])
-    stream, limit = corpus.train, ROW + 1
-    chats = [
-        stream.tokens[a : min(b, a + limit)].astype(int)
-        for a, b in zip(stream.documents, stream.documents[1:], strict=False)
-    ]
-    masks = [stream.mask[a : min(b, a + limit)] for a, b in zip(stream.documents, stream.documents[1:], strict=False)]
+    stream, spans = corpus.train, []
+    for a, b in zip(stream.documents.tolist(), stream.documents[1:].tolist(), strict=False):
+        ends = [
+            at for at in range(a + 1, a + ROW + 1) if b - a > ROW + 1 and stream.mask[at] and not stream.mask[at + 1]
+        ]
+        spans.append((a, b if b - a <= ROW + 1 else max(ends, default=a) + 1))
+    chats = [stream.tokens[a:b].astype(int) for a, b in spans]
+    masks = [stream.mask[a:b] for a, b in spans]
     found = []
     for inputs, targets, documents in zip(rows.inputs, rows.targets, rows.documents, strict=True):
         for number in range(documents.max() + 1):
@@ -178,13 +182,26 @@ def test_a_plan_of_slices_is_written_as_before_and_a_packed_one_reads_back(make_
     lengths=st.lists(st.tuples(st.integers(2, 30), st.integers(2, 30)), min_size=1, max_size=20), row=st.integers(2, 60)
 )
 @settings(max_examples=80, deadline=None)
-def test_a_pair_stands_alone_in_its_row_or_not_at_all(lengths, row):
+def test_a_pair_that_fits_stands_whole_in_one_row_and_two_rows_would_not_fit_into_one(lengths, row):
     flat = [n for pair in lengths for n in pair]
     documents = np.concatenate([[0], np.cumsum(flat)]).astype(np.int64)
     index = pack_pairs(
         TokenStream(np.arange(documents[-1]).astype(np.uint16), documents, np.ones(documents[-1], np.uint8)), row
     )
-    fitting = [(a, b) for a, b in lengths if a + b - 2 <= row]
-    assert index.rows == len(fitting)
-    assert [[n + 1 for _, n in index.of(at)] for at in range(index.rows)] == [list(pair) for pair in fitting]
+    fitting = [(int(documents[2 * at]), a, b) for at, (a, b) in enumerate(lengths) if a + b - 2 <= row]
+    rows = [index.of(at) for at in range(index.rows)]
+    found = [
+        (better[0], better[1] + 1, worse[1] + 1)
+        for row_ in rows
+        for better, worse in zip(row_[::2], row_[1::2], strict=True)
+    ]
+    assert sorted(found) == fitting
+    assert all(
+        worse[0] == better[0] + better[1] + 1
+        for row_ in rows
+        for better, worse in zip(row_[::2], row_[1::2], strict=True)
+    )
     assert index.left_out == len(lengths) - len(fitting)
+    assert all(len(row_) <= 2 * pairs_in(row) for row_ in rows)
+    loads = sorted(sum(max(16, b[1] + w[1]) for b, w in zip(r[::2], r[1::2], strict=True)) for r in rows)
+    assert len(loads) < 2 or loads[0] + loads[1] > row

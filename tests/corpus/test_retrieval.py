@@ -49,7 +49,7 @@ def test_the_same_name_gives_the_same_documents_and_another_seed_others(folder):
     assert len(first) == len(set(first)) == 40
     assert first[:10] == documents(folder, source="made:long/10/3000+real.jsonl")
     assert not set(first) & set(documents(folder, source="made:long/40/3000/1+real.jsonl"))
-    assert max(map(len, first)) < 3000 * 1.25
+    assert 3000 * 0.7 < max(map(len, first)) <= 3000
     assert min(map(len, first)) > 3000 / 4 * 0.7
 
 
@@ -67,6 +67,19 @@ def test_each_question_is_answered_once_in_the_text_before_it():
                 assert body.count(made.sentence) == 1
         assert len({made.question for made in asked}) == len(asked) > 10
     assert kinds == set(KINDS)
+
+
+def test_texts_have_the_stated_lengths_and_as_many_questions_as_their_spacing_asks_for(folder):
+    found = documents(folder, source="made:long/60/2700-3000@150+real.jsonl")
+    assert 2700 - 80 < min(map(len, found)) <= 2760
+    assert 2940 < max(map(len, found)) <= 3000
+    assert {text.count("\n") for text in found} <= {18, 19, 20}
+    short = documents(folder, source="made:long/60/500-500@100+real.jsonl")
+    assert {text.count("\n") for text in short} == {5}
+    assert max(map(len, short)) < 900
+    text, asked = compose(random.Random(1), sentences(1, 60), 4000, 120)
+    assert len(asked) == 33
+    assert all(made.key in text[: text.index("\n")] for made in asked)
 
 
 def test_no_wording_key_or_filler_is_one_of_the_evaluation(folder):
@@ -107,7 +120,16 @@ def test_its_fingerprint_follows_the_text_the_name_and_the_split(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["made:long/0/3000+a", "made:long/5/10+a", "made:long/5/3000", "made:long/5/3000+made:exact/3"]
+    "name",
+    [
+        "made:long/0/3000+a",
+        "made:long/5/10+a",
+        "made:long/5/3000",
+        "made:long/5/3000+made:exact/3",
+        "made:long/5/4000-3000+a",
+        "made:long/5/200-3000+a",
+        "made:long/5/3000@20+a",
+    ],
 )
 def test_a_wrong_name_is_refused_in_one_line(name):
     with pytest.raises(DataError, match=r"expected made:long/COUNT/CHARACTERS\+SOURCE"):

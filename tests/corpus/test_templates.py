@@ -108,6 +108,22 @@ def test_a_template_cannot_call_itself_or_keep_variables(template, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("join", [" + ", " ~ "])
+def test_a_template_of_many_joins_is_refused_and_one_of_some_is_not(join):
+    assert compile_template("{{ " + join.join(["a"] * 51) + " }}", "text")({"a": "x"}) == "x" * 51
+    for terms in (52, 230):
+        with pytest.raises(RecipeError, match=f"at most 50 joins with . or ~ are allowed, not {terms - 1}") as caught:
+            compile_template("{{ " + join.join(["a"] * terms) + " }}", "text")
+        assert "\n" not in str(caught.value)
+
+
+def test_what_the_compiler_of_templates_cannot_take_is_one_line():
+    for inner in ("a" + ".get('a')" * 1100, "[" * 300 + "]" * 300, "-" * 3000 + "1", "a" + " if a else a" * 900):
+        with pytest.raises(RecipeError) as caught:
+            compile_template("{{ " + inner[:9000] + " }}", "text")
+        assert "\n" not in str(caught.value)
+
+
 def test_the_limits_are_what_the_message_says():
     assert (templates.MAXIMUM_OUTPUT, templates.SECONDS) == (1 << 24, 2.0)
 

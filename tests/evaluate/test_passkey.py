@@ -7,7 +7,8 @@ import torch
 
 from windtunnel.base.errors import UserError
 from windtunnel.corpus.tokenizer import Tokenizer, train
-from windtunnel.evaluate.passkey import FILLER, TASKS, build_item, found, score_retrieval
+from windtunnel.evaluate.passkey import FILLER, TASKS, build_item, found, over_depths, score_retrieval
+from windtunnel.evaluate.positions import keys_found
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
@@ -72,3 +73,20 @@ def test_an_untrained_model_finds_nothing_and_what_cannot_be_asked_is_refused(to
         build_item("passkey", tokenizer, 8, 0.5, 0)
     with pytest.raises(UserError, match="passkey, number, key-value"):
         build_item("poem", tokenizer, 80, 0.5, 0)
+
+
+def test_depths_are_pooled_and_the_worst_is_told():
+    cells = [{"task": "passkey", "length": 64, "found": share, "count": 10} for share in (1.0, 0.5)]
+    (pooled,) = over_depths([*cells])
+    assert (pooled["found"], pooled["count"], pooled["worst"]) == (0.75, 20, 0.5)
+    assert pooled["low"] < 0.75 < pooled["high"]
+
+
+def test_a_checkpoint_is_asked_up_to_its_row_and_a_fifth_as_much_at_twice_that(tokenizer):
+    model = Transformer(Shape(32, 1, 2, 2, 16, 48, tokenizer.vocab_size, 32, max_positions=512), Parametrization())
+    model.init_weights(0)
+    cells = keys_found(model, tokenizer, 256, 3)
+    counts = {cell["length"]: cell["count"] for cell in cells}
+    assert max(counts) == 512
+    assert {length: count for length, count in counts.items() if length >= 256} == {256: 3, 512: 1}
+    assert keys_found(model, tokenizer, 256, 0) == []

@@ -16,6 +16,7 @@ from windtunnel.corpus.chat import render, stop_ids
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.exact import TASKS, is_held_out, made_file, questions
 from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.evaluate import before_after
 from windtunnel.evaluate.answers import Answer, answers, heldout_prompts, stops
 from windtunnel.evaluate.divergence import divergence
 from windtunnel.evaluate.exact import score_exact
@@ -113,6 +114,46 @@ def test_answers_side_by_side_are_those_of_each_prompt_alone() -> None:
     assert answers(model, prompts, stop=stop, max_new=12, temperature=1.0, seed=1) != given
 
 
+def test_what_has_ended_is_set_aside_and_changes_no_answer(monkeypatch) -> None:
+    model, draw, widths = model_of(3), np.random.default_rng(1), []
+    prompts = [draw.integers(5, 320, size=int(n)).tolist() for n in draw.integers(2, 12, size=24)]
+    stop = {int(t) for t in draw.integers(5, 320, size=40)}
+    plain = type(model).hidden
+    monkeypatch.setattr(type(model), "hidden", lambda self, new, **k: widths.append(len(new)) or plain(self, new, **k))
+    given = answers(model, prompts, stop=stop, max_new=60)
+    assert widths[0] == 24
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 24
+    monkeypatch.undo()
+    for prompt, answer in zip(prompts, given, strict=True):
+        alone = list(generate(model, prompt, max_new=60, stop=stop))
+        assert answer.ids == tuple(alone[: len(alone) - answer.ended])
+
+
+def test_where_all_of_the_prompts_end_the_interval_begins_above_ninety_nine_percent() -> None:
+    assert stops([Answer((1,), (7,), True)] * before_after.PROMPTS)["low"] > 0.99
+
+
+def test_an_answer_may_take_several_rows_and_both_ways_of_decoding_are_told(
+    tmp_path, chats, chat_tokenizer, monkeypatch
+):
+    asked = []
+
+    def told(_, prompts, *, stop, max_new, temperature=0.0, seed=0):
+        asked.append((len(prompts), max_new, temperature))
+        return [Answer(tuple(p), (7,), temperature == 0) for p in prompts]
+
+    monkeypatch.setattr(before_after, "answers", told)
+    monkeypatch.setattr(before_after, "load_model", lambda _: (model_of(1), None))
+    found = before_after.answering(
+        model_of(0), chat_tokenizer, 48, template="chatml", corpora={"chats": str(chats.path)}, parent="", pairs=False
+    )
+    count = len(heldout_prompts(chats, before_after.PROMPTS))
+    assert asked == [(count, 192, 0.0)] * 2 + [(count, 192, 1.0)] * 2
+    assert found["stops"]["chats"]["after"]["ended"] == 1
+    assert found["sampled_stops"]["chats"]["after"]["ended"] == 0
+
+
 def test_the_stop_rate_counts_answers_that_end_by_themselves() -> None:
     given = [Answer((1,), (7,) * 4, True)] * 99 + [Answer((1,), (7,) * 104, False)]
     found = stops(given)
@@ -179,7 +220,18 @@ def test_accuracy_on_pairs_also_tells_lengths_and_log_likelihoods_of_answers(tmp
         source=("made:exact/120",), chosen="chosen", rejected="rejected", heldout=0.3, minimum_characters=8
     )
     corpus = build_corpus(pairs, chat_tokenizer, tmp_path / "p", name="p", downloads=tmp_path, base=tmp_path)
-    found = score_pairs(model_of(0), corpus, 96)
+    found = score_pairs(model_of(0), corpus)
+    wide = corpus.heldout
+    fits = (np.diff(wide.offsets).reshape(-1, 2) - 1 <= SHAPE.max_positions).all(1)
+    assert found["left_out"] == (~fits).sum() > 0
+    alone = []
+    for begin, end in np.stack([wide.offsets[:-1], wide.offsets[1:]], 1)[np.repeat(fits, 2)].tolist():
+        ids = torch.from_numpy(wide.tokens[begin:end].astype(np.int64))
+        with torch.no_grad():
+            own = model_of(0)(ids[None, :-1])[0, :, :320].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        alone.append(float(own[torch.from_numpy(wide.mask[begin + 1 : end] == 1)].mean()))
+    assert found["chosen"] == pytest.approx(np.mean(alone[::2]), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(np.mean(np.array(alone[::2]) > np.array(alone[1::2])))
     assert found["chosen_sum"] < found["chosen"] < 0
     lengths = np.diff(corpus.heldout.offsets)
     assert lengths.mean() > found["chosen_tokens"] > 3

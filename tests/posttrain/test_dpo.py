@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from windtunnel.base.errors import DataError
 from windtunnel.corpus.build import build_corpus
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.loader import IGNORED, Loader
-from windtunnel.corpus.packing import row_index
+from windtunnel.corpus.packing import pairs_in, row_index
 from windtunnel.export.folding import llama_name
 from windtunnel.model.adapters import attach, set_aside
 from windtunnel.model.chunked_size import is_chunked
@@ -38,7 +39,7 @@ from windtunnel.train.preference import Preference
 from windtunnel.train.stage import AdamW, Stage
 from windtunnel.train.step import make_compute, train_step
 
-ROW = 128
+ROW = 256
 PLAIN = Shape(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ff=80, vocab=320, base_width=32)
 
 
@@ -105,7 +106,7 @@ def compared(model, rows, preference, values):
 def reference_of(model, rows) -> np.ndarray:
     batch = [torch.from_numpy(part) for part in (rows.inputs, rows.targets, rows.documents)]
     with torch.no_grad():
-        return PairwisePreference(Preference()).log_likelihoods(model, *batch)[0].numpy()
+        return PairwisePreference(Preference()).log_likelihoods(model, *batch)[0].flatten(1).numpy()
 
 
 def examples_of(rows) -> list[dict]:
@@ -113,12 +114,14 @@ def examples_of(rows) -> list[dict]:
     out = []
     for inputs, targets, documents in zip(rows.inputs, rows.targets, rows.documents, strict=True):
         answers = []
-        for number in (0, 1):
+        for number in np.unique(documents[targets != IGNORED]).tolist():
             ids, labels = inputs[documents == number], targets[documents == number]
             first, last = np.flatnonzero(labels != IGNORED)[[0, -1]]
             answers.append((ids[: first + 1].tolist(), labels[first : last + 1].tolist()))
-        assert answers[0][0] == answers[1][0]  # the question
-        out.append({"prompt_ids": answers[0][0], "chosen_ids": answers[0][1], "rejected_ids": answers[1][1]})
+        for better, worse in zip(answers[::2], answers[1::2], strict=True):
+            assert better[0] == worse[0]  # the question
+            out.append({"prompt_ids": better[0], "chosen_ids": better[1], "rejected_ids": worse[1]})
+    assert len(out) > len(rows)  # several pairs share a row
     return out
 
 
@@ -222,17 +225,66 @@ def test_simpo_is_its_formula_and_needs_no_reference(parent, pairs, twin):
     rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
     model, _ = twin(0)
     terms, _ = compared(model, rows, Preference("simpo", beta=2.0, margin=0.8), None)
-    found = reference_of(model, rows)
-    lengths = np.stack([((rows.documents == n) & (rows.targets != IGNORED)).sum(1) for n in (0, 1)], 1)
-    reward = 2.0 * found / lengths
+    reward = 2.0 * per_token(reference_of(model, rows), rows)
     expected = np.mean([math.log1p(math.exp(-(a - b - 0.8))) for a, b in reward])
     assert terms["loss"] == pytest.approx(expected, abs=1e-5)
     assert "drift" not in terms
 
 
+def per_token(found: np.ndarray, rows) -> np.ndarray:
+    """Log-likelihoods of a row's answers divided by their tokens, float [pairs, 2]."""
+    counts = [((rows.documents == n) & (rows.targets != IGNORED)).sum(1) for n in range(found.shape[1])]
+    lengths = np.stack(counts, 1).reshape(-1, 2)
+    return (found.reshape(-1, 2) / np.maximum(lengths, 1))[lengths[:, 0] > 0]
+
+
+def test_rewards_of_the_normalised_loss_are_those_of_a_token(parent, pairs, twin):
+    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 5)
+    model, frozen = twin(0)[0], twin(7)[0]
+    values = reference_of(frozen, rows)
+    terms, _ = compared(model, rows, Preference("dpo-normalised", 2.0), values)
+    reward = 2.0 * per_token(reference_of(model, rows) - values, rows)
+    wanted = {"chosen_reward": reward[:, 0], "rejected_reward": reward[:, 1], "margin": reward[:, 0] - reward[:, 1],
+              "accuracy": reward[:, 0] > reward[:, 1]}  # fmt: skip
+    for name, each in wanted.items():
+        assert terms[name] == pytest.approx(float(each.mean()), abs=1e-5)
+
+
+def test_loss_rewards_and_gradients_of_simpo_are_those_of_trl(parent, pairs, twin):
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    rows = Loader(dpo(parent, pairs).plan, {"pairs": pairs}).rows(0, 3)
+    model, llama = twin(0)
+    trainer, beta, margin = object.__new__(cpo.CPOTrainer), 2.0, 0.8
+    gather = SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda value: value)
+    trainer.__dict__ |= {
+        "loss_type": "simpo", "beta": beta, "simpo_gamma": margin, "label_smoothing": 0.1, "alpha": 0.0, "cpo_alpha": 0.0,
+        "is_encoder_decoder": False, "pad_token_id": 0, "aux_loss_enabled": False, "accelerator": gather,
+    }  # fmt: skip
+    data: dict[str, torch.Tensor] = {}
+    for which in ("chosen", "rejected"):
+        ids = [torch.tensor([*e["prompt_ids"], *e[f"{which}_ids"]]) for e in examples_of(rows)]
+        labels = [torch.tensor([*[-100] * len(e["prompt_ids"]), *e[f"{which}_ids"]]) for e in examples_of(rows)]
+        for name, parts, padding in (("input_ids", ids, 0), ("labels", labels, -100),
+                                     ("attention_mask", [torch.ones_like(part) for part in ids], 0)):  # fmt: skip
+            data[f"{which}_{name}"] = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=padding)
+    llama.zero_grad()
+    loss, metrics = trainer.get_batch_loss_metrics(llama, data)
+    loss.backward()
+    terms, gradients = compared(model, rows, Preference("simpo", beta, 0.1, margin), None)
+    assert terms["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    for ours, name in REWARDS.items():
+        assert terms[ours] == pytest.approx(metrics[f"rewards/{name}"], abs=1e-5)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, dict(llama.named_parameters())[llama_name(name)].grad, rtol=0, atol=1e-5)
+
+
 def test_pairs_are_counted_and_a_batch_may_be_cut_anywhere(eager, parent, pairs):
     stage, losses = dpo(parent, pairs), []
-    loader = Loader(stage.plan, {"pairs": pairs}, {"pairs": np.full((row_index(pairs, ROW).rows, 2), -9.0, np.float32)})
+    values = np.full((row_index(pairs, ROW).rows, 2 * pairs_in(ROW)), -9.0, np.float32)
+    loader = Loader(stage.plan, {"pairs": pairs}, {"pairs": values})
+    rows = loader.rows(0, 7)
+    assert PairwisePreference(Preference()).counts(rows)[0] == sum(len(np.unique(d[t != IGNORED])) for d, t in
+                                                                  zip(rows.documents, rows.targets, strict=True)) / 2  # fmt: skip
     for micro in (7, 1, 3):
         trainer = Workshop(eager).trainer(stage)
         trainer.micro = micro
@@ -261,7 +313,7 @@ def test_the_reference_is_computed_once_kept_and_computed_again_where_it_does_no
     assert len(calls) == 2
     stored = tmp_path / "cut" / "reference" / "values.safetensors"
     content = stored.read_bytes()
-    stored.write_bytes(content[:-4] + b"\0\0\0\0")
+    stored.write_bytes(content[:-4] + b"\x07\x07\x07\x07")
     run_stage(stage, tmp_path / "cut", corpora, workshop, parent=source)
     assert len(calls) == 3
     assert stored.read_bytes() == content

@@ -9,6 +9,8 @@ import torch
 
 from windtunnel.base.artefact import read_manifest
 from windtunnel.base.errors import UserError
+from windtunnel.corpus.build import build_corpus
+from windtunnel.corpus.config import Cleaning, SourceConfig
 from windtunnel.corpus.loader import IGNORED, Loader
 from windtunnel.corpus.packing import row_index
 from windtunnel.export.folding import llama_name
@@ -115,6 +117,31 @@ def test_only_adapters_train_from_the_parents_function_and_whoever_reads_the_che
     assert [f.name for f in files[0]] == ["adapters.safetensors", "optimizer.safetensors", "weights.safetensors"]
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
     assert read_manifest(parent)  # untouched
+
+
+def test_text_is_adapted_to_with_adapters_alone(tmp_path, eager, trunk, setting, chats, chat_tokenizer):
+    lines = [f'{{"text": "{a} plus {a % 7} is {a + a % 7}, said the teacher of village {a}."}}' for a in range(300)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = SourceConfig(source=("text.jsonl",), heldout=0.1, clean=Cleaning(near=False), minimum_characters=8)
+    text = build_corpus(config, chat_tokenizer, tmp_path / "text", name="text", downloads=tmp_path, base=tmp_path)
+    workshop, corpora = Workshop(eager), {"chats": chats, "text": text}
+    run_stage(trunk, tmp_path / "trunk", corpora, workshop)
+    parent = checkpoint_path(tmp_path / "trunk", 4)
+    both = replace(setting, corpora=(*setting.corpora, ("text", text.hash)), score=("text",))
+    stage = replace(
+        fresh_stage(
+            trunk, "adapted", "adapt", both, rate=0.02, schedule=sft_schedule(20, 2, 10), steps=20, batch=4,
+            mixture=(("text", 1.0),), packed=(("text", row_index(text, ROW).hash),),
+        ),
+        lora=LORA,
+    )  # fmt: skip
+    still = replace(stage, steps=1, optimizer=replace(stage.optimizer, learning_rate=1e-30))
+    before = run_stage(still, tmp_path / "still", corpora, workshop, parent=parent)
+    after = run_stage(stage, tmp_path / "adapted", corpora, workshop, parent=parent)
+    assert after["scores"]["text"]["bits_per_byte"] < 0.98 * before["scores"]["text"]["bits_per_byte"]
+    one, two = load_model(parent)[0], load_model(checkpoint_path(tmp_path / "adapted", 20))[0]
+    moved = {n for n, p in two.named_parameters() if not torch.equal(p, one.get_parameter(n))}
+    assert moved == {n for n, role in two.roles.items() if role is Role.HIDDEN}
 
 
 def test_it_begins_as_the_parent_and_costs_what_it_trains(trunk, setting, chats, eager):

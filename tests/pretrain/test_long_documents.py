@@ -70,6 +70,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_a_batch_that_does_not_divide_into_the_longer_rows_is_refused_if_it_is_inherited_too(folder, tmp_path):
+    lines = (folder / "lengths.toml").read_text(encoding="utf-8").replace('batch = "512"\n', "")
+    (folder / "inherits.toml").write_text(lines, encoding="utf-8")
+    assert plan(load_recipe(folder / "inherits.toml"), tmp_path / "home", measure=False).data["stages"]
+    for tokens, way_out in (("96", "write batch = 128"), ("192", "write batch = 256")):
+        words = f"branch.long.batch: expected a multiple of context.row = 128, got the {tokens} tokens of 'trunk'; {way_out}"
+        with pytest.raises(RecipeError, match=words):
+            plan(load_recipe(folder / "inherits.toml", [f"trunk.batch={tokens}"]), tmp_path / "home", measure=False)
+
+
 @pytest.fixture
 def prepared(folder, trained):
     """A home in which the recipe's corpora have been read, and the recipe."""

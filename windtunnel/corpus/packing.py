@@ -26,8 +26,8 @@ class RowIndex:
     """Which documents stand in which row.
 
     ``windows`` int64 [w, 2]: first token and number of predictions; ``offsets`` int64 [rows + 1]: where each row's windows begin.
-    ``scored`` counts the predictions that have a loss, ``cut`` the documents that were shortened to a row, ``left_out`` those
-    that do not take part: nothing of them would be scored, or (pairs) they do not fit.
+    ``scored`` counts the predictions that have a loss, ``cut`` the chats that were shortened to the answers that end within a
+    row, ``left_out`` the documents that do not take part: no answer of theirs ends within one, or (pairs) they do not fit.
     """
 
     row: int
@@ -72,7 +72,7 @@ class RowIndex:
 
 
 def row_index(corpus: Corpus, row: int, part: str = "", long_from: int = 0) -> RowIndex:
-    """The rows of a corpus' train part: pairs one to a row, anything else packed.
+    """The rows of a corpus' train part, packed: whole chats, both answers of a pair, texts in windows.
 
     Args:
         part: "long" takes only documents of at least ``long_from`` tokens, "short" only the others.
@@ -139,9 +139,9 @@ def _own_share_and_fill(facts: Mapping[str, Any] | None, part: str) -> tuple[flo
 def pack(stream: TokenStream, row: int, chosen: np.ndarray | None = None) -> RowIndex:
     """Documents packed into rows by best fit, longest first (Johnson 1973: at most 11/9 of the fewest rows, and a little).
 
-    A chat (a stream with a mask) longer than a row keeps its beginning, and is left out if nothing scored is in it. A longer
-    text is divided into windows that see only themselves (as the released trainer of arXiv 2404.06395 does with both). With
-    ``chosen``, bool [documents], the others do not take part.
+    A chat (a stream with a mask) longer than a row keeps the answers that end within it, and is left out if none does: from an
+    answer without its end a model learns not to end. A longer text is divided into windows that see only themselves (as the
+    released trainer of arXiv 2404.06395 does with both). With ``chosen``, bool [documents], the others do not take part.
     """
     begins, predictions = stream.documents[:-1], np.diff(stream.documents) - 1
     if chosen is not None:
@@ -149,7 +149,7 @@ def pack(stream: TokenStream, row: int, chosen: np.ndarray | None = None) -> Row
     if stream.mask is None:
         windows, scored, cut, left_out = _windows(begins, predictions, row), None, 0, 0
     else:
-        counts = np.minimum(predictions, row)
+        counts = _whole_answers(stream, begins, predictions, row)
         sums = np.concatenate([[0], np.cumsum(stream.mask, dtype=np.int64)])
         scored = sums[begins + counts + 1] - sums[begins + 1]
         kept = scored > 0
@@ -163,6 +163,19 @@ def pack(stream: TokenStream, row: int, chosen: np.ndarray | None = None) -> Row
     flat = np.array([at for members in order for at in members], np.int64)
     total = int(scored.sum()) if scored is not None else int(windows[:, 1].sum())
     return RowIndex(row, windows[flat], offsets, total, cut, left_out)
+
+
+def _whole_answers(stream: TokenStream, begins: np.ndarray, predictions: np.ndarray, row: int) -> np.ndarray:
+    """Predictions of each chat up to the end of the last answer that ends within a row; 0 where none does."""
+    assert stream.mask is not None
+    last = np.asarray(stream.mask, bool).copy()
+    last[:-1] &= stream.mask[1:] == 0
+    ends = np.flatnonzero(last)
+    longer = predictions > row
+    before = np.searchsorted(ends, begins[longer] + row, side="right") - 1
+    counts = predictions.copy()
+    counts[longer] = np.where(before >= 0, ends[before] if len(ends) else 0, -1) - begins[longer]
+    return np.maximum(counts, 0)
 
 
 def _windows(begins: np.ndarray, predictions: np.ndarray, row: int) -> np.ndarray:
@@ -195,15 +208,28 @@ def _best_fit(lengths: np.ndarray, row: int) -> list[list[int]]:
     return rows
 
 
+_PAIR = 16
+"""Predictions that a pair takes at least in a row: it bounds how many stand there."""
+
+
+def pairs_in(row: int) -> int:
+    """The most pairs of answers that stand in a row."""
+    return max(1, row // _PAIR)
+
+
 def pack_pairs(stream: TokenStream, row: int) -> RowIndex:
-    """Rows of two windows, the better answer and the worse one after the same prompt; pairs that do not fit are left out."""
+    """Rows of pairs of windows, the better answer and the worse one after the same prompt, as documents 2i and 2i + 1 of a row,
+    packed as ``pack`` does; pairs that do not fit are left out."""
     windows = np.stack([stream.documents[:-1], np.diff(stream.documents) - 1], 1)
     pairs = windows.reshape(-1, 2, 2)
-    fits = pairs[:, :, 1].sum(1) <= row
-    kept = pairs[fits].reshape(-1, 2)
+    sizes = pairs[:, :, 1].sum(1)
+    fits = sizes <= row
+    order = _best_fit(np.minimum(row, np.maximum(_PAIR, sizes[fits])), row)
+    kept = pairs[fits][np.array([at for members in order for at in members], np.int64)].reshape(-1, 2)
+    offsets = 2 * np.concatenate([[0], np.cumsum([len(members) for members in order])]).astype(np.int64)
     assert stream.mask is not None
     scored = sum(int(stream.mask[first + 1 : first + count + 1].sum()) for first, count in kept.tolist())
-    return RowIndex(row, kept, np.arange(0, len(kept) + 1, 2, dtype=np.int64), scored, 0, int((~fits).sum()))
+    return RowIndex(row, kept, offsets, scored, 0, int((~fits).sum()))
 
 
 def corrected(mixture: Mapping[str, float], fill: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

@@ -6,7 +6,9 @@ real text itself whose continuation is asked (after the synthetic long question-
 Wordings, kinds of keys and filler are none of ``evaluate/passkey.py``: codes have 3, 4, 6, 7 or 8 digits there, never 5 or 10.
 
 A recipe reads them as text from ``made:long/COUNT/CHARACTERS+SOURCE``, SOURCE being read with the same table: real documents that
-the table's ``heldout`` keeps apart are never used. A pure function of that text, the name and its seed.
+the table's ``heldout`` keeps apart are never used. CHARACTERS is the length of the longest, a quarter of it that of the shortest;
+5900-7000 states both, 5900-7000@150 also the characters of text for each thing that is asked (300), and a seed may follow:
+``made:long/1600/5900-7000@150/4+books.jsonl``. A pure function of that text and the name.
 """
 
 from __future__ import annotations
@@ -24,15 +26,16 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 1
+VERSION = 2
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = ("code", "locker", "fact", "quote")
 DIGITS = (3, 4, 6, 7, 8)
 MOST = 200_000
-_NAME = re.compile(r"made:long/(\d{1,6})/(\d{1,8})(?:/(\d{1,9}))?\+(.+)")
-_LEAST = 400
-_EVERY = 300
-"""Characters of text for each thing that is asked, 24 at most."""
+_NAME = re.compile(r"made:long/(\d{1,6})/(?:(\d{1,8})-)?(\d{1,8})(?:@(\d{1,6}))?(?:/(\d{1,9}))?\+(.+)")
+_LEAST = 300
+_EVERY, _DENSEST = 300, 100
+"""Characters of text for each thing that is asked, and the fewest that one takes."""
+_ASKED = 64
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
@@ -84,20 +87,39 @@ class Asked:
     key: str
 
 
-def parse(name: str) -> tuple[int, int, int, str]:
-    """Documents, characters of the longest, seed and source of a name ``made:long/COUNT/CHARACTERS[/SEED]+SOURCE``.
+@dataclass(frozen=True)
+class Made:
+    """What a name asks for: documents, characters of the shortest, of the longest and for each thing asked, seed, source."""
+
+    count: int
+    shortest: int
+    longest: int
+    every: int
+    seed: int
+    source: str
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All of it but the source."""
+        return self.count, self.shortest, self.longest, self.every, self.seed
+
+
+def parse(name: str) -> Made:
+    """What a name ``made:long/COUNT/[SHORTEST-]LONGEST[@EVERY][/SEED]+SOURCE`` asks for.
 
     Raises:
         DataError: it is none.
     """
     match = _NAME.fullmatch(name)
-    count, characters = (int(match[1]), int(match[2])) if match else (0, 0)
-    if match is None or not 1 <= count <= MOST or characters < _LEAST or match[4].startswith("made:"):
-        problem = (
-            f"expected made:long/COUNT/CHARACTERS+SOURCE, at most {MOST:,} documents of {_LEAST} characters or more"
-        )
-        raise DataError(name[:80], problem, "write for example made:long/2000/6000+books.txt")
-    return count, characters, int(match[3] or 0), match[4]
+    if match is not None:
+        count, longest, every = int(match[1]), int(match[3]), int(match[4] or _EVERY)
+        shortest = int(match[2]) if match[2] else longest // 4
+        stated = shortest if match[2] else longest
+        if 1 <= count <= MOST and _LEAST <= stated <= longest and every >= _DENSEST and match[6][:5] != "made:":
+            return Made(count, shortest, longest, every, int(match[5] or 0), match[6])
+    problem = f"expected made:long/COUNT/CHARACTERS+SOURCE, at most {MOST:,} documents of {_LEAST} characters or more"
+    fix = f"write for example made:long/2000/6000+books.txt, or 5000-6000@150 with {_DENSEST} or more for each thing asked"
+    raise DataError(name[:80], problem, fix)
 
 
 def long_documents(name: str, real: Iterable[Document], config: SourceConfig) -> Iterator[Document]:
@@ -110,24 +132,29 @@ def long_documents(name: str, real: Iterable[Document], config: SourceConfig) ->
     Raises:
         DataError: there is less real text than one document needs.
     """
-    count, characters, seed, _ = parse(name)
+    made = parse(name)
     texts, total = [], 0
     for document in real:
         if total < _READ and not document.messages and not _held_out(document, config):
             texts.append(document.text)
             total += len(document.text)
-    if total < characters:
-        raise DataError(name[:80], f"expected {characters:,} characters of text to put questions to, found {total:,}")
-    for number in range(count):
-        draw = random.Random(f"long {seed} {number}")
-        length = round(characters * 4 ** (draw.random() - 1))  # a quarter to the whole, evenly in the logarithm
-        text, _ = compose(draw, _filler(draw, texts, length), length)
-        yield Document(text, f"long {seed} {number}")
+    if total < made.longest:
+        raise DataError(name[:80], f"expected {made.longest:,} characters of text to put questions to, found {total:,}")
+    for number in range(made.count):
+        draw = random.Random(f"long {made.seed} {number}")
+        length = round(made.longest * (made.longest / made.shortest) ** (draw.random() - 1))  # evenly in the logarithm
+        text, _ = compose(draw, _filler(draw, texts, length), length, made.every)
+        yield Document(text, f"long {made.seed} {number}")
 
 
-def compose(draw: random.Random, sentences: list[str], length: int) -> tuple[str, list[Asked]]:
-    """A text of about that many characters with its questions, and what is asked in it."""
-    wanted = max(2, min(24, length // _EVERY))
+def compose(
+    draw: random.Random, sentences: list[str], length: int, every: int = _EVERY
+) -> tuple[str, list[Asked]]:  # fmt: skip
+    """A text of that many characters, as near below it as whole sentences allow, and what is asked in it.
+
+    Sentences that no question needs make way for the things that are asked; where those alone take more, it is longer.
+    """
+    wanted = max(2, min(_ASKED, length // every))
     asked, taken = [], set()
     while len(asked) < wanted:
         kind = draw.choice(KINDS)
@@ -138,13 +165,27 @@ def compose(draw: random.Random, sentences: list[str], length: int) -> tuple[str
                 continue
         asked.append(made)
         taken.add(made.question)
-    body = list(sentences)
+    body = _trimmed(sentences, asked, length)
     for made in asked:
         if made.sentence:
             body.insert(draw.randint(0, len(body)), made.sentence)
     draw.shuffle(asked)
     questions = "".join(f"\n{made.question} {made.answer}" for made in asked)
     return " ".join(body) + questions, asked
+
+
+def _trimmed(sentences: list[str], asked: list[Asked], length: int) -> list[str]:
+    """The sentences without as many of the last ones as the things asked need room for; those that are quoted stay."""
+    quotes = [made.answer for made in asked if made.kind == "quote"]
+    over = sum(len(made.sentence) + bool(made.sentence) + len(made.question) + len(made.answer) + 2 for made in asked)
+    over += sum(len(sentence) + 1 for sentence in sentences) - 1 - length
+    kept: list[str] = []
+    for sentence in reversed(sentences):
+        if over > 0 and not any(quote in sentence for quote in quotes):
+            over -= len(sentence) + 1
+        else:
+            kept.append(sentence)
+    return kept[::-1]
 
 
 def _code(draw: random.Random) -> Asked:
@@ -193,8 +234,8 @@ def _key(draw: random.Random) -> str:
 
 
 def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
-    """Sentences of consecutive real documents from a random one on, about ``length`` characters less what the questions take."""
-    out, room, place = [], round(length * 0.5), draw.randrange(len(texts))
+    """Sentences of consecutive real documents from a random one on, ``length`` characters in all."""
+    out, room, place = [], length, draw.randrange(len(texts))
     while room > 0:
         for sentence in _SENTENCE.split(texts[place % len(texts)]):
             if room > 0 and sentence.strip():

@@ -86,7 +86,7 @@ def _items(name: str, source: SourceConfig, downloads: Path, base: Path, tally: 
             yield from _counted(extracted(extract, f"{name} record {number}", record), tally)
         return
     if name.startswith(PREFIX):
-        inner = source.model_copy(update={"source": (parse(name)[3],)})
+        inner = source.model_copy(update={"source": (parse(name).source,)})
         real = read_documents(inner, downloads=downloads, base=base)
         yield from _counted(long_documents(name, real, source), tally)
         return
@@ -172,9 +172,9 @@ def source_fingerprint(source: SourceConfig, *, downloads: Path, base: Path) -> 
         if not name:
             parts.append("decontaminate")
         elif name.startswith(PREFIX):
-            inner = source.model_copy(update={"source": (parse(name)[3],), "decontaminate": ()})
+            inner = source.model_copy(update={"source": (parse(name).source,), "decontaminate": ()})
             text = source_fingerprint(inner, downloads=downloads, base=base)
-            parts.append(["long", VERSION, *parse(name)[:3], source.heldout, text])
+            parts.append(["long", VERSION, *parse(name).numbers, source.heldout, text])
         elif _scheme(name) == "hf":
             parts.append(["hf", *parse_hub(name, base)])
         elif _scheme(name) == "pypi" and source.sha256 is not None:

@@ -23,6 +23,7 @@ from windtunnel.base.errors import RecipeError
 
 MAXIMUM_TEMPLATE = 10_000
 MAXIMUM_OUTPUT = 1 << 24
+_JOINS = 50
 SECONDS = 2.0
 _FILTERS = (
     "capitalize", "default", "first", "int", "join", "last", "length", "list", "lower", "map", "reject", "replace", "round",
@@ -84,6 +85,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             TemplateSyntaxError: it is no template, or has a statement or a loop that is not allowed here.
         """
         tree = self.parse(source)
+        joins = sum(1 for _ in tree.find_all(nodes.Add)) + sum(
+            len(node.nodes) - 1 for node in tree.find_all(nodes.Concat)
+        )
+        if joins > _JOINS:  # each may hold the whole text so far once more
+            raise TemplateSyntaxError(f"at most {_JOINS} joins with + or ~ are allowed, not {joins}", 1)
         for node in tree.find_all(nodes.Node):
             if isinstance(node, _REFUSED) or (isinstance(node, nodes.For) and node.recursive):
                 name = "recursive" if isinstance(node, nodes.For) else type(node).__name__.lower()
@@ -167,8 +173,8 @@ def compile_template(source: str, where: str) -> Callable[[Mapping[str, Any]], s
     try:
         sandbox = _Sandbox()
         template = sandbox.from_string(sandbox.bounded(source))
-    except (TemplateError, RecursionError) as error:
-        said = "it is nested too deeply" if isinstance(error, RecursionError) else error
+    except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
+        said = error if isinstance(error, TemplateError) else "it is nested too deeply"
         raise RecipeError(
             where, f"expected a Jinja template: {said}", "write for example '{{ title }}: {{ body }}'"
         ) from None
@@ -187,6 +193,8 @@ def compile_template(source: str, where: str) -> Callable[[Mapping[str, Any]], s
             raise RecordError(f"the template {source[:40]!r} fails: {error.message}") from None
         except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
             raise RecordError(f"the template {source[:40]!r} fails: {error}") from None
+        except MemoryError:
+            raise RecordError(_LIMITS) from None
         return "".join(pieces)
 
     return render

@@ -14,7 +14,9 @@ from windtunnel.corpus.store import Corpus
 from windtunnel.evaluate.choice import wilson
 from windtunnel.model.transformer import KeyValueCache, Transformer
 
-_ROWS = 32
+_FEWEST, _MOST = 8, 128
+_NUMBERS = 1 << 26
+"""Keys and values that are held for prompts side by side, unless so few prompts are."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,25 @@ def answers(
     """One answer to each prompt, in their order: the likeliest token each time, or draws at a temperature above 0.
 
     Prompts of similar length are decoded side by side: a row whose prompt goes on is given its next token instead of choosing
-    one, so that no padding is ever seen and the answers are those of one prompt alone (up to rounding). Prompts that leave no
-    position free get an empty answer that did not end.
+    one, so that no padding is ever seen and the answers are those of one prompt alone (up to rounding). What has ended is set
+    aside, so that long answers cost only themselves. Prompts that leave no position free get an empty answer that did not end.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: dict[int, Answer] = {}
     generator = torch.Generator().manual_seed(seed)
-    for begin in range(0, len(order), _ROWS):
-        members = order[begin : begin + _ROWS]
+    side_by_side = _side_by_side(model, max(map(len, prompts), default=0) + max_new)
+    for begin in range(0, len(order), side_by_side):
+        members = order[begin : begin + side_by_side]
         group = _decode(model, [list(prompts[i]) for i in members], frozenset(stop), max_new, temperature, generator)
         found |= dict(zip(members, group, strict=True))
     return [found[i] for i in range(len(prompts))]
+
+
+def _side_by_side(model: Transformer, length: int) -> int:
+    """How many prompts are decoded together: many short ones, few long ones."""
+    shape = model.shape
+    each = 2 * shape.layers * shape.kv_heads * shape.head_dim * min(shape.max_positions, length)
+    return max(_FEWEST, min(_MOST, _NUMBERS // max(1, each)))
 
 
 @torch.inference_mode()
@@ -56,20 +66,23 @@ def _decode(
     stopped = [False] * len(prompts)
     device = model.embedding.weight.device
     cache = KeyValueCache(model, limit, len(prompts))
-    at = min(len(prompt) for prompt in prompts)
+    at, held = min(len(prompt) for prompt in prompts), list(range(len(prompts)))
     new = torch.tensor([row[:at] for row in rows], device=device)
     while at < limit and not all(ended):
         h_BTD = model.hidden(new, cache=cache)
         logits_BV = model.logits(h_BTD[:, -1])[:, : model.shape.vocab].float().cpu()
-        chosen = _choose(logits_BV, temperature, generator)
-        for i, row in enumerate(rows):
-            if len(row) > at or ended[i]:
+        for i, chosen in zip(held, _choose(logits_BV, temperature, generator), strict=True):
+            if len(rows[i]) > at or ended[i]:
                 continue  # its prompt goes on, or it has ended
-            row.append(chosen[i])
-            stopped[i] = chosen[i] in stop
-            ended[i] = stopped[i] or len(row) - len(prompts[i]) >= max_new
+            rows[i].append(chosen)
+            stopped[i] = chosen in stop
+            ended[i] = stopped[i] or len(rows[i]) - len(prompts[i]) >= max_new
         at += 1
-        new = torch.tensor([[row[at - 1] if len(row) >= at else 0] for row in rows], device=device)
+        going = [place for place, i in enumerate(held) if not ended[i]]
+        if 0 < len(going) <= len(held) / 2:
+            cache.keep(torch.tensor(going, device=device))
+            held = [held[place] for place in going]
+        new = torch.tensor([[rows[i][at - 1] if len(rows[i]) >= at else 0] for i in held], device=device)
     return [
         Answer(tuple(prompt), tuple(row[len(prompt) : len(row) - over]), over)
         for prompt, row, over in zip(prompts, rows, stopped, strict=True)

@@ -16,8 +16,14 @@ from windtunnel.evaluate.preference import score_pairs
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.checkpoint import load_model
 
-PROMPTS = 64
-"""Held-out prompts of each corpus that are answered."""
+PROMPTS = 400
+"""Held-out prompts of each corpus that are answered: where all of them end, the 95 % interval begins above 99 %."""
+_EXACT = 100
+"""Computed questions of each task."""
+_ROWS = 4
+"""Rows of tokens after which an answer has not ended by itself."""
+_COMPARED = 64
+"""Prompts of each corpus whose answers two models are compared on."""
 
 
 def answering(
@@ -26,9 +32,10 @@ def answering(
 ) -> dict[str, Any]:  # fmt: skip
     """The same measures of a model and of its parent, under ``before`` and ``after``.
 
-    ``exact``: computed questions. ``stops``, by corpus: share of answers to held-out prompts that end within a row of tokens.
-    With ``pairs`` also ``preferences``: accuracy on held-out pairs; and ``divergence`` from the parent on the model's own
-    answers.
+    ``exact``: computed questions. ``stops``, by corpus: share of answers to held-out prompts that end by themselves within four
+    rows of tokens and the model's positions, without sampling, which is the one that counts: it is the same each time, and a
+    loop does not end in it. ``sampled_stops``: the same at temperature 1. With ``pairs`` also ``preferences``: accuracy on
+    held-out pairs; and ``divergence`` from the parent on the model's own answers.
 
     Args:
         row: tokens of a training row.
@@ -41,18 +48,26 @@ def answering(
     prompts = {name: heldout_prompts(corpus, PROMPTS) for name, corpus in opened.items()}
     stop = stop_ids(tokenizer, template)
     out: dict[str, Any] = {
-        "exact": {when: score_exact(m, tokenizer, template) for when, m in both.items()},
-        "stops": {
-            name: {when: stops(answers(m, asked, stop=stop, max_new=row)) for when, m in both.items()}
-            for name, asked in prompts.items()
-            if asked
+        "exact": {when: score_exact(m, tokenizer, template, count=_EXACT) for when, m in both.items()},
+        **{
+            key: {
+                name: {
+                    when: stops(answers(m, asked, stop=stop, max_new=_ROWS * row, temperature=temperature))
+                    for when, m in both.items()
+                }
+                for name, asked in prompts.items()
+                if asked
+            }
+            for key, temperature in (("stops", 0.0), ("sampled_stops", 1.0))
         },
     }
     if pairs:
         out["preferences"] = {
-            name: {when: score_pairs(m, corpus, row) for when, m in both.items()} for name, corpus in opened.items()
+            name: {when: score_pairs(m, corpus) for when, m in both.items()} for name, corpus in opened.items()
         }
         out["divergence"] = {
-            name: divergence(model, before, asked, stop=stop, max_new=row) for name, asked in prompts.items() if asked
+            name: divergence(model, before, asked[:_COMPARED], stop=stop, max_new=row)
+            for name, asked in prompts.items()
+            if asked
         }
     return out

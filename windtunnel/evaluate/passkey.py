@@ -9,7 +9,7 @@ depth are always the same.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,23 @@ def found(model: Transformer, item: Item) -> bool:
     tokens_BT = torch.tensor([item.ids[:-1]], device=model.embedding.weight.device)
     h_BTD = model.hidden(tokens_BT)[:, -item.answer :]
     return model.logits(h_BTD).argmax(-1)[0].tolist() == list(item.ids[-item.answer :])
+
+
+def over_depths(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The share of items found for each task and length, all depths together, with its 95 % Wilson interval."""
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["task"], cell["length"]), []).append(cell)
+    out = []
+    for (task, length), own in groups.items():
+        count = sum(cell["count"] for cell in own)
+        right = sum(cell["found"] * cell["count"] for cell in own)
+        low, high = wilson(right, count)
+        out.append(
+            {"task": task, "length": length, "found": right / count, "count": count, "low": low, "high": high,
+             "worst": min(cell["found"] for cell in own)}
+        )  # fmt: skip
+    return out
 
 
 def score_retrieval(

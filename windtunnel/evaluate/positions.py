@@ -1,4 +1,5 @@
-"""Loss over the position in a document: what a longer context is good for, and whether the short one has suffered."""
+"""Loss over the position in a document, and hidden keys found at many lengths: what a longer context is good for, and whether the
+short one has suffered."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import torch
 from windtunnel.corpus.evaluation_rows import scoring_rows
 from windtunnel.corpus.loader import IGNORED
 from windtunnel.corpus.store import HeldOut
+from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.evaluate.passkey import least_length, score_retrieval
 from windtunnel.model.transformer import Transformer
 
 
@@ -54,3 +57,13 @@ def loss_by_position(
         for start, end, total, count in zip(starts, ends, nats, counts, strict=True)
         if count and math.isfinite(total)
     ]
+
+
+def keys_found(model: Transformer, tokenizer: Tokenizer, row: int, items: int) -> list[dict[str, Any]]:
+    """Hidden keys found at lengths up to the trained row; at twice that, which takes longest, a fifth as many are asked for."""
+    least, found = least_length(tokenizer), []
+    for lengths, count in (((row // 8, row // 4, row // 2, row), items), ((2 * row,), -(-items // 5))):
+        long_enough = [length for length in lengths if length >= least]
+        if count and long_enough:
+            found += score_retrieval(with_positions(model, long_enough[-1]), tokenizer, long_enough, count=count)
+    return found

@@ -47,6 +47,12 @@ class KeyValueCache:
         self.store[layer, 1, :, :, self.used : end] = v_BHTK
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with some of the sequences only, in the order given."""
+        kept = self.store[:, :, rows, :, : self.used]
+        self.store = torch.empty((*kept.shape[:4], self.length, kept.shape[5]), device=kept.device, dtype=kept.dtype)
+        self.store[..., : self.used, :] = kept
+
 
 class Matrix(nn.Module):
     """A matrix without bias, tagged with its role. Multiplies in the input's dtype; its own may be wider."""

@@ -110,6 +110,8 @@ def _answers(found: dict[str, Any]) -> list[Measured]:
     return [
         *(_both(f"right: {task}", both, "accuracy") for task, both in by_task.items()),
         *(_both(f"ends by itself: {name}", both, "ended") for name, both in ends.items()),
+        *(_both(f"ends by itself at temperature 1 (not counted): {name}", both, "ended")
+          for name, both in found.get("sampled_stops", {}).items()),
         *(_both(f"tokens of an answer: {name}", {w: {"tokens": both[w]["tokens"]} for w in both}, "tokens", "number")
           for name, both in ends.items()),
     ]  # fmt: skip

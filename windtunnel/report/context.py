@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
+from windtunnel.report.story import losses
 from windtunnel.report.svg import SHADES, Canvas
 
 
 @dataclass(frozen=True)
 class LongContext:
-    """One long branch. ``short`` has a corpus, bits per byte before and after in short rows; ``positions`` a corpus and its
-    parts (from, to, nats a token before and after, tokens); ``cells`` the retrieval by task."""
+    """One long branch. ``short`` has a corpus, bits per byte before and after in short rows, and of the trunk's ``plain`` decay,
+    where there is one; ``positions`` a corpus and its parts (from, to, nats a token before and after, tokens); ``cells`` the
+    retrieval by task."""
 
     name: str
     row: int
     short_row: int
-    short: tuple[tuple[str, float, float], ...]
+    short: tuple[tuple[str, float, float, float | None], ...]
     positions: tuple[tuple[str, tuple[Mapping[str, Any], ...]], ...]
     cells: Mapping[str, tuple[Mapping[str, Any], ...]]
+    plain: str = ""
 
     @property
     def count(self) -> int:
@@ -31,22 +34,47 @@ class LongContext:
 def read_contexts(book: LabBook, program: str) -> list[LongContext]:
     """All long branches that were measured."""
     return [
-        _context(folder.rpartition("-")[0] or folder, fact["context"])
+        _context(book, folder.rpartition("-")[0] or folder, fact["context"], plain_decay(book, f"{program}/{folder}"))
         for folder, fact in book.facts(program, "model").items()
         if fact.get("context")
     ]
 
 
-def _context(name: str, found: Mapping[str, Any]) -> LongContext:
+def plain_decay(book: LabBook, run: str) -> Mapping[str, Any] | None:
+    """The decay of the same trunk on the trunk's own data that has read about as much as a run, the nearest in tokens: what a
+    longer context is held to, since a checkpoint that has not decayed stands higher. None where the program has none."""
+    own = book.run(run)
+    runs = book.runs(program=own["program"]) if own is not None else []
+    decays = [one for one in runs if one["kind"] == "decay" and one["status"] == "done" and not one["study"]]
+    plain = [one for one in decays if len({str(s["mixture"]) for s in one["config"]["plan"]["segments"]}) == 1]
+    return min(plain, key=lambda one: abs(one["tokens"] - own["tokens"]), default=None) if own is not None else None
+
+
+def _context(
+    book: LabBook, name: str, found: Mapping[str, Any], plain: Mapping[str, Any] | None
+) -> LongContext:  # fmt: skip
+    other = losses(book, plain["id"]) if plain else {}
     cells: dict[str, list[Mapping[str, Any]]] = {}
     for cell in found["retrieval"]:
         cells.setdefault(cell["task"], []).append(cell)
     return LongContext(
         name, found["row"], found["short_row"],
-        tuple((corpus, both["before"], both["after"]) for corpus, both in found["short"].items()),
+        tuple((corpus, both["before"], both["after"], other.get(corpus)) for corpus, both in found["short"].items()),
         tuple((corpus, tuple(parts)) for corpus, parts in found["positions"].items()),
-        {task: tuple(own) for task, own in cells.items()},
+        {task: tuple(own) for task, own in cells.items()}, str(plain["name"]) if plain else "",
     )  # fmt: skip
+
+
+def in_short_rows(one: LongContext) -> str:
+    """What the longer context cost in short rows, as one line: bits per byte, means over the corpora."""
+    count = max(1, len(one.short))
+    before, after = sum(row[1] for row in one.short) / count, sum(row[2] for row in one.short) / count
+    plain = [row[3] for row in one.short if row[3] is not None]
+    said = f"{one.name}: bits per byte in rows of {one.short_row:,}: {before:.4f} before, {after:.4f} after"
+    if not plain or len(plain) < len(one.short):
+        return said
+    mean = sum(plain) / len(plain)
+    return f"{said}, {mean:.4f} of the plain decay '{one.plain}' ({100 * (after / mean - 1):+.1f} % against it)"
 
 
 def heat_map(cells: Mapping[str, Sequence[Mapping[str, Any]]], row: int, width: int) -> str:

@@ -1,7 +1,7 @@
 """Objectives: what a stage minimises, as terms (sum, count, weight).
 
 An objective returns sums. Each is divided by its own count over all micro-batches and ranks of the step (tokens for
-language modelling), so that gradient accumulation 1×8 equals 8×1. Shapes: B rows, T tokens, V vocabulary.
+language modelling), so that gradient accumulation 1×8 equals 8×1. Shapes: B rows, T tokens, V vocabulary, P pairs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from windtunnel.corpus.loader import IGNORED, Rows
+from windtunnel.corpus.packing import pairs_in
 from windtunnel.model.chunked_size import is_chunked
 from windtunnel.model.transformer import Transformer
 from windtunnel.train.preference import Preference
@@ -61,8 +62,8 @@ class LanguageModel:
 class PairwisePreference:
     """The better answer against the worse one (``Preference``), each term summed over pairs; only the first has a weight.
 
-    A row holds one pair as two documents, 0 the better and 1 the worse answer after the same question, and its values are
-    the reference's log-likelihoods of the two. ``drift`` is how far the better answer's log-likelihood has moved from there.
+    A row holds pairs as documents 2i, the better, and 2i + 1, the worse answer after the same question, and its values are the
+    reference's log-likelihoods of each. ``drift`` is how far the better answer's log-likelihood has moved from there.
     """
 
     def __init__(self, preference: Preference) -> None:
@@ -81,12 +82,15 @@ class PairwisePreference:
         self.weights: tuple[float, ...] = (1.0, *[0.0] * (len(self.names) - 1))
 
     def counts(self, rows: Rows) -> np.ndarray:
-        return np.full(len(self.names), float((rows.targets != IGNORED).any(1).sum()))
+        at, place = np.nonzero((rows.targets != IGNORED) & (rows.documents % 2 == 0))
+        better = np.unique(np.stack([at, rows.documents[at, place]]), axis=1)
+        return np.full(len(self.names), float(better.shape[1]))
 
     def log_likelihoods(
         self, model: Transformer, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of the two answers of each row, and their numbers of tokens: float32 [B, 2] each.
+        """Log-likelihood of the two answers of each pair of each row, and their numbers of tokens: float32 [B, P, 2] each, 0
+        where a row has fewer pairs.
 
         Above a number of logits made in chunks.
         """
@@ -96,33 +100,31 @@ class PairwisePreference:
             logits_BTV = model(tokens_BT, documents_BT)
             own_BT = logits_BTV.gather(2, targets_BT.clamp(min=0)[..., None])[..., 0] - logits_BTV.logsumexp(-1)
         scored_BT = targets_BT != IGNORED
-        which_BT2 = torch.stack([(documents_BT == answer) & scored_BT for answer in (0, 1)], -1)
-        return torch.where(which_BT2, own_BT[..., None], 0.0).sum(1), which_BT2.sum(1).to(own_BT.dtype)
+        place_D = torch.arange(2 * pairs_in(tokens_BT.shape[1]), device=tokens_BT.device)
+        which_BTD = (documents_BT[..., None] == place_D) & scored_BT[..., None]
+        found_BD, count_BD = torch.where(which_BTD, own_BT[..., None], 0.0).sum(1), which_BTD.sum(1).to(own_BT.dtype)
+        return found_BD.unflatten(1, (-1, 2)), count_BD.unflatten(1, (-1, 2))
 
     def sums(self, model: Transformer, *batch: Tensor | None) -> Tensor:
         tokens_BT, targets_BT, documents_BT, *values = batch
         assert tokens_BT is not None
         assert targets_BT is not None
         assert documents_BT is not None
-        found_B2, count_B2 = self.log_likelihoods(model, tokens_BT, targets_BT, documents_BT)
-        gained_B2 = found_B2 - values[0] if self.preference.has_reference and values[0] is not None else found_B2
-        per_B2 = count_B2.clamp(min=1) if self.preference.normalised else 1.0
-        reward_B2 = self.preference.beta * gained_B2 / per_B2
-        margin_B = reward_B2[:, 0] - reward_B2[:, 1]
-        h_B, smoothing = margin_B - self.preference.margin, self.preference.smoothing
-        loss_B = -(1 - smoothing) * F.logsigmoid(h_B) - smoothing * F.logsigmoid(-h_B)
-        terms = [
-            loss_B,
-            margin_B,
-            (margin_B > 0).to(loss_B.dtype),
-            reward_B2[:, 0],
-            reward_B2[:, 1],
-            *found_B2.unbind(1),
-        ]
+        found_BP2, count_BP2 = self.log_likelihoods(model, tokens_BT, targets_BT, documents_BT)
+        gained_BP2 = found_BP2
+        if self.preference.has_reference and values[0] is not None:
+            gained_BP2 = found_BP2 - values[0].unflatten(1, (-1, 2))
+        per_BP2 = count_BP2.clamp(min=1) if self.preference.normalised else 1.0
+        reward_BP2 = self.preference.beta * gained_BP2 / per_BP2
+        margin_BP = reward_BP2[..., 0] - reward_BP2[..., 1]
+        h_BP, smoothing = margin_BP - self.preference.margin, self.preference.smoothing
+        loss_BP = -(1 - smoothing) * F.logsigmoid(h_BP) - smoothing * F.logsigmoid(-h_BP)
+        right_BP = (margin_BP > 0).to(loss_BP.dtype)
+        terms = [loss_BP, margin_BP, right_BP, *reward_BP2.unbind(2), *found_BP2.unbind(2)]
         if self.preference.has_reference:
-            terms.append(gained_B2[:, 0])
-        real_B = count_B2[:, 0] > 0
-        return torch.where(real_B, torch.stack(terms), 0.0).sum(1)
+            terms.append(gained_BP2[..., 0])
+        real_BP = count_BP2[..., 0] > 0
+        return torch.where(real_BP, torch.stack(terms), 0.0).sum((1, 2))
 
 
 def objective_of(stage: Stage) -> Objective:

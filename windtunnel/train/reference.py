@@ -36,8 +36,8 @@ KIND = "reference"
 def reference_values(
     stage: Stage, run: Path, corpora: Mapping[str, Corpus], parent: Path | None, trainer: Trainer
 ) -> dict[str, np.ndarray] | None:
-    """Log-likelihoods of the reference for each pair, float32 [rows, 2] by corpus; None where the objective needs none, or is
-    told them in each step.
+    """Log-likelihoods of the reference for each pair, float32 [rows, 2 · pairs in a row] by corpus; None where the objective
+    needs none, or is told them in each step.
 
     Leaves the parent's weights in the model where it had to compute them. Every rank computes all of them.
 
@@ -68,7 +68,8 @@ class LiveReference:
         self._model, self._trainer = model, trainer
 
     def __call__(self, rows: Rows) -> Rows:
-        """The rows with ``values``, float32 [rows, 2]. Every rank calls it and makes as many passes, which slices need."""
+        """The rows with ``values``, float32 [rows, 2 · pairs in a row]. Every rank calls it and makes as many passes, which
+        slices need."""
         trainer = self._trainer
         batch = sum_over_ranks(np.array([len(rows)]), trainer.runtime)[0]
         most = math.ceil(batch / trainer.runtime.world)
@@ -120,7 +121,8 @@ def _scored(trainer: Trainer, corpus: Corpus, loader: Loader) -> np.ndarray:
 
 @torch.no_grad()
 def _likelihoods(model: Transformer, rows: Rows, trainer: Trainer, most: int) -> np.ndarray:
-    """Log-likelihoods of both answers of each row, float32 [rows, 2], in micro-batches that hold ``most`` rows together."""
+    """Log-likelihoods of both answers of each pair, float32 [rows, 2 · pairs in a row], in micro-batches that hold ``most`` rows
+    together."""
     objective, out = trainer.objective, []
     assert isinstance(objective, PairwisePreference)
     for begin in range(0, most, trainer.micro):
@@ -129,5 +131,5 @@ def _likelihoods(model: Transformer, rows: Rows, trainer: Trainer, most: int) ->
         assert targets is not None
         assert documents is not None
         found, _ = objective.log_likelihoods(model, tokens, targets, documents)
-        out.append(found[: max(0, len(rows) - begin)].float().cpu().numpy())
+        out.append(found[: max(0, len(rows) - begin)].flatten(1).float().cpu().numpy())
     return np.concatenate(out)
