@@ -150,6 +150,47 @@ def test_the_mean_of_checkpoints_is_the_mean_of_their_weights(tiny_home: tuple[T
         average_job(home.root, row, last=1)
 
 
+def test_the_law_speaks_in_bits_per_byte_of_the_trunks_text_too(tiny_home: tuple[TinyHome, Stage]) -> None:
+    home, _ = tiny_home
+    book, row = trunk_row(home)
+    without = read_now(home.root, book, row)
+    assert without.bits() is None
+    assert "bits per byte" not in "\n".join(without.lines()[:1])
+    tokens, size = len(home.corpus.heldout.tokens), int(home.corpus.heldout.bytes.sum())
+    with LabBook(home.root / "labbook.sqlite") as written:
+        written.put_fact("p", "corpus", "tiny", {"heldout_tokens": tokens, "heldout_bytes": size})
+    found = read_now(home.root, book, row)
+    with LabBook(home.root / "labbook.sqlite") as written:
+        written.put_fact("p", "corpus", "tiny", {})
+    law, said = found.law, found.bits()
+    assert law is not None
+    assert said is not None
+    for nats, bits in zip(
+        (law.expected, law.low90, law.high90, law.loss),
+        (said["expected"], *said["interval90"], said["loss"]),
+        strict=True,
+    ):
+        assert bits * math.log(2) * size == pytest.approx(nats * tokens)
+    assert f"{said['expected']:.4f} [{said['interval90'][0]:.4f}, " in found.lines()[0]
+    assert found.to_dict()["law"]["bits_per_byte"] == said
+
+
+def test_without_a_fitting_study_one_line_says_why(tiny_home: tuple[TinyHome, Stage]) -> None:
+    home, _ = tiny_home
+    book, row = trunk_row(home)
+    other = {**row, "config": {**row["config"], "batch": 999}}
+    empty = {**row, "program": "other"}
+    for asked, words in ((other, "differ from this trunk in batch, text"), (empty, "windtunnel tunnel scale RECIPE")):
+        now = read_now(home.root, book, asked)
+        assert now.law is None
+        first, *rest = now.lines()
+        assert first.startswith("  decayed now: nothing can be said, ")
+        assert words in first
+        assert not any("decayed now" in line for line in rest)
+        assert now.to_dict()["why"] in first
+    assert read_now(home.root, book, row).why == ""
+
+
 def test_laws_are_fitted_once_and_read_back(tiny_home: tuple[TinyHome, Stage], monkeypatch: pytest.MonkeyPatch) -> None:
     home, _ = tiny_home
     book, row = trunk_row(home)

@@ -41,20 +41,46 @@ def what_now(home: Path, book: LabBook, row: Row, *, fit: bool = True) -> DecayN
     Args:
         fit: fit laws that are not kept yet, which takes seconds.
     """
+    return _asked(home, book, row, fit)[0]
+
+
+def _asked(home: Path, book: LabBook, row: Row, fit: bool) -> tuple[DecayNow | None, str]:
+    """What can be said, else why nothing can."""
     sets = _tunnel_sets(book, row)
     if not sets:
-        return None
+        return None, _why_not(book, row)
     losses = trunk_losses(home, row)
     config = row["config"]
     try:
         models = _models(home, str(row["program"]), sets, fit)
-        return decay_now(
+        found = decay_now(
             models, losses, peak=config["optimizer"]["learning_rate"], warmup=config["schedule"].get("warmup", 0),
             rule=_rule(book, row), size=float(Shape(**config["shape"]).body),
             longest=max(int(c.steps[-1]) for made in sets for c in made.curves),
         )  # fmt: skip
-    except LawError:
+    except LawError as error:
+        return None, str(error)
+    return found, ""
+
+
+def _why_not(book: LabBook, row: Row) -> str:
+    """Why the scaling study teaches nothing about a trunk."""
+    rows = book.runs(program=row["program"], study="scaling")
+    if not rows:
+        return "there is no scaling study; windtunnel tunnel scale RECIPE trains one"
+    if not any(_beside_shape(r["config"]) == _beside_shape(row["config"]) for r in rows):
+        return "the runs of the scaling study differ from this trunk in batch, text or base learning rate"
+    return "no size of the scaling study has two curves, one of them with a decay"
+
+
+def _bytes_per_token(book: LabBook, row: Row) -> float | None:
+    """UTF-8 bytes that a token of the trunk's mixture stands for, by its held-out parts; None where they are not known."""
+    mixture = dict(row["config"]["plan"]["segments"][-1]["mixture"])
+    known = book.facts(row["program"], "corpus")
+    if not all(known.get(name, {}).get("heldout_tokens") for name in mixture):
         return None
+    each = {name: known[name]["heldout_bytes"] / known[name]["heldout_tokens"] for name in mixture}
+    return sum(weight * each[name] for name, weight in mixture.items()) / sum(mixture.values())
 
 
 def trunk_losses(home: Path, row: Row) -> Array:
@@ -149,4 +175,5 @@ def note_average(book: LabBook, row: Row, answer: Mapping[str, Any], steps: Sequ
 def read_now(home: Path, book: LabBook, row: Row, *, fit: bool = True) -> Now:
     """What the law and what averaged checkpoints say about a trunk; ``fit`` as for ``what_now``."""
     averaged = book.fact(row["program"], FACT, Path(row["folder"]).name)
-    return Now(str(row["name"]), what_now(home, book, row, fit=fit), averaged)
+    law, why = _asked(home, book, row, fit)
+    return Now(str(row["name"]), law, averaged, _bytes_per_token(book, row), why)

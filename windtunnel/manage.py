@@ -74,9 +74,7 @@ def status(home: Path, *, average: bool = False) -> View:
         data[program] = {
             "studies": {name: len(states) for name, states in studies.items()},
             "runs": [{**{c: row[c] for c in shown_columns}, "scores": _bits(book, row["id"])} for row in own],
-            "decay_now": {
-                name: {"law": now.law and now.law.to_dict(), "averaged": now.averaged} for name, now in trunks.items()
-            },
+            "decay_now": {name: now.to_dict() for name, now in trunks.items()},
         }
     if not parts:
         parts.append(line("no program has run here yet; try: windtunnel quickstart"))
