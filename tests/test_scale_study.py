@@ -322,7 +322,13 @@ def test_points_of_other_runs_are_not_averaged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [({"budget": "abc"}, "--budget"), ({"counts": "foo"}, "body"), ({"flops": "7ND"}, "6ND")]
+    ("wrong", "words"),
+    [
+        ({"budget": "abc"}, "--budget"),
+        ({"counts": "foo"}, "body"),
+        ({"flops": "7ND"}, "6ND"),
+        ({"inference_tokens": "-3"}, "--inference-tokens"),
+    ],
 )
 def test_a_wrong_budget_or_convention_is_refused_before_anything_is_trained(
     recipe: Recipe, tmp_path: Path, wrong: dict[str, str], words: str
