@@ -39,7 +39,7 @@ heldout = 0.1
 [corpus.chats]
 source = "plain.jsonl"
 user = "Go on."
-assistant = "{{ text }}"
+assistant = "{{ text[:80] }}"
 heldout = 0.1
 [corpus.exact]
 source = "made:exact/400"
@@ -365,6 +365,7 @@ def test_table_1_asks_a_model_once_and_says_what_the_recipe_lacks(folder, tmp_pa
     assert (fact["verdict"], fact["notes"]) == ("cannot tell", ["the recipe has no sft branch"])
 
 
+@pytest.mark.slow
 def test_the_designed_decay_is_fitted_on_the_tuning_seed_and_meets_rivals_with_rates_of_their_own(
     folder, tmp_path, planted
 ):
