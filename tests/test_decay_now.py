@@ -18,6 +18,8 @@ from windtunnel.base.artefact import write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.runtime import Runtime
+from windtunnel.corpus.evaluation_rows import scoring_rows
+from windtunnel.corpus.loader import IGNORED
 from windtunnel.corpus.store import Corpus
 from windtunnel.curve_runs import curve_sets, rule_of, set_for, usual_rule
 from windtunnel.decay_now import average_job, read_now, trunk_losses, what_now
@@ -156,9 +158,12 @@ def test_the_law_speaks_in_bits_per_byte_of_the_trunks_text_too(tiny_home: tuple
     without = read_now(home.root, book, row)
     assert without.bits() is None
     assert "bits per byte" not in "\n".join(without.lines()[:1])
-    tokens, size = len(home.corpus.heldout.tokens), int(home.corpus.heldout.bytes.sum())
+    rows = scoring_rows(home.corpus.heldout, 32, None, batch=4)  # what the scorer predicts
+    tokens, size = sum(int((part.targets != IGNORED).sum()) for part in rows), int(home.corpus.heldout.bytes.sum())
+    held = home.corpus.heldout
+    assert tokens == len(held.tokens) - (len(held.offsets) - 1), "as a prepared corpus counts them"
     with LabBook(home.root / "labbook.sqlite") as written:
-        written.put_fact("p", "corpus", "tiny", {"heldout_tokens": tokens, "heldout_bytes": size})
+        written.put_fact("p", "corpus", "tiny", {"heldout_predictions": tokens, "heldout_bytes": size})
     found = read_now(home.root, book, row)
     with LabBook(home.root / "labbook.sqlite") as written:
         written.put_fact("p", "corpus", "tiny", {})

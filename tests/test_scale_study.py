@@ -263,7 +263,7 @@ def test_a_budget_that_pays_for_use_too_goes_to_a_smaller_model_trained_longer_a
         n, d = best_use(truth, budget, served=served)
         assert 6 * n * d + 2 * n * served == pytest.approx(budget), "all of the budget is spent"
         known = optimum(truth, budget, inference_tokens=served)
-        assert (n, d) == pytest.approx((known.parameters, known.tokens), rel=0.02)
+        assert (n, d) == pytest.approx((known.parameters, known.tokens)), "law predict says the same"
         sizes = np.geomspace(n / 50, n * 50, 20001)
         tokens = budget / 6 / sizes - served / 3
         assert truth.predict(n, d, force=True) <= truth.losses(sizes[tokens > 0], tokens[tokens > 0]).min() * (1 + 1e-4)
@@ -274,6 +274,15 @@ def test_a_budget_that_pays_for_use_too_goes_to_a_smaller_model_trained_longer_a
     assert 8 * exact[0] * exact[1] + 8 / 3 * exact[0] * 1e7 == pytest.approx(budget)
     with pytest.raises(LawError, match="expected tokens in use that"):
         best_use(truth, budget, served=1e15)
+    with pytest.raises(LawError, match="expected tokens in use that"):
+        best_use(truth, budget, lambda size: 8 * size, served=1e15)
+    for served in np.geomspace(1e9, 1e13, 30):  # near what a budget can pay for nothing becomes negative
+        for cost in (None, lambda size: 8 * size):
+            try:
+                n, d = best_use(truth, budget, served=served) if cost is None else best_use(truth, budget, cost, served)
+            except LawError:
+                continue
+            assert min(n, d) > 0
 
 
 def test_law_scale_gives_the_best_use_with_inference_beside_that_without(

@@ -203,7 +203,12 @@ def evaluate(
         str | None, typer.Option("--tokens", help="Score at most this many held-out tokens of each corpus.")
     ] = None,
     retrieval: Annotated[
-        int, typer.Option(min=0, max=1000, help="Also hide so many keys at each length and depth, and ask for them.")
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Also hide so many keys at each length and depth, and ask for them.",
+        ),
     ] = 0,
     home: Home = HOME,
     as_json: AsJson = False,

@@ -74,12 +74,12 @@ def _why_not(book: LabBook, row: Row) -> str:
 
 
 def _bytes_per_token(book: LabBook, row: Row) -> float | None:
-    """UTF-8 bytes that a token of the trunk's mixture stands for, by its held-out parts; None where they are not known."""
+    """UTF-8 bytes for each predicted token of the trunk's mixture, by its held-out parts; None where they are not known."""
     mixture = dict(row["config"]["plan"]["segments"][-1]["mixture"])
     known = book.facts(row["program"], "corpus")
-    if not all(known.get(name, {}).get("heldout_tokens") for name in mixture):
+    if not all(known.get(name, {}).get("heldout_predictions") for name in mixture):
         return None
-    each = {name: known[name]["heldout_bytes"] / known[name]["heldout_tokens"] for name in mixture}
+    each = {name: known[name]["heldout_bytes"] / known[name]["heldout_predictions"] for name in mixture}
     return sum(weight * each[name] for name, weight in mixture.items()) / sum(mixture.values())
 
 

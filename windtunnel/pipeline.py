@@ -85,7 +85,8 @@ def run(
             "scaling", and nothing after it.
 
     Raises:
-        RecipeError: ``until`` names no stage, or the recipe has no tunnel to forecast with or nothing to search.
+        UserError: ``until`` names no stage, the recipe has no tunnel to forecast with or nothing to search, or there is nothing
+            to share out.
         LimitReached: the forecast exceeds max_loss, max_hours or max_cost.
         Stopped: a stop was asked for.
     """
@@ -125,6 +126,10 @@ def _check_asked(recipe: Recipe, until: str | None, part: tuple[int, int] | None
     if tunnel is None and until not in names and until in _PURPOSES:
         problem = f"expected a [tunnel] to {_PURPOSES[until]} with, found none"
         raise UserError(recipe.where("tunnel"), problem, "windtunnel run trains anyway")
+    if part is not None and until not in ("search", "scaling"):
+        raise UserError(
+            "--part", f"expected a search or a scaling study to share out, got {until or 'a whole program'!r}"
+        )
     if until is not None and until not in names:
         raise UserError("--until", f"expected one of {', '.join(names)}, got {until!r}")
     if tunnel is None or until != "search" or part is not None:

@@ -75,6 +75,7 @@ def prepare(desk: Desk, recipe: Recipe) -> Prepared:
             corpora[name] = {
                 "folder": str(out.relative_to(home.root)), "hash": corpus.hash, "tokens": corpus.tokens,
                 "heldout_tokens": len(corpus.heldout.tokens), "heldout_bytes": int(corpus.heldout.bytes.sum()),
+                "heldout_predictions": len(corpus.heldout.tokens) - (len(corpus.heldout.offsets) - 1),
             }  # fmt: skip
             if name in recipe.packed:
                 corpora[name]["packed"] = _packed(corpus, recipe.model.row, say)

@@ -200,8 +200,12 @@ def _path_parts(phases: Sequence[Mapping[str, Any]]) -> tuple[Part, ...]:
 
 
 def _falls(seen: Mapping[str, Any], begins: int | None) -> tuple[float, float]:
-    """How far the training loss falls before the decay, from the first to the last quarter of those steps, and from there to
-    the last quarter of the decay, in percent of the first; not a number where there are too few steps."""
+    """How far the training loss falls in as many steps before the decay and in it, in percent of the loss at the start; not a
+    number where there are too few steps.
+
+    In it: from the last quarter before to the last quarter of the decay, middle to middle. Before: from the first quarter to the
+    last, a shorter way, made as long.
+    """
     first, last = seen["first"], seen["last"]
     begins = last if begins is None else begins
     early, late = (begins - first) / 4, (last - begins) / 4
@@ -210,7 +214,8 @@ def _falls(seen: Mapping[str, Any], begins: int | None) -> tuple[float, float]:
     if not all(groups):
         return math.nan, math.nan
     start, middle, end = (fmean(group) for group in groups)
-    return 100 * (start - middle) / start, 100 * (middle - end) / start
+    as_long = (last - begins - late / 2 + early / 2) / (3 * early)
+    return 100 * as_long * (start - middle) / start, 100 * (middle - end) / start
 
 
 def _dynamics_figures(one: Mapping[str, Any], begins: int | None) -> tuple[Figure, ...]:

@@ -262,7 +262,7 @@ class Rungs:
         title = f"search: {len(numbers)} trials on rung {rung + 1} of {len(self.rungs)}"
         stages = [trunk for trunk, _ in pairs.values()] + [branch for _, branch in pairs.values()]
         results = self._desk.train(title, "search", stages, prepared)
-        self.lost |= _failed([trunk for trunk, _ in pairs.values()], results)
+        self.lost |= _failed(stages, results)
         return {number: _loss(results[branch.key], mixture) for number, (_, branch) in pairs.items()}
 
     def stages(self, number: int, rung: int) -> tuple[Stage, Stage]:

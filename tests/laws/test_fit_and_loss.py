@@ -156,8 +156,6 @@ def test_the_batch_law_gives_the_papers_values_and_warns() -> None:
 
 CHINCHILLA = {"C_N": 482.01, "C_D": 2085.43, "L0": 1.8172, "alpha": 0.3478, "beta": 0.3658}
 """The published refit, arXiv 2404.10102."""
-CHINCHILLA_POINTS = Path(__file__).parents[3] / "shared" / "public-logs" / "chinchilla" / "points.csv"
-"""Where the points may lie beside the repository; they are no part of it."""
 
 
 def test_a_planted_twin_of_the_chinchilla_points_gives_its_constants_back() -> None:
@@ -175,11 +173,10 @@ def test_a_planted_twin_of_the_chinchilla_points_gives_its_constants_back() -> N
 
 def test_the_chinchilla_points_give_the_published_refit() -> None:
     """arXiv 2404.10102: A 482.01, B 2085.43, E 1.8172, alpha .3478, beta .3658, without the five points of lowest D/N."""
-    path = Path(os.environ.get("WINDTUNNEL_CHINCHILLA") or CHINCHILLA_POINTS)
-    if not path.exists():
-        pytest.skip("the points have no licence and are not shipped: WINDTUNNEL_CHINCHILLA names no CSV file of them, and "
-                    "../shared/public-logs/chinchilla/points.csv beside the repository is not there")  # fmt: skip
-    with path.open(newline="") as stream:
+    path = os.environ.get("WINDTUNNEL_CHINCHILLA")
+    if path is None:
+        pytest.skip("the points have no licence and are not shipped: WINDTUNNEL_CHINCHILLA names no CSV file of them")
+    with Path(path).open(newline="") as stream:
         named = {"Model Size": "parameters", "Training FLOP": "flops"}
         table = [{named.get(key, key): value for key, value in row.items()} for row in csv.DictReader(stream)]
     rows = [(float(r["parameters"]), float(r["flops"]), float(r["loss"])) for r in table]

@@ -20,9 +20,13 @@ def book_with(tmp_path, decays: dict[str, tuple[dict, int, float]]) -> LabBook:
     }
     with book:
         for name, kind, config, tokens in (
-            ("trunk", "trunk", PLAN, 900), ("long", "long", PLAN, 1200), *((n, "decay", c, t) for n, (c, t, _) in decays.items()),
+            ("trunk", "trunk", PLAN, 900), ("old", "trunk", PLAN, 900), ("stretch", "long", PLAN, 1000), ("long", "long", PLAN, 1200),
+            *((n, "decay", c, t) for n, (c, t, _) in decays.items()),
         ):  # fmt: skip
             run = f"p/{name}-0123456789"
+            above = {"trunk": "", "old": "", "stretch": "trunk", "long": "stretch", "elsewhere": "old"}.get(
+                name, "trunk"
+            )
             book.put_run(
                 run,
                 program="p",
@@ -30,6 +34,7 @@ def book_with(tmp_path, decays: dict[str, tuple[dict, int, float]]) -> LabBook:
                 name=name,
                 status="done",
                 folder=f"runs/{name}",
+                parent=f"p/{above}-0123456789" if above else "",
                 config=config,
                 tokens=tokens,
             )
@@ -40,7 +45,12 @@ def book_with(tmp_path, decays: dict[str, tuple[dict, int, float]]) -> LabBook:
 
 
 def test_the_loss_in_short_rows_stands_beside_the_nearest_decay_on_the_trunks_own_data(tmp_path):
-    decays = {"half": (PLAN, 1000, 1.1), "same": (PLAN, 1150, 1.0), "better": (OTHER, 1200, 0.5)}
+    decays = {
+        "half": (PLAN, 1000, 1.1),
+        "same": (PLAN, 1150, 1.0),
+        "better": (OTHER, 1200, 0.5),
+        "elsewhere": (PLAN, 1200, 0.1),
+    }
     book = book_with(tmp_path, decays)
     (found,) = read_contexts(book, "p")
     assert found.short == (("a", 1.2, 1.01, 1.0),)

@@ -22,7 +22,7 @@ from windtunnel.laws.forecast import combined, run_noise, weights_of
 from windtunnel.laws.forms import FORMS, constants_of, free_parameters, weak_prior
 from windtunnel.laws.heldout import Extrapolation, Noise, extrapolate, seed_noise
 from windtunnel.laws.loss import LossLaw, fit_loss_law
-from windtunnel.laws.optimum import FLOPS
+from windtunnel.laws.optimum import FLOPS, best_for
 from windtunnel.laws.points import Point, check_points, columns
 
 _TRUNKS = 6
@@ -137,23 +137,24 @@ def best_use(law: LossLaw, budget: float, cost: Cost = six, served: float = 0.0)
     Raises:
         LawError: the budget is not positive, or too small for that use.
     """
-    middle, tokens_there = law.optimum(budget)
-    if cost is six and not served:
-        return middle, tokens_there
+    if cost is six:
+        return best_for(law, budget, served)
+    middle, _ = law.optimum(budget)
     sizes = middle * np.exp(np.linspace(-7, 7, 141))
     tokens = np.array([budget / cost(float(n)) for n in sizes]) - served / 3
-    paid = tokens > 0
-    if not paid.any():
-        words = f"expected tokens in use that {budget:.3g} FLOPs can pay for, got {served:.3g}"
-        raise LawError("law.inference_tokens", words, "raise the budget")
     losses = np.full(len(sizes), np.inf)
-    losses[paid] = law.losses(sizes[paid], tokens[paid])
-    index = int(np.clip(np.argmin(losses), 1, len(sizes) - 2))
-    low, middle_loss, high = (float(v) for v in losses[index - 1 : index + 2])
+    losses[tokens > 0] = law.losses(sizes[tokens > 0], tokens[tokens > 0])
+    inner = np.where(
+        np.isfinite(losses[:-2] + losses[2:]), losses[1:-1], np.inf
+    )  # neighbours that can be paid for, too
+    index = int(np.argmin(inner)) + 1
+    if not math.isfinite(inner[index - 1]):
+        words = f"expected tokens in use that {budget:.3g} FLOPs can pay for, got {served:.3g}"
+        raise LawError("--inference-tokens", words, "raise the budget")
+    low, middle_loss, high = losses[index - 1 : index + 2]
+    bend = low - 2 * middle_loss + high
     # The minimum of a parabola through the three lowest: a grid alone would move in steps.
-    shift = 0.0
-    if math.isfinite(low + middle_loss + high) and (bend := low - 2 * middle_loss + high) > 0:
-        shift = float(np.clip(0.5 * (low - high) / bend, -1, 1))
+    shift = float(np.clip(0.5 * (low - high) / bend, -1, 1)) if bend > 0 else 0.0
     n = float(sizes[index] * (sizes[1] / sizes[0]) ** shift)
     return n, budget / cost(n) - served / 3
 

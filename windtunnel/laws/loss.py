@@ -84,7 +84,7 @@ class LossLaw:
                 "law.parameters",
                 f"the {self.form} law has no floor and was fitted up to N = {si(self.sizes[1])}, "
                 f"got {si(parameters)} ({reach:.3g}×, at most {REACH_WITHOUT_FLOOR:g}×)",
-                "fit larger proxies, use a law with a floor, or --force",
+                "fit larger proxies, use a law with a floor, or force it",
             )
         return float(self.losses(np.array([float(parameters)]), np.array([float(tokens)]))[0])
 

@@ -92,8 +92,8 @@ def optimum(law: LossLaw, flops: float, *, inference_tokens: float = 0.0) -> Opt
     """
     if not (math.isfinite(inference_tokens) and inference_tokens >= 0):
         raise LawError("law.inference_tokens", f"expected a number of at least zero, got {inference_tokens}")
-    n, d = _best(law, flops, inference_tokens)
-    found = [(*_best(one, flops, inference_tokens), one) for one in law.drawn()]
+    n, d = best_for(law, flops, inference_tokens)
+    found = [(*best_for(one, flops, inference_tokens), one) for one in law.drawn()]
     intervals: dict[str, tuple[float, float]] = {}
     if found:
         columns = {
@@ -107,7 +107,15 @@ def optimum(law: LossLaw, flops: float, *, inference_tokens: float = 0.0) -> Opt
     return Optimum(n, d, law.predict(n, d, force=True), 6 * n * d, 2 * n * inference_tokens, intervals)
 
 
-def _best(law: LossLaw, flops: float, inference_tokens: float) -> tuple[float, float]:
+def best_for(law: LossLaw, flops: float, inference_tokens: float) -> tuple[float, float]:
+    """N and D of ``optimum``, without intervals.
+
+    Raises:
+        LawError: as ``optimum``, or the use alone costs more than the FLOPs at a single parameter.
+    """
+    if flops <= 2 * inference_tokens:
+        words = f"expected tokens in use that {flops:.3g} FLOPs can pay for, got {inference_tokens:.3g}"
+        raise LawError("--inference-tokens", words, "raise the budget")
     n, d = law.optimum(flops)
     if not inference_tokens:
         return n, d

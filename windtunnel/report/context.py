@@ -42,12 +42,19 @@ def read_contexts(book: LabBook, program: str) -> list[LongContext]:
 
 def plain_decay(book: LabBook, run: str) -> Mapping[str, Any] | None:
     """The decay of the same trunk on the trunk's own data that has read about as much as a run, the nearest in tokens: what a
-    longer context is held to, since a checkpoint that has not decayed stands higher. None where the program has none."""
+    longer context is held to, since a checkpoint that has not decayed stands higher. None where its trunk has none."""
     own = book.run(run)
-    runs = book.runs(program=own["program"]) if own is not None else []
-    decays = [one for one in runs if one["kind"] == "decay" and one["status"] == "done" and not one["study"]]
-    plain = [one for one in decays if len({str(s["mixture"]) for s in one["config"]["plan"]["segments"]}) == 1]
-    return min(plain, key=lambda one: abs(one["tokens"] - own["tokens"]), default=None) if own is not None else None
+    if own is None:
+        return None
+    line, parent = set[str](), own["parent"]
+    while parent and parent not in line and (row := book.run(parent)) is not None:
+        line.add(parent)
+        parent = row["parent"]
+    found = [
+        one for one in book.runs(program=own["program"], kind="decay", status="done", study="") if one["parent"] in line
+    ]
+    plain = [one for one in found if len({str(s["mixture"]) for s in one["config"]["plan"]["segments"]}) == 1]
+    return min(reversed(plain), key=lambda one: abs(one["tokens"] - own["tokens"]), default=None)
 
 
 def _context(

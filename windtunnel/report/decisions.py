@@ -53,10 +53,12 @@ def decision_title(fact: Fact) -> str:
 
 def arm_rows(fact: Fact) -> list[tuple[str, ...]]:
     """Both arms: name, seeds and mean loss, as the last look found them."""
-    means = [sum(arm["losses"].values()) / len(arm["losses"]) / _LN2 for arm in fact["arms"]]
+    shown = [
+        f"{sum(losses.values()) / len(losses) / _LN2:.4f}" if (losses := arm["losses"]) else "" for arm in fact["arms"]
+    ]
     return [
-        (letter, arm["name"], str(len(arm["losses"])), f"{mean:.4f}")
-        for letter, arm, mean in zip("AB", fact["arms"], means, strict=True)
+        (letter, arm["name"], str(len(arm["losses"])), mean)
+        for letter, arm, mean in zip("AB", fact["arms"], shown, strict=True)
     ]
 
 

@@ -100,9 +100,11 @@ class PairwisePreference:
             logits_BTV = model(tokens_BT, documents_BT)
             own_BT = logits_BTV.gather(2, targets_BT.clamp(min=0)[..., None])[..., 0] - logits_BTV.logsumexp(-1)
         scored_BT = targets_BT != IGNORED
-        place_D = torch.arange(2 * pairs_in(tokens_BT.shape[1]), device=tokens_BT.device)
-        which_BTD = (documents_BT[..., None] == place_D) & scored_BT[..., None]
-        found_BD, count_BD = torch.where(which_BTD, own_BT[..., None], 0.0).sum(1), which_BTD.sum(1).to(own_BT.dtype)
+        # Summed by place and not by a mask for each answer, which would grow with the square of the row.
+        empty_BD = own_BT.new_zeros(len(own_BT), 2 * pairs_in(tokens_BT.shape[1]))
+        place_BT = documents_BT.clamp(0, empty_BD.shape[1] - 1).long()
+        found_BD = empty_BD.scatter_add(1, place_BT, torch.where(scored_BT, own_BT, 0.0))
+        count_BD = empty_BD.scatter_add(1, place_BT, scored_BT.to(own_BT.dtype))
         return found_BD.unflatten(1, (-1, 2)), count_BD.unflatten(1, (-1, 2))
 
     def sums(self, model: Transformer, *batch: Tensor | None) -> Tensor:
