@@ -13,7 +13,7 @@ STAMP := $(VENV)/installed
 
 help:
 	@echo "make quickstart   real text to a forecast, a trained small model, a report and a chat (4 to 12 minutes on 2 cores)"
-	@echo "make test         the test suite (up to 8 minutes)"
+	@echo "make test         the test suite (7 minutes on 2 recent cores, 10 on 2 slow ones)"
 	@echo "make check        ruff, pyright, import arrows"
 	@echo "make bench        the speed comparisons, one after the other"
 	@echo "make bench-search a search against a grid of 625 trials, and more of its kind (40 minutes on 2 cores)"
