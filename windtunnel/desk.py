@@ -22,7 +22,7 @@ from windtunnel.base.errors import ArtefactError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
 from windtunnel.base.units import si
-from windtunnel.home import FACTS, RECORD, Home
+from windtunnel.home import RECORD, Home, write_facts
 from windtunnel.laws.sealed import ADAPTATION, CURVE, LAW
 from windtunnel.program import Prepared
 from windtunnel.takeover import take_over
@@ -120,7 +120,7 @@ class Desk:
         self.mirror.close()
         self._signals.__exit__(*error)
         try:
-            write_json(self.home.program(self.program) / FACTS, self.book.all_facts(self.program))
+            write_facts(self.home.root, self.program, self.book)
         finally:
             self.book.close()
             self._lock.release()

@@ -61,9 +61,14 @@ class Home:
         return self.program(program) / "studies" / f"search-{key[:12]}.json"
 
 
+def write_facts(home: Path, program: str, book: LabBook) -> None:
+    """Writes the facts of a program into its folder, from which a lab book is rebuilt."""
+    write_json(Home(home).program(program) / FACTS, book.all_facts(program))
+
+
 def keep_fact(home: Path, program: str, kind: str, name: str, fact: object) -> None:
-    """Records a fact of a program in the lab book, and in the program's folder, from which a lab book is rebuilt."""
+    """Records a fact of a program in the lab book and in its folder."""
     with closing(LabBook(Home(home).labbook)) as book:
         with book:
             book.put_fact(program, kind, name, fact)
-        write_json(Home(home).program(program) / FACTS, book.all_facts(program))
+        write_facts(home, program, book)

@@ -25,7 +25,7 @@ from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.decay_now import average_job, note_average, read_now
 from windtunnel.desk import Desk, note_run
-from windtunnel.home import FACTS, Home
+from windtunnel.home import Home, write_facts
 from windtunnel.model.serving import DynamicNtk
 from windtunnel.model.shape import Shape
 from windtunnel.pipeline import FINISH, dynamic_ntk_of, export_job, finishing, run
@@ -88,7 +88,7 @@ def _average_trunks(home: Path, book: LabBook) -> None:
             if len(steps) > 1:
                 job = average_job(home, row)
                 note_average(book, row, finishing("average", **job), steps[-len(job["checkpoints"]) :])
-        write_json(Home(home).program(program) / FACTS, book.all_facts(program))
+        write_facts(home, program, book)
 
 
 def _bits(book: LabBook, run: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from windtunnel.base.artefact import write_bytes, write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import parse_count, si
-from windtunnel.home import FACTS, Home
+from windtunnel.home import Home, write_facts
 from windtunnel.laws.corpora import (
     BestUse,
     CorpusLaw,
@@ -135,7 +135,7 @@ def _laws(
     }  # fmt: skip
     with book:
         book.put_fact(recipe.name, "scale", f"{counts}, {flops}", data)
-    write_json(Home(home).program(recipe.name) / FACTS, book.all_facts(recipe.name))
+    write_facts(home, recipe.name, book)
     spent = cost_of_rows(rows, target_flops(book, recipe.name))
     view = _view(found, saved, asked, counts, flops, folder, left, {**data, "cost": spent})
     return View(view.data, (view.parts[0], *_in_use(found, asked, cost), *view.parts[1:]))
