@@ -140,6 +140,8 @@ def _model(stage: Stage, old: Mapping[str, Any]) -> str:
         values |= {"scale_emb": rule.scale_emb, "scale_depth": rule.scale_depth}
     if rule.name == "completep":
         values["base_layers"] = rule.base_layers
+    if rule.vocabulary_regime != "fixed":
+        values["vocabulary_regime"] = rule.vocabulary_regime
     return _lines(values)
 
 

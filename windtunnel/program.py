@@ -29,6 +29,7 @@ from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, apply_to
 
 _PAPER = "arXiv 2404.06395, appendix A.1"
 _SEARCH_KEYS = {"space", "sampler", "prune", "per_round", "on_edge", "stop", "noise", "repeats"}
+_CONSTANTS = ("init_std", "scale_emb", "scale_depth", "vocabulary_regime")
 """Keys of [tunnel] on which a search depends, where they are stated."""
 
 
@@ -193,7 +194,7 @@ class Program:
     def setting(self, *, chosen: bool = True) -> Setting:
         """What all stages share; with the tunnel's choices, or before them."""
         recipe, model = self.recipe, self.recipe.model
-        constants = {k: v for k in ("init_std", "scale_emb", "scale_depth") if (v := getattr(model, k)) is not None}
+        constants = {name: value for name in _CONSTANTS if (value := getattr(model, name)) is not None}
         optimizer = AdamW(
             recipe.optimizer.lr or 0.01, recipe.optimizer.beta1, recipe.optimizer.beta2, recipe.optimizer.eps,
             recipe.optimizer.weight_decay, recipe.optimizer.clip, recipe.optimizer.decay,

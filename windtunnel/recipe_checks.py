@@ -141,6 +141,12 @@ def _shape(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "model.base_layers", f"expected parametrization = 'completep', got {model.parametrization!r}", fix
         )
+    if model.vocabulary_regime == "large" and model.parametrization == "standard":
+        yield Problem(
+            "model.vocabulary_regime",
+            "expected 'fixed' with parametrization = 'standard', which knows no width",
+            "leave it out",
+        )
     target = recipe.target_shape()
     if model.row > family.max_positions:
         yield Problem(

@@ -120,11 +120,29 @@ def test_batch_and_tokens_change_nothing_in_the_papers_table_and_keep_the_time_o
     assert complete.over("tokens").carried(10.0).lr == pytest.approx(10**-0.3)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_no_table_claims_a_rule_over_the_vocabulary(name) -> None:
-    rule = Parametrization.named(name).over("vocabulary")
-    assert not rule.known
-    assert rule.source.startswith("none known")
+@pytest.mark.parametrize("role", [Role.EMBEDDING, Role.TIED_EMBEDDING], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", ["mup", "completep"])
+def test_in_a_large_vocabulary_the_embedding_learns_root_width_times_as_fast_as_hidden_matrices(
+    name, role: Role
+) -> None:
+    """arXiv 2506.15025: √width instead of µP's width."""
+    fixed = Parametrization.named(name, 4)
+    large = replace(fixed, vocabulary_regime="large")
+    shapes = [Shape(width, 4, width // 16, width // 16, 16, 80, 100, 32) for width in (32, 128, 512)]
+    for rule, power in ((fixed, 1.0), (large, 0.5)):
+        ratios = [rule.rule(role, s).lr_multiplier / rule.rule(Role.HIDDEN, s).lr_multiplier for s in shapes]
+        assert ratios == pytest.approx([1.0, 4**power, 16**power])
+    others = set(Role) - {Role.EMBEDDING, Role.TIED_EMBEDDING}
+    assert all(large.rule(other, s) == fixed.rule(other, s) for other in others for s in shapes)
+    assert large.to_dict() != fixed.to_dict()
+    assert "vocabulary_regime" not in fixed.to_dict()  # hashes from before the rule stay
+
+
+def test_no_table_claims_an_exponent_of_the_vocabulary_and_one_without_widths_knows_no_regime() -> None:
+    for name in TABLES:
+        assert not Parametrization.named(name).over("vocabulary").known
+    with pytest.raises(RecipeError, match=r"vocabulary_regime: expected 'fixed': the table 'standard' knows no width"):
+        replace(Parametrization.named("standard"), vocabulary_regime="large")
 
 
 def test_released_body_sizes_are_exact() -> None:
@@ -207,12 +225,15 @@ def _train(parametrization: Parametrization, shape: Shape, steps: int = 6) -> tu
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("name", TABLES)
-def test_a_change_of_base_width_leaves_training_identical(name, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "regime"), [*((name, "fixed") for name in TABLES), ("mup", "large"), ("completep", "large")]
+)
+def test_a_change_of_base_width_leaves_training_identical(name, regime, tied: bool) -> None:
     shape = replace(FAMILIES["tiny"].shape("0.1M", 128, tied=tied), qk_norm=name == "completep")
-    before, model = _train(Parametrization.named(name), shape)
+    parametrization = replace(Parametrization.named(name), vocabulary_regime=regime)
+    before, model = _train(parametrization, shape)
     for base in (256, 24):
-        after, other = _train(*rebase(Parametrization.named(name), shape, base))
+        after, other = _train(*rebase(parametrization, shape, base))
         assert before == pytest.approx(after, abs=1e-6)
         for p, q in zip(model.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-5)

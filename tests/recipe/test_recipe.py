@@ -30,7 +30,7 @@ FIELDS = {
     "heldout_tokens heldout_by clean decontaminate language licence",
     "corpus.x.clean": "unicode exact near decontaminate",
     "tokenizer": "vocab corpora path",
-    "model": "family size shape tied qk_norm row recompute parametrization base_width base_layers init_std scale_emb scale_depth",
+    "model": "family size shape tied qk_norm row recompute parametrization vocabulary_regime base_width base_layers init_std scale_emb scale_depth",
     "model.shape": "width layers heads kv_heads ff",
     "budget": "hours gpu_hours flops money law",
     "optimizer": "kind lr beta1 beta2 eps weight_decay decay clip",

@@ -248,6 +248,7 @@ LINES = [
     ("mixture = { more = 1 }", "[optimizer]\nbeta1 = 1.0", "optimizer.beta1: expected a number below 1, got 1.0"),
     ("mixture = { more = 1 }", "[optimizer]\nlearning_rate = 0.1", "optimizer.learning_rate: expected a known key"),
     ("row = 128", "row = 128\nbase_layers = 4", "model.base_layers: expected parametrization = 'completep', got 'mup'"),
+    ("row = 128", 'row = 128\nparametrization = "standard"\nvocabulary_regime = "large"', "model.vocabulary_regime: expected 'fixed' with parametrization = 'standard', which knows no width"),
     ("mixture = { more = 1 }", "[optimizer]\ndecay = 'plane'", "optimizer.decay: expected 'plain' or 'independent', got 'plane'"),
     ("mixture = { more = 1 }", "[optimizer]\ndecay = 'independent'", "optimizer.decay: expected weight_decay beside independent decay"),
     ("mixture = { more = 1 }", "[budget]\nhours = 1", "budget: expected one of size, shape and budget, got model.size and budget"),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from windtunnel.base.config import Config, Positive
-from windtunnel.model.parametrization import Name
+from windtunnel.model.parametrization import Name, Regime
 
 Dimension = Annotated[int, Field(ge=1, le=1 << 20)]
 
@@ -69,6 +69,12 @@ class ModelConfig(Config):
         description="how init, learning rate and residual branches scale: the paper's µP, none, or µP with branches that fall as "
         "1/layers (CompleteP)",
         examples=["mup"],
+    )
+    vocabulary_regime: Regime = Field(
+        default="fixed",
+        description="large, where the vocabulary is many times the width: the embedding's rate falls as 1/√width "
+        "(arXiv 2506.15025); for mup and completep",
+        examples=["large"],
     )
     base_width: Dimension | None = Field(
         default=None, description="the width at which µP is neutral; without it, the family's", examples=[32]

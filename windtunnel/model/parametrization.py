@@ -15,6 +15,11 @@ that it is compared with: 1/m_N outside the blocks, 1/(m_N·m_L) inside. The gai
 does not know the width (arXiv 2512.22382). Adapters: the matrix from the stream scales like a hidden one, the one from the rank,
 which does not grow with the width, like an embedding: LoRA+ (arXiv 2402.12354) finds that this is what carries over.
 
+The vocabulary enters by its regime, not by an exponent. Width scaling holds it fixed while the width grows; where it is much
+larger than the width, most rows of the embedding see few gradients, and arXiv 2506.15025 finds the best rate of the embedding at
+√width times the hidden one instead of width times. ``vocabulary_regime="large"`` adds that to ``mup`` and ``completep``: the
+embedding's rate falls as 1/√m_N. It is derived for an embedding with a head beside it; a tied matrix gets the same factor here.
+
 Muon: the update of a matrix has spectral norm η·√(d_out/d_in), the spectral condition of arXiv 2310.17813, so its learning rate
 has no exponent of width, and none of depth where the residual branches carry it. Plain weight decay then needs none either.
 """
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 Name = Literal["mup", "standard", "completep"]
 Kind = Literal["adamw", "muon"]
 Axis = Literal["batch", "tokens", "vocabulary"]
+Regime = Literal["fixed", "large"]
 P = TypeVar("P")
 
 
@@ -170,8 +176,8 @@ class Table:
         residual: the residual branch's exponent of m_L, on top.
         axes: what it says about batch, tokens and vocabulary. A stage's constants are what its recipe says: these rules are
             not applied to it. ``AxisRule.carried`` gives their factors to whoever changes an axis: the transfer study.
-            No table has a rule over the vocabulary, which one family keeps: the one source found scales the embedding's rate
-            by the width, not by the vocabulary.
+        large_vocabulary: factors on learning rates, on top, where the vocabulary is large against the width and the
+            parametrization is told so.
     """
 
     rows: Mapping[Role, Row]
@@ -179,6 +185,7 @@ class Table:
     layers: float
     residual: float = 0.0
     axes: Mapping[Axis, AxisRule] = field(default_factory=dict[Axis, AxisRule])
+    large_vocabulary: Mapping[Role, Power] = field(default_factory=dict[Role, Power])
 
 
 def _inside(width: float) -> Column:
@@ -191,19 +198,20 @@ _MUP_HIDDEN = Row(init=Power(-0.5), adamw=Column(lr=Power(-1.0)), muon=_FLAT_COL
 _MUP_DOWN = replace(_MUP_HIDDEN, muon=None)
 _MUP_ROUTER = replace(_MUP_HIDDEN, muon=None)
 _COMPLETE_HIDDEN = replace(_MUP_HIDDEN, adamw=Column(lr=Power(-1.0), decay=Power(1.0), epsilon=Power(-1.0, -1.0)))
-_NO_VOCABULARY = AxisRule(
-    source="none known: arXiv 2506.15025 finds √width between the rates of embedding and hidden matrices where the vocabulary is "
-    "large, which is no exponent of the vocabulary; not adopted, not measured here"
+_REGIME = AxisRule(
+    source="no exponent of its own: where it is large against the width, vocabulary_regime = 'large' lets the embedding's rate "
+    "fall as 1/√width, arXiv 2506.15025; off unless asked for"
 )
+_LARGE_VOCABULARY = {Role.EMBEDDING: Power(-0.5), Role.TIED_EMBEDDING: Power(-0.5)}
 _PAPER_AXES: dict[Axis, AxisRule] = {
     "batch": AxisRule(source="nothing: arXiv 2404.06395, section 3.3, keeps 0.01 while the batch follows its own law"),
     "tokens": AxisRule(source="nothing: arXiv 2404.06395, appendix A.1, finds equal rankings at 10N and 20N"),
-    "vocabulary": _NO_VOCABULARY,
+    "vocabulary": _REGIME,
 }
 _NO_AXES: dict[Axis, AxisRule] = {
     "batch": AxisRule(source="nothing"),
     "tokens": AxisRule(source="nothing"),
-    "vocabulary": _NO_VOCABULARY,
+    "vocabulary": AxisRule(source="nothing"),
 }
 _SDE_AXES: dict[Axis, AxisRule] = {
     "batch": AxisRule(
@@ -212,12 +220,12 @@ _SDE_AXES: dict[Axis, AxisRule] = {
         "τ = B/(η·λ·D), arXiv 2405.13698",
     ),
     "tokens": AxisRule(lr=-0.3, decay=-0.7, source="η ~ D^-0.3, arXiv 2409.19913; decay keeps τ, arXiv 2405.13698"),
-    "vocabulary": _NO_VOCABULARY,
+    "vocabulary": _REGIME,
 }  # fmt: skip
 TABLES: dict[str, Table] = {
     "mup": Table(
         {**_FLAT, Role.HIDDEN: _MUP_HIDDEN, Role.ROUTER: _MUP_ROUTER, Role.ADAPTER_DOWN: _MUP_DOWN},
-        logits=-1.0, layers=-0.5, axes=_PAPER_AXES,
+        logits=-1.0, layers=-0.5, axes=_PAPER_AXES, large_vocabulary=_LARGE_VOCABULARY,
     ),
     "standard": Table(_FLAT, logits=0.0, layers=0.0, axes=_NO_AXES),
     "completep": Table(
@@ -228,7 +236,7 @@ TABLES: dict[str, Table] = {
             Role.ADAPTER_DOWN: replace(_COMPLETE_HIDDEN, muon=None),
             Role.ADAPTER_UP: Row(adamw=_inside(-1.0)),
         },
-        logits=-1.0, layers=-0.5, residual=-0.5, axes=_SDE_AXES,
+        logits=-1.0, layers=-0.5, residual=-0.5, axes=_SDE_AXES, large_vocabulary=_LARGE_VOCABULARY,
     ),
 }  # fmt: skip
 ROUTER_STD = 0.3
@@ -245,7 +253,8 @@ class Parametrization:
 
     ``hidden_init``, ``hidden_lr``, ``logits`` and ``rebased`` compensate for a change of base width (see ``rebase``); 1
     otherwise. ``without`` names width multipliers that are switched off: for the coordinate check's negative controls only.
-    ``base_layers`` is the depth at which ``completep`` is ``mup``; the other tables do not know it.
+    ``base_layers`` is the depth at which ``completep`` is ``mup``; the other tables do not know it. ``vocabulary_regime`` says
+    whether the vocabulary is large against every width of the family.
     """
 
     name: Name = "mup"
@@ -258,10 +267,17 @@ class Parametrization:
     without: tuple[str, ...] = ()
     base_layers: int = later(2)
     rebased: float = later(1.0)
+    vocabulary_regime: Regime = later("fixed")
 
     def __post_init__(self) -> None:
         if self.name not in TABLES:
             raise RecipeError("model.parametrization", f"expected {' or '.join(TABLES)}, got {self.name!r}")
+        if self.vocabulary_regime not in ("fixed", "large"):
+            raise RecipeError("model.vocabulary_regime", f"expected fixed or large, got {self.vocabulary_regime!r}")
+        if self.vocabulary_regime == "large" and not TABLES[self.name].large_vocabulary:
+            raise RecipeError(
+                "model.vocabulary_regime", f"expected 'fixed': the table {self.name!r} knows no width", "leave it out"
+            )
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < float("inf"):
                 raise RecipeError(f"model.{name}", f"expected a positive number, got {getattr(self, name)!r}")
@@ -281,12 +297,15 @@ class Parametrization:
 
     def rule(self, role: Role, shape: Shape, kind: Kind = "adamw") -> Rule:
         """Initialisation and factors of a tensor with that role, trained by that kind of optimizer."""
-        row = TABLES[self.name].rows[role]
+        table = TABLES[self.name]
+        row = table.rows[role]
         column = row.muon if kind == "muon" and row.muon is not None else row.adamw
         m_N, m_L = shape.width / shape.base_width, shape.layers / self.base_layers
         std = ROUTER_STD if role is Role.ROUTER and row.init.width else self.init_std
         init, lr = std * row.init.of(m_N, m_L), column.lr.of(m_N, m_L)
         decay, epsilon = (power.of(m_N * self.rebased, m_L) for power in (column.decay, column.epsilon))
+        if self.vocabulary_regime == "large" and role in table.large_vocabulary:
+            lr *= table.large_vocabulary[role].of(m_N * self.rebased, m_L)
         if role in NORMS:
             return Rule(1.0, 0.0, lr, decay, epsilon)
         if role is Role.ADAPTER_UP:
@@ -336,13 +355,15 @@ def rebase(parametrization: Parametrization, shape: Shape, base_width: int) -> t
         hidden_init=parametrization.hidden_init * r**row.init.width,
         hidden_lr=parametrization.hidden_lr * r**row.adamw.lr.width,
         logits=parametrization.logits * r**table.logits,
-        rebased=parametrization.rebased * (r if _knows_width(table) else 1.0),
+        rebased=parametrization.rebased * (r if _knows_width(table, parametrization.vocabulary_regime) else 1.0),
     )
     return changed, replace(shape, base_width=base_width)
 
 
-def _knows_width(table: Table) -> bool:
-    """Whether weight decay or epsilon of some role depends on the width."""
+def _knows_width(table: Table, regime: Regime) -> bool:
+    """Whether weight decay, epsilon or, in a large vocabulary, a rate outside the hidden matrices depends on the width."""
+    if regime == "large":
+        return True
     columns = [column for row in table.rows.values() for column in (row.adamw, row.muon) if column is not None]
     return any(column.decay.width or column.epsilon.width for column in columns)
 
