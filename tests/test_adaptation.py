@@ -117,7 +117,10 @@ def test_the_model_is_forecast_then_adapted_with_its_own_tokenizer_shape_and_con
     ledger = {entry.corpus: entry for entry in entries(folder / "home")}
     assert {name: entry.outcome for name, entry in ledger.items()} == pytest.approx(outcome), "the ledger scores it"
     assert {entry.hash for entry in ledger.values()} == {said["hash"]}
-    assert all(entry.kind == "blind" and entry.before and "largest" in entry.scores for entry in ledger.values())
+    assert all(
+        entry.kind == "blind" and entry.before and set(entry.scores) == {"forecast", "largest", "line"}
+        for entry in ledger.values()
+    )
     assert trained.index("adapted") > max(i for i, name in enumerate(trained) if name.startswith("adapt-")), (
         "forecast first"
     )

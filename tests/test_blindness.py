@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.blindness import kind_of, read_all, trained_before
+from windtunnel.blindness import kind_of, kind_of_adaptation, read_all, trained_before
 from windtunnel.laws.forecast import forecast, freeze
 from windtunnel.laws.points import Point
 from windtunnel.laws.sealed import Forecast
@@ -93,3 +93,20 @@ def test_a_second_seed_is_blind_only_if_the_law_was_fixed_before_the_first_was_t
     assert kind_of(book, second, said(1.01), sealed) == "rehearsal", "fitted anew"
     elsewhere = replace(second, corpora=(("tiny", first.corpora[0][1]), ("more", "e" * 64)))
     assert kind_of(book, elsewhere, said(), sealed) == "rehearsal", "fixed for another text"
+
+
+def test_an_adaptation_is_blind_while_only_its_own_short_branches_have_read_the_new_text_at_that_size(
+    book: LabBook, put: Callable[..., None], make_trunk: Callable[..., Stage]
+) -> None:
+    parent = make_trunk(20)
+    put(parent)
+    target = replace(parent, name="adapted", corpora=(*parent.corpora, ("new", "f" * 64)))
+    short = replace(target, name="adapt-5", steps=5)
+    put(short)
+    assert kind_of_adaptation(book, target, parent, [short]) == "blind"
+    assert kind_of_adaptation(book, target, parent, []) == "rehearsal", "a run that the forecast does not list"
+    wider = replace(target, name="wide", shape=replace(target.shape, layers=target.shape.layers + 1))
+    put(wider)
+    assert kind_of_adaptation(book, target, parent, [short]) == "blind", "another size"
+    put(replace(target, name="trial", steps=9), study="search")
+    assert kind_of_adaptation(book, target, parent, [short]) == "rehearsal"

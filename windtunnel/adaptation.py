@@ -20,6 +20,7 @@ from windtunnel.base.artefact import content_hash, read_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import parse_count, si
+from windtunnel.blindness import kind_of_adaptation
 from windtunnel.comparison import find_run
 from windtunnel.desk import Desk
 from windtunnel.home import Home
@@ -188,7 +189,11 @@ def _forecast(desk: Desk, program: Program, row: Mapping[str, Any], seeds: int) 
     file = desk.home.program(program.name) / "forecasts" / f"{BRANCH}-{key[:12]}.json"
     if not file.is_file():
         gains = _gains(desk, program, row, trunks, branches)
-        seal(file, _facts(desk, program, row, branches), {"gains": {name: g.to_dict() for name, g in gains.items()}})
+        seal(
+            file,
+            _facts(desk, program, row, trunks, branches),
+            {"gains": {name: g.to_dict() for name, g in gains.items()}},
+        )
     content = read_seal(file)
     with desk.book as book:
         book.put_fact(program.name, ADAPTATION, target.folder_name, content)
@@ -214,13 +219,17 @@ def _gains(
     }
 
 
-def _facts(desk: Desk, program: Program, row: Mapping[str, Any], branches: list[list[Stage]]) -> dict[str, Any]:
+def _facts(
+    desk: Desk, program: Program, row: Mapping[str, Any], trunks: list[Stage], branches: list[list[Stage]]
+) -> dict[str, Any]:
     """What the forecast file says beside the numbers."""
     target = program.branch(BRANCH)
     assert target.start is not None
+    read = [*trunks, *(stage for part in branches for stage in part)]
+    kind = kind_of_adaptation(desk.book, target, Stage.from_dict(row["config"]), read)
     return {
         "program": program.name, "branch": BRANCH, "target": target.key, "trunk": target.start.stage,
-        "kind": _kind(desk, target), "parent": row["id"], "corpus": dict(target.corpora),
+        "kind": kind, "parent": row["id"], "corpus": dict(target.corpora),
         "parameters": target.shape.body, "tokens": target.tokens, "batch": target.step_tokens,
         "base_lr": target.optimizer.learning_rate, "unit": "bits per UTF-8 byte", "limit": target.score_tokens,
         "seeds": len(branches), "lengths": [stage.tokens for stage in branches[0]],
@@ -276,14 +285,3 @@ def _scored(said: Mapping[str, Any], outcome: Mapping[str, float]) -> Iterator[R
         rows.append((name, f"{one.before:.4f}", _words(one)[0], shown, change, inside))
     columns = ("corpus", "before", "forecast, 90 %", "after", "change", "inside")
     yield table(columns, rows, title="adapted, held-out bits per byte", right=(1, 3, 4))
-
-
-def _kind(desk: Desk, target: Stage) -> str:
-    """``blind`` if no decay of the target's width, depth and corpora was trained in this home; else ``rehearsal``."""
-    shape = target.shape
-    trained = [
-        r for r in desk.book.runs(kind="decay") if r["status"] in ("done", "running") and r["study"] == ""
-        and r["config"]["shape"]["width"] == shape.width and r["config"]["shape"]["layers"] == shape.layers
-        and r["config"]["corpora"] == dict(target.corpora)
-    ]  # fmt: skip
-    return "rehearsal" if trained else "blind"

@@ -11,7 +11,7 @@ first seed end, it is a rehearsal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,13 @@ Kind = Literal["blind", "rehearsal"]
 _BEGUN = ("running", "done", "failed")
 
 
-def trained_before(book: LabBook, stage: Stage) -> list[str]:
-    """Runs of the home with this stage's N that have read one of its corpora, by id."""
-    hashes = {content for _, content in stage.corpora}
+def trained_before(book: LabBook, stage: Stage, known: Collection[str] = ()) -> list[str]:
+    """Runs of the home with this stage's N that have read one of its corpora, by id.
+
+    Args:
+        known: hashes of corpora that do not count.
+    """
+    hashes = {content for _, content in stage.corpora} - set(known)
     return [row["id"] for row in book.runs() if row["status"] in _BEGUN and _alike(row["config"], stage, hashes)]
 
 
@@ -48,6 +52,19 @@ def kind_of(book: LabBook, stage: Stage, said: Forecast, sealed: Sequence[Sealed
         if same and earlier.facts["kind"] == "blind":
             return "blind"
     return "rehearsal" if trained_before(book, stage) else "blind"
+
+
+def kind_of_adaptation(book: LabBook, stage: Stage, parent: Stage, read: Collection[Stage]) -> Kind:
+    """The label of an adaptation's forecast that is sealed now: blind while nothing of this N has read the new text but what
+    the forecast reads itself.
+
+    Args:
+        parent: the model that is adapted; what it has read is not new.
+        read: the short branches and their trunks.
+    """
+    own = {one.folder_name for one in read}
+    before = trained_before(book, stage, [content for _, content in parent.corpora])
+    return "rehearsal" if [run for run in before if run.rpartition("/")[2] not in own] else "blind"
 
 
 def read_all(folder: Path) -> list[Sealed]:

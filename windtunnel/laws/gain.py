@@ -26,7 +26,8 @@ class Gain:
     before: float
     expected: Interval
     naive: dict[str, Interval]
-    """``largest``: the longest short branches as they are; nothing without a second seed."""
+    """``largest``: the longest short branches as they are. ``line``: on straight in the length's logarithm, the last doubling's
+    change twice more. Both with the noise over seeds alone; nothing without a second seed."""
     changes: tuple[tuple[float, ...], ...]
 
     @property
@@ -71,8 +72,8 @@ def gain(before: float, losses: Sequence[Sequence[float]]) -> Gain:
     value, noise = _run([y[-1] + middle * (y[-1] - y[-2]) for y in changes])
     steps = [abs(y[-1] - y[-2]) for y in changes]
     half = math.hypot(noise, (_ALIKE - _HALVED) / 2 * statistics.fmean(steps))
-    last, spread = _run([y[-1] for y in changes])
-    naive = {"largest": _around(before, last, spread)} if len(changes) > 1 else {}
+    guesses = {"largest": [y[-1] for y in changes], "line": [y[-1] + _ALIKE * (y[-1] - y[-2]) for y in changes]}
+    naive = {name: _around(before, *_run(values)) for name, values in guesses.items()} if len(changes) > 1 else {}
     return Gain(before, _around(before, value, half), naive, changes)
 
 
