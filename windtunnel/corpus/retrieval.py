@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import blake3
@@ -26,16 +26,17 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 2
+VERSION = 3
 """Part of every key: raised when the same name and text would give other documents."""
-KINDS = ("code", "locker", "fact", "quote")
+KINDS = ("code", "locker", "fact", "quote", "pair")
 DIGITS = (3, 4, 6, 7, 8)
 MOST = 200_000
 _NAME = re.compile(r"made:long/(\d{1,6})/(?:(\d{1,8})-)?(\d{1,8})(?:@(\d{1,6}))?(?:/(\d{1,9}))?\+(.+)")
-_LEAST = 300
+_LEAST = 60
 _EVERY, _DENSEST = 300, 100
 """Characters of text for each thing that is asked, and the fewest that one takes."""
 _ASKED = 64
+_FEWEST_WORDS = 12
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
@@ -72,6 +73,8 @@ _CODES = (
     ("To enter the {thing}, dial {key}.", "What must one dial for the {thing}?"),
     ("Note for the {thing}: its number is now {key}.", "Which number has the {thing} now?"),
 )
+_LINKS = ("belongs to", "stands for", "goes with", "leads to", "rhymes with", "came after", "weighs as much as", "=")
+_AGAIN = ("Again:", "Once more:", "As stated:", "To repeat:", "Recall:")
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 
 
@@ -85,6 +88,11 @@ class Asked:
     question: str
     answer: str
     key: str
+
+    @property
+    def subject(self) -> str:
+        """What is asked about, however it is asked."""
+        return self.question.rpartition(":")[2]
 
 
 @dataclass(frozen=True)
@@ -143,28 +151,32 @@ def long_documents(name: str, real: Iterable[Document], config: SourceConfig) ->
     for number in range(made.count):
         draw = random.Random(f"long {made.seed} {number}")
         length = round(made.longest * (made.longest / made.shortest) ** (draw.random() - 1))  # evenly in the logarithm
-        text, _ = compose(draw, _filler(draw, texts, length), length, made.every)
+        words = _words(draw, texts)
+        text, _ = compose(draw, _filler(draw, texts, length), length, made.every, words)
         yield Document(text, f"long {made.seed} {number}")
 
 
 def compose(
-    draw: random.Random, sentences: list[str], length: int, every: int = _EVERY
+    draw: random.Random, sentences: list[str], length: int, every: int = _EVERY, words: Sequence[str] = _THINGS
 ) -> tuple[str, list[Asked]]:  # fmt: skip
     """A text of that many characters, as near below it as whole sentences allow, and what is asked in it.
 
     Sentences that no question needs make way for the things that are asked; where those alone take more, it is longer.
+
+    Args:
+        words: of real text, for pairs that mean nothing.
     """
-    wanted = max(2, min(_ASKED, length // every))
+    wanted = max(1, min(_ASKED, length // every))
     asked, taken = [], set()
     while len(asked) < wanted:
         kind = draw.choice(KINDS)
-        made = _quote(draw, sentences) if kind == "quote" else _MAKERS[kind](draw)
-        if made is None or made.question in taken:
-            made = _MAKERS["code"](draw)
-            if made.question in taken:
+        made = _made(draw, kind, sentences, words)
+        if made is None or made.subject in taken:
+            made = _code(draw)
+            if made.subject in taken:
                 continue
         asked.append(made)
-        taken.add(made.question)
+        taken.add(made.subject)
     body = _trimmed(sentences, asked, length)
     for made in asked:
         if made.sentence:
@@ -188,6 +200,12 @@ def _trimmed(sentences: list[str], asked: list[Asked], length: int) -> list[str]
     return kept[::-1]
 
 
+def _made(draw: random.Random, kind: str, sentences: list[str], words: Sequence[str]) -> Asked | None:
+    if kind == "quote":
+        return _quote(draw, sentences) if sentences else None
+    return _pair(draw, words) if kind == "pair" else _MAKERS[kind](draw)
+
+
 def _code(draw: random.Random) -> Asked:
     sentence, question = draw.choice(_CODES)
     thing, key = _thing(draw), _key(draw)
@@ -207,6 +225,13 @@ def _fact(draw: random.Random) -> Asked:
     value = draw.choice(values)
     stated = f"{who} {what.format(value)}."
     return Asked("fact", stated, question.format(who), stated, value)
+
+
+def _pair(draw: random.Random, words: Sequence[str]) -> Asked:
+    """Two times one or two words that have nothing to do with each other: whatever follows can only be looked up."""
+    of, key = (" ".join(draw.choice(words) for _ in range(draw.choice((1, 2)))) for _ in range(2))
+    stated = f"{of} {draw.choice(_LINKS)} {key}."
+    return Asked("pair", stated, f"{draw.choice(_AGAIN)} {of}?", stated, key)
 
 
 def _quote(draw: random.Random, sentences: list[str]) -> Asked | None:
@@ -243,6 +268,12 @@ def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
                 room -= len(out[-1]) + 1
         place += 1
     return out
+
+
+def _words(draw: random.Random, texts: list[str]) -> list[str]:
+    """Words of one document, each without what is no letter or digit of it."""
+    words = [word for word in re.findall(r"\w+", draw.choice(texts)) if len(word) > 2]
+    return words if len(words) >= _FEWEST_WORDS else list(_THINGS)
 
 
 def _held_out(document: Document, config: SourceConfig) -> bool:
