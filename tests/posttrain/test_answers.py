@@ -149,7 +149,8 @@ def test_an_answer_may_take_several_rows_and_both_ways_of_decoding_are_told(
         model_of(0), chat_tokenizer, 48, template="chatml", corpora={"chats": str(chats.path)}, parent="", pairs=False
     )
     count = len(heldout_prompts(chats, before_after.PROMPTS))
-    assert asked == [(count, 192, 0.0)] * 2 + [(count, 192, 1.0)] * 2
+    fewer = min(count, before_after._BEFORE)
+    assert asked == [(n, 96, temperature) for temperature in (0.0, 1.0) for n in (fewer, count)]
     assert found["stops"]["chats"]["after"]["ended"] == 1
     assert found["sampled_stops"]["chats"]["after"]["ended"] == 0
 

@@ -20,8 +20,10 @@ PROMPTS = 400
 """Held-out prompts of each corpus that are answered: where all of them end, the 95 % interval begins above 99 %."""
 _EXACT = 100
 """Computed questions of each task."""
-_ROWS = 4
-"""Rows of tokens after which an answer has not ended by itself."""
+_BEFORE = 100
+"""Prompts of each corpus that a model answers which has learnt no chats: few of its answers end, so that each costs the most."""
+_ROWS = 2
+"""Rows of tokens after which an answer has not ended by itself; no answer in the data is longer than one."""
 _COMPARED = 64
 """Prompts of each corpus whose answers two models are compared on."""
 
@@ -32,7 +34,7 @@ def answering(
 ) -> dict[str, Any]:  # fmt: skip
     """The same measures of a model and of its parent, under ``before`` and ``after``.
 
-    ``exact``: computed questions. ``stops``, by corpus: share of answers to held-out prompts that end by themselves within four
+    ``exact``: computed questions. ``stops``, by corpus: share of answers to held-out prompts that end by themselves within two
     rows of tokens and the model's positions, without sampling, which is the one that counts: it is the same each time, and a
     loop does not end in it. ``sampled_stops``: the same at temperature 1. With ``pairs`` also ``preferences``: accuracy on
     held-out pairs; and ``divergence`` from the parent on the model's own answers.
@@ -46,13 +48,16 @@ def answering(
     both = {"before": before, "after": model}
     opened = {name: open_corpus(Path(folder)) for name, folder in corpora.items()}
     prompts = {name: heldout_prompts(corpus, PROMPTS) for name, corpus in opened.items()}
+    most = {"before": PROMPTS if pairs else _BEFORE, "after": PROMPTS}
     stop = stop_ids(tokenizer, template)
     out: dict[str, Any] = {
         "exact": {when: score_exact(m, tokenizer, template, count=_EXACT) for when, m in both.items()},
         **{
             key: {
                 name: {
-                    when: stops(answers(m, asked, stop=stop, max_new=_ROWS * row, temperature=temperature))
+                    when: stops(
+                        answers(m, asked[: most[when]], stop=stop, max_new=_ROWS * row, temperature=temperature)
+                    )
                     for when, m in both.items()
                 }
                 for name, asked in prompts.items()
