@@ -28,7 +28,8 @@ from windtunnel.corpus.fields import Document
 PREFIX = "made:long/"
 VERSION = 3
 """Part of every key: raised when the same name and text would give other documents."""
-KINDS = ("code", "locker", "fact", "quote", "pair")
+KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
+"""How often each is drawn."""
 DIGITS = (3, 4, 6, 7, 8)
 MOST = 200_000
 _NAME = re.compile(r"made:long/(\d{1,6})/(?:(\d{1,8})-)?(\d{1,8})(?:@(\d{1,6}))?(?:/(\d{1,9}))?\+(.+)")
@@ -37,6 +38,7 @@ _EVERY, _DENSEST = 300, 100
 """Characters of text for each thing that is asked, and the fewest that one takes."""
 _ASKED = 64
 _FEWEST_WORDS = 12
+_REPEATED = 0.25
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
@@ -73,8 +75,11 @@ _CODES = (
     ("To enter the {thing}, dial {key}.", "What must one dial for the {thing}?"),
     ("Note for the {thing}: its number is now {key}.", "Which number has the {thing} now?"),
 )
-_LINKS = ("belongs to", "stands for", "goes with", "leads to", "rhymes with", "came after", "weighs as much as", "=")
-_AGAIN = ("Again:", "Once more:", "As stated:", "To repeat:", "Recall:")
+_LINKS = (
+    "belongs to", "stands for", "goes with", "leads to", "rhymes with", "came after", "weighs as much as", "costs", "has",
+    "means", "equals", "holds", "and", "of", "as", "for", "in", "got", "is", ":", "=", "->", ",", "or",
+)  # fmt: skip
+_AGAIN = ("Again:", "Once more:", "As stated:", "To repeat:", "Recall:", "So")
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 
 
@@ -88,11 +93,8 @@ class Asked:
     question: str
     answer: str
     key: str
-
-    @property
-    def subject(self) -> str:
-        """What is asked about, however it is asked."""
-        return self.question.rpartition(":")[2]
+    subject: str
+    """What is asked about, however it is asked: once in a text."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def compose(
     wanted = max(1, min(_ASKED, length // every))
     asked, taken = [], set()
     while len(asked) < wanted:
-        kind = draw.choice(KINDS)
+        kind = draw.choices(tuple(KINDS), tuple(KINDS.values()))[0]
         made = _made(draw, kind, sentences, words)
         if made is None or made.subject in taken:
             made = _code(draw)
@@ -210,13 +212,13 @@ def _code(draw: random.Random) -> Asked:
     sentence, question = draw.choice(_CODES)
     thing, key = _thing(draw), _key(draw)
     stated = sentence.format(thing=thing, key=key)
-    return Asked("code", stated, question.format(thing=thing), stated, key)
+    return Asked("code", stated, question.format(thing=thing), stated, key, thing)
 
 
 def _locker(draw: random.Random) -> Asked:
     thing, key = f"{draw.choice(_LETTERS)}{draw.choice(_LETTERS)}", _key(draw)
     stated = f"Locker {thing} holds item {key};"
-    return Asked("locker", stated, f"Which item is in locker {thing}?", stated, key)
+    return Asked("locker", stated, f"Which item is in locker {thing}?", stated, key, thing)
 
 
 def _fact(draw: random.Random) -> Asked:
@@ -224,14 +226,15 @@ def _fact(draw: random.Random) -> Asked:
     question, values = _FACTS[what]
     value = draw.choice(values)
     stated = f"{who} {what.format(value)}."
-    return Asked("fact", stated, question.format(who), stated, value)
+    return Asked("fact", stated, question.format(who), stated, value, question.format(who))
 
 
 def _pair(draw: random.Random, words: Sequence[str]) -> Asked:
-    """Two times one or two words that have nothing to do with each other: whatever follows can only be looked up."""
-    of, key = (" ".join(draw.choice(words) for _ in range(draw.choice((1, 2)))) for _ in range(2))
+    """A few words that have nothing to do with each other, or a number: whatever follows can only be looked up."""
+    of = " ".join(draw.choice(words) for _ in range(draw.choice((1, 2))))
+    key = _key(draw) if draw.random() < 0.5 else " ".join(draw.choice(words) for _ in range(draw.choice((1, 2, 3))))
     stated = f"{of} {draw.choice(_LINKS)} {key}."
-    return Asked("pair", stated, f"{draw.choice(_AGAIN)} {of}?", stated, key)
+    return Asked("pair", stated, draw.choice(_AGAIN), stated, key, of)
 
 
 def _quote(draw: random.Random, sentences: list[str]) -> Asked | None:
@@ -240,7 +243,7 @@ def _quote(draw: random.Random, sentences: list[str]) -> Asked | None:
     begin, rest = " ".join(words[:5]), " ".join(words[5:13])
     if len(words) < 9 or " ".join(sentences).count(begin) != 1:
         return None
-    return Asked("quote", "", f"How does the passage “{begin}” go on?", f"{begin} {rest}", rest)
+    return Asked("quote", "", f"How does the passage “{begin}” go on?", f"{begin} {rest}", rest, begin)
 
 
 _MAKERS = {"code": _code, "locker": _locker, "fact": _fact}
@@ -259,9 +262,15 @@ def _key(draw: random.Random) -> str:
 
 
 def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
-    """Sentences of consecutive real documents from a random one on, ``length`` characters in all."""
+    """Sentences of consecutive real documents from a random one on, ``length`` characters in all; in one text of four a few of
+    them again and again, so that what was said often is told from what was said."""
     out, room, place = [], length, draw.randrange(len(texts))
+    few = draw.choice((2, 3, 4, 5, 6)) if draw.random() < _REPEATED else 0
     while room > 0:
+        if few and len(out) >= few:
+            out.append(out[len(out) % few][:room])
+            room -= len(out[-1]) + 1
+            continue
         for sentence in _SENTENCE.split(texts[place % len(texts)]):
             if room > 0 and sentence.strip():
                 out.append(sentence.strip()[:room])
