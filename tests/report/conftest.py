@@ -208,6 +208,7 @@ def recipe() -> dict[str, Any]:
         "name": NAME, "seed": 1, "max_loss": None, "max_hours": None, "track": [],
         "corpus": {name: {"source": f"/home/somebody/private/{name}.jsonl", "licence": "CC-BY-SA-4.0"} for name in TOKENS},
         "model": {"family": "tiny", "size": "0.3M", "row": 128}, "trunk": {"tokens": "6.4M", "mixture": MIXTURE},
+        "tunnel": {"trials": 8},
         "branch": {"same": {"tokens": "20%", "mixture": None}, "better": {"tokens": "20%", "mixture": BETTER}},
         "evaluate": {"tasks": {"quiz": "C:\\Users\\somebody\\quiz.jsonl"}},
         "machine": {"count": 1, "price": 0.4, "watts": 65, "currency": "EUR"},

@@ -251,6 +251,16 @@ def test_what_is_missing_is_said(make_book: Make) -> None:
     assert "This report is not complete" not in render(make_book(), NAME)
 
 
+def test_a_recipe_without_a_tunnel_misses_no_search_and_no_forecast(make_book: Make) -> None:
+    book = make_book(["recipe", "corpus", "trunk", "model", "outcome"])
+    assert "no search has finished in the tunnel" in render(book, NAME)
+    with book:
+        book.put_fact(NAME, "recipe", "resolved", {**book.fact(NAME, "recipe", "resolved"), "tunnel": None})
+    html = render(book, NAME)
+    assert "no search has finished" not in html
+    assert "no forecast has been sealed" not in html
+
+
 def test_the_outcome_of_another_forecast_is_not_shown(make_book: Make) -> None:
     book = make_book()
     with book:

@@ -143,8 +143,9 @@ def render(
             seen = f"{lede if not sections else ''} {title} {visible(html)}"
             sections.append(Section(key, short, title, html, words.first_in(seen)))
     style = FIGURE_CSS + package_text("page.css")
+    missing = _missing(bodies, forecasts, runs, _with_tunnel(book, program))
     return environment().get_template("page.html.j2").render(
-        program=program, share=share, lede=lede, sections=sections, missing=_missing(bodies, forecasts, runs),
+        program=program, share=share, lede=lede, sections=sections, missing=missing,
         style=Markup(style), style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=__version__,
     )  # fmt: skip
@@ -179,14 +180,22 @@ _TITLES = {
 }
 
 
-def _missing(bodies: Mapping[str, Any], forecasts: list[story.Sealed], runs: list[dict[str, Any]]) -> list[str]:
-    """One sentence for each part of a whole report that the book does not hold yet."""
+def _with_tunnel(book: LabBook, program: str) -> bool:
+    """Whether the program's recipe asks for a tunnel; one that is not known does."""
+    recipe = book.fact(program, "recipe", "resolved")
+    return recipe is None or recipe.get("tunnel") is not None
+
+
+def _missing(
+    bodies: Mapping[str, Any], forecasts: list[story.Sealed], runs: list[dict[str, Any]], tunnel: bool
+) -> list[str]:
+    """One sentence for each part of a whole report that the book does not hold yet, with a search and a forecast or without."""
     notes = []
     if bodies["question"] is None:
         notes.append("the corpora are not built")
-    if bodies["tunnel"] is None:
+    if tunnel and bodies["tunnel"] is None:
         notes.append("no search has finished in the tunnel")
-    if not forecasts:
+    if tunnel and not forecasts:
         notes.append("no forecast has been sealed, so there is no law to show")
     if not runs:
         notes.append("the trunk has not begun")

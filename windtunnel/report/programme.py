@@ -84,9 +84,8 @@ class Finished:
     parent: str
     depth: int
     status: str
-    steps: str
-    tokens: str
-    schedule: str
+    what: str
+    """Steps, tokens and schedule."""
     seconds: float | None
     reason: str
 
@@ -99,12 +98,14 @@ def read_tree(runs: list[Row]) -> list[Finished]:
         depth[run["id"]] = depth.get(run["parent"], -1) + 1
         config = run["config"]
         start = None if _fresh(run) else (config.get("start") or {}).get("step")
-        steps = f"steps {start + 1:,} – {config['steps']:,}" if start is not None else f"steps 1 – {config['steps']:,}"
         since = "since its fresh start" if _fresh(run) else "read in all"
-        tokens = f"{si(run['tokens'])} tokens {since}" if run["tokens"] else "tokens not yet counted"
+        words = [_schedule(config)]
+        if not config.get("average"):  # a mean of weights takes no step and reads nothing
+            tokens = f"{si(run['tokens'])} tokens {since}" if run["tokens"] else "tokens not yet counted"
+            words = [f"steps {(start or 0) + 1:,} – {config['steps']:,}", tokens, *words]
         out.append(Finished(
-            str(run["name"]), str(run["parent"]), depth[run["id"]], str(run["status"]), steps, tokens, _schedule(config),
-            run["seconds"], without_paths(str(run["reason"] or "")),
+            str(run["name"]), str(run["parent"]), depth[run["id"]], str(run["status"]), "; ".join(words), run["seconds"],
+            without_paths(str(run["reason"] or "")),
         ))  # fmt: skip
     return out
 
