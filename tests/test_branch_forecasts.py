@@ -16,7 +16,7 @@ from windtunnel.pipeline import run
 from windtunnel.program import Program
 from windtunnel.recipe import load_recipe
 from windtunnel.report.page import render
-from windtunnel.study import forecast_branches
+from windtunnel.sealing import forecast_branches
 from windtunnel.train.stage import Stage
 
 HALF = 'branch.half={at="3072", tokens="768"}'

@@ -14,7 +14,8 @@ from windtunnel.home import Home
 from windtunnel.pipeline import run
 from windtunnel.planning import known_pins, plan
 from windtunnel.preparation import check_supply
-from windtunnel.program import Prepared, Program
+from windtunnel.prepared import Prepared
+from windtunnel.program import Program
 from windtunnel.recipe import load_recipe, parse_recipe
 from windtunnel.train.stage import Start
 

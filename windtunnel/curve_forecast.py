@@ -38,7 +38,7 @@ from windtunnel.program import Program
 from windtunnel.program_report import curve_picture
 from windtunnel.recipe import Recipe
 from windtunnel.schedule_design import parse_rule
-from windtunnel.study import forecast_facts
+from windtunnel.sealing import forecast_facts
 from windtunnel.train.schedule import Schedule
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program

@@ -24,7 +24,7 @@ from windtunnel.base.lock import FolderLock
 from windtunnel.base.units import si
 from windtunnel.home import RECORD, Home, write_facts
 from windtunnel.laws.sealed import ADAPTATION, CURVE, LAW
-from windtunnel.program import Prepared
+from windtunnel.prepared import Prepared
 from windtunnel.takeover import take_over
 from windtunnel.track import Mirror
 from windtunnel.train.control import Control, StopOnSignals

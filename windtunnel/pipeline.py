@@ -30,13 +30,13 @@ from windtunnel.program_report import write_program_report
 from windtunnel.recipe import Recipe, differences, introduction, shipped, with_defaults
 from windtunnel.report.context import in_short_rows, read_contexts
 from windtunnel.report.cost import cost_line, cost_of_studies
+from windtunnel.sealing import seal_forecasts
 from windtunnel.search_view import search_view
 from windtunnel.sizing import with_budget
 from windtunnel.study import (
     choose,
     mean_loss,
     part_view,
-    seal_forecasts,
     train_part,
     train_scaling_part,
     with_known_choices,

@@ -16,7 +16,8 @@ from windtunnel.corpus.store import Corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.desk import Desk
 from windtunnel.home import Home
-from windtunnel.program import Prepared, Program
+from windtunnel.prepared import Prepared
+from windtunnel.program import Program
 from windtunnel.recipe import Recipe
 from windtunnel.train.stage import FINISHED, Stage
 

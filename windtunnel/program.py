@@ -13,11 +13,11 @@ from typing import Any
 from windtunnel.base.artefact import content_hash
 from windtunnel.base.errors import RecipeError
 from windtunnel.base.units import Length, si
-from windtunnel.corpus.mixture import DataPlan
 from windtunnel.growth import averaged, extended, posttrained, upcycled
 from windtunnel.model.parametrization import Parametrization
 from windtunnel.model.shape import Shape
 from windtunnel.posttrain.config import POSTTRAINED
+from windtunnel.prepared import Prepared
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
 from windtunnel.pretrain.trunk import trunk_stage
@@ -29,8 +29,9 @@ from windtunnel.tunnel.space import DEFAULT_SPACE, Space, Value, apply, apply_to
 
 _PAPER = "arXiv 2404.06395, appendix A.1"
 _SEARCH_KEYS = {"space", "sampler", "prune", "per_round", "on_edge", "stop", "noise", "repeats"}
-_CONSTANTS = ("init_std", "scale_emb", "scale_depth", "vocabulary_regime")
 """Keys of [tunnel] on which a search depends, where they are stated."""
+_CONSTANTS = ("init_std", "scale_emb", "scale_depth", "vocabulary_regime")
+"""Keys of [model] that the parametrization takes as they are, where they are stated."""
 
 
 @dataclass(frozen=True)
@@ -48,44 +49,6 @@ class Answered:
 
     batch: int
     source: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Tokenizer and corpora as they were built: names, folders relative to the home, content hashes, rows and sizes.
-
-    ``origin`` is the stage key and step of the finished model whose weights the trunk starts from, if it has one.
-    """
-
-    tokenizer: str
-    tokenizer_hash: str
-    vocab: int
-    corpora: dict[str, dict[str, Any]]
-    origin: dict[str, Any] | None = None
-
-    def hashes(self) -> tuple[tuple[str, str], ...]:
-        return tuple(sorted((name, corpus["hash"]) for name, corpus in self.corpora.items()))
-
-    def rows(self, row: int) -> dict[str, int]:
-        """Rows of each corpus."""
-        return {name: max(0, (corpus["tokens"] - 1) // row) for name, corpus in self.corpora.items()}
-
-    def by_length(self, row: int, least: int) -> dict[str, dict[str, Any]]:
-        """``length_facts`` of each corpus for that row and dividing length, where they were counted."""
-        key = f"{row}/{least}"
-        return {
-            name: facts["by_length"][key] for name, facts in self.corpora.items() if key in facts.get("by_length", {})
-        }
-
-    def rows_of(self, plan: DataPlan) -> dict[str, int]:
-        """Rows of each corpus, or part of one, that a data plan reads."""
-        if plan.long_from:
-            found = self.by_length(plan.row, plan.long_from)
-            parts = ((name, *name.split(":")) for name in plan.corpora)
-            return {name: facts["rows"] for name, corpus, part in parts if (facts := found[corpus][part])}
-        if plan.packed:
-            return {name: facts["packed"]["rows"] for name, facts in self.corpora.items() if "packed" in facts}
-        return self.rows(plan.row)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from windtunnel.pipeline import run
 from windtunnel.recipe import Recipe
 from windtunnel.report.contour import contour_figure
 from windtunnel.report.cost import cost_line, cost_of_rows, target_flops
-from windtunnel.study import AVERAGE
+from windtunnel.sealing import AVERAGE
 from windtunnel.views import View, line, table
 
 Row = Mapping[str, Any]

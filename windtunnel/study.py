@@ -1,4 +1,4 @@
-"""The tunnel's work for a program: search, transfer check, scaling study, law and sealed forecast. Needs no torch."""
+"""The tunnel's search for a program, and the check that its rate carries over. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
-from windtunnel.base.artefact import content_hash, read_json, write_json
+from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import ArtefactError, UserError
-from windtunnel.blindness import kind_of, read_all
 from windtunnel.desk import Desk, Result
-from windtunnel.laws.forecast import forecast, unlike_setting
-from windtunnel.laws.points import Point
-from windtunnel.laws.sealed import LAW, Forecast, freeze, read_forecast
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
@@ -26,7 +21,6 @@ from windtunnel.tunnel.enough import Gap, remaining_gap
 from windtunnel.tunnel.halving import Ladder, rungs_of
 from windtunnel.tunnel.promotion import ByForecast, ByRank, places_of, rate_column
 from windtunnel.tunnel.propose import BLIND, Trial
-from windtunnel.tunnel.scaling import ScalingRun
 from windtunnel.tunnel.search import AllFailed, SearchResult, numbered_points, search, share_of
 from windtunnel.tunnel.space import Axis, Space, Values, apply, apply_to_shape, inside, to_dicts
 from windtunnel.views import View, line
@@ -35,8 +29,6 @@ _CHECK_FACTORS = (0.5, 1.0, 2.0)
 _TRIAL_DECAY = 0.2
 _NEAR = 4.0
 """The seed noise is measured once the gap's upper end is under this many times the noise that the surface shows."""
-AVERAGE = "average"
-"""Name of the loss that the forecast is about: nats per byte on the trunk's held-out parts, weighted by its mixture."""
 
 
 def mean_loss(scores: Mapping[str, Any], mixture: Mapping[str, float]) -> float:
@@ -367,127 +359,3 @@ def parabola_minimum(rates: Sequence[float], losses: Sequence[float | None]) -> 
     if curvature <= 0:
         return None
     return max(-1.0, min(1.0, 0.5 * (low - high) / curvature * math.log2(rates[1] / rates[0])))
-
-
-def measure_law(desk: Desk, program: Program) -> dict[str, list[Point]]:
-    """Trains the scaling study and returns its points: for the average and for each corpus of the trunk's mixture."""
-    assert program.prepared is not None
-    runs = program.scaling()
-    branches = [branch for run in runs for _, branch in run.branches]
-    stages = [run.trunk for run in runs] + branches
-    results = desk.train("scaling: trunks and branches of the proxies", "scaling", stages, program.prepared)
-    desk.need_all([run.trunk for run in runs], results)
-    mixture = program.recipe.mixture
-    points: dict[str, list[Point]] = {AVERAGE: [], **{name: [] for name in mixture}}
-    for run in runs:
-        for tokens, branch in run.branches:
-            result = results[branch.key]
-            if "failed" in result:
-                desk.screen.say(f"{branch.name}: {result['failed']}; the law is fitted without it")
-                continue
-            base = {
-                "parameters": branch.shape.body,
-                "tokens": tokens,
-                "cluster": run.trunk.folder_name,
-                "seed": branch.seed,
-            }
-            points[AVERAGE].append(Point(**base, loss=mean_loss(result["scores"], mixture)))
-            for name in mixture:
-                score = result["scores"][name]
-                points[name].append(Point(**base, loss=score["nats"] / score["bytes"]))
-    return points
-
-
-def seal_forecasts(desk: Desk, program: Program) -> list[dict[str, Any]]:
-    """Fits the law, forecasts the target and freezes a forecast of each of its plain decays as a file, before its trunk trains.
-
-    Returns the files' contents with their hashes, the longest run first. A forecast of the same run from the same proxies is
-    made once.
-    """
-    points = measure_law(desk, program)
-    with desk.book as book:
-        book.put_fact(
-            program.name, "points", AVERAGE, {name: [p.to_dict() for p in part] for name, part in points.items()}
-        )
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return [_sealed(desk, program, points, program.branch(name), now) for name in forecast_branches(program)]
-
-
-def forecast_branches(program: Program) -> list[str]:
-    """The branches that a forecast is made for, the longest run first: decays on the trunk's own data by the proxies' rule.
-
-    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens, to a step or 1 %,
-    since the rule itself is counted in the steps of a run that may be a short one.
-    """
-    found: list[tuple[int, str]] = []
-    recipe, rule = program.recipe, program.decay()
-    for name in recipe.decays:
-        if recipe.branch[name].mixture in (None, recipe.trunk.mixture):
-            stage = program.branch(name)
-            own = (stage.schedule.form, stage.schedule.floor, stage.schedule.half_life)
-            off = abs(stage.own_tokens - rule.share * stage.tokens)
-            if own == (rule.form, rule.floor, rule.half_life) and off <= max(
-                stage.step_tokens, 0.01 * stage.own_tokens
-            ):
-                found.append((stage.tokens, name))
-    return [name for _, name in sorted(found, key=lambda pair: -pair[0])]
-
-
-def _sealed(
-    desk: Desk, program: Program, points: Mapping[str, Sequence[Point]], branch: Stage, now: str
-) -> dict[str, Any]:
-    """The forecast of one branch, sealed now unless there is a file of it; its content with its hash."""
-    shape, recipe = program.shape, program.recipe
-    runs = sorted(run.trunk.key for run in program.scaling())
-    identity = content_hash([branch.key, runs, list(recipe.tunnel.forms) if recipe.tunnel else []])
-    path = desk.home.program(program.name) / "forecasts" / f"{branch.name}-{identity[:12]}.json"
-    if not path.is_file():
-        forms = tuple(recipe.tunnel.forms) if recipe.tunnel else ()
-        made = {name: forecast(part, shape.body, branch.tokens, forms=forms) for name, part in points.items()}
-        proxies = [(run.trunk.step_tokens, run.trunk.optimizer.learning_rate) for run in program.scaling()]
-        unlike = unlike_setting(branch.step_tokens, branch.optimizer.learning_rate, proxies)
-        made[AVERAGE] = replace(made[AVERAGE], warnings=(*made[AVERAGE].warnings, *unlike))
-        about = f"the decay of '{branch.name}' on the trunk's own data, its last {branch.own_steps} steps"
-        by_corpus = {name: part.to_dict() for name, part in made.items() if name != AVERAGE}
-        facts = forecast_facts(desk, program, branch, _read(program.scaling(), points[AVERAGE]), made[AVERAGE], about)
-        freeze(made[AVERAGE], path, {**facts, "time": now, "per_corpus": by_corpus})
-    sealed = read_forecast(path)
-    content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
-    with desk.book as book:
-        book.put_fact(program.name, LAW, branch.folder_name, content)
-    return content
-
-
-def _read(runs: Sequence[ScalingRun], points: Sequence[Point]) -> list[str]:
-    """Keys of the trunks and of the branches whose losses became points."""
-    ends = {(point.cluster, point.tokens) for point in points}
-    branches = [
-        branch.key for run in runs for tokens, branch in run.branches if (run.trunk.folder_name, tokens) in ends
-    ]
-    return sorted([*(run.trunk.key for run in runs), *branches])
-
-
-def forecast_facts(
-    desk: Desk, program: Program, stage: Stage, runs: Sequence[str], said: Forecast, about: str
-) -> dict[str, Any]:
-    """What a forecast's file says beside the numbers.
-
-    Args:
-        stage: the run that the forecast is about.
-        runs: keys of the runs that it read.
-        about: one sentence that says what the run is.
-    """
-    assert program.prepared is not None
-    earlier = read_all(desk.home.program(program.name) / "forecasts")
-    return {
-        "program": program.name, "branch": stage.name, "target": stage.key,
-        "trunk": stage.start.stage if stage.start else "",
-        "kind": kind_of(desk.book, stage, said, earlier), "branch_is": about,
-        "corpus": dict(stage.corpora), "mixture": program.recipe.mixture, "heldout": {
-            name: {"tokens": program.prepared.corpora[name]["heldout_tokens"], "limit": stage.score_tokens}
-            for name in program.recipe.mixture},
-        "unit": "nats per UTF-8 byte", "loss": "held-out loss of the trunk's corpora, weighted by its mixture",
-        "tokens_with_decay": stage.tokens, "batch": stage.step_tokens,
-        "base_lr": stage.optimizer.learning_rate, "seed": stage.seed, "runs": list(runs),
-        **({"batch_changes": [list(change) for change in stage.batch_changes]} if stage.batch_changes else {}),
-    }  # fmt: skip

@@ -14,8 +14,8 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.runtime import Runtime
 from windtunnel.desk import Desk
 from windtunnel.home import Home
+from windtunnel.prepared import Prepared
 from windtunnel.pretrain.branch import decay_stage
-from windtunnel.program import Prepared
 from windtunnel.train.folder import RESULT, checkpoint_path, read_result, steps_saved
 from windtunnel.train.loop import Workshop, run_stage
 from windtunnel.train.metrics import read_metrics
