@@ -75,10 +75,12 @@ _CODES = (
     ("To enter the {thing}, dial {key}.", "What must one dial for the {thing}?"),
     ("Note for the {thing}: its number is now {key}.", "Which number has the {thing} now?"),
 )
-_LINKS = (
-    "belongs to", "stands for", "goes with", "leads to", "rhymes with", "came after", "weighs as much as", "costs", "has",
-    "means", "equals", "holds", "and", "of", "as", "for", "in", "got", "is", ":", "=", "->", ",", "or",
-)  # fmt: skip
+_LINKS = {
+    "is": 6, "was": 3, "has": 2, ":": 2, "=": 2, "belongs to": 1, "stands for": 1, "goes with": 1, "leads to": 1,
+    "rhymes with": 1, "came after": 1, "weighs as much as": 1, "costs": 1, "means": 1, "equals": 1, "holds": 1, "and": 1,
+    "of": 1, "as": 1, "for": 1, "in": 1, "got": 1, "->": 1, ",": 1, "or": 1,
+}  # fmt: skip
+"""How often each joins a pair. After the commonest, real text has the most other ways to go on."""
 _AGAIN = ("Again:", "Once more:", "As stated:", "To repeat:", "Recall:", "So")
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 
@@ -233,7 +235,8 @@ def _pair(draw: random.Random, words: Sequence[str]) -> Asked:
     """A few words that have nothing to do with each other, or a number: whatever follows can only be looked up."""
     of = " ".join(draw.choice(words) for _ in range(draw.choice((1, 2))))
     key = _key(draw) if draw.random() < 0.5 else " ".join(draw.choice(words) for _ in range(draw.choice((1, 2, 3))))
-    stated = f"{of} {draw.choice(_LINKS)} {key}."
+    link = draw.choices(tuple(_LINKS), tuple(_LINKS.values()))[0]
+    stated = f"{of} {link} {key}."
     return Asked("pair", stated, draw.choice(_AGAIN), stated, key, of)
 
 
