@@ -169,7 +169,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["new", "mine", "--data", "/absent/file"], "--data: expected an existing file or folder"),
         (["law", "predict", "--law", "chinchilla", "--flops", "1e18"], "--law: expected a named law or a file"),
         (["law", "predict", "--law", "minicpm-average"], "expected either --flops, or --parameters and --tokens"),
-        (["model", "shapes", "--family", "gpt"], "--family: expected one of tiny, minicpm, got 'gpt'"),
+        (["model", "shapes", "--family", "gpt"], "--family: expected one of tiny, tiny-wide, minicpm, got 'gpt'"),
         (["run", "nope"], "expected a file or a shipped recipe, got 'nope'"),
     ],
 )

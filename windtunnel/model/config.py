@@ -33,7 +33,7 @@ class ShapeConfig(Config):
 class ModelConfig(Config):
     """Family, size and parametrization of the target; everything else of its shape follows."""
 
-    family: Literal["tiny", "minicpm"] = Field(
+    family: Literal["tiny", "tiny-wide", "minicpm"] = Field(
         default="minicpm",
         description="the rule from size to shape; all sizes share head dimension, base width and depth/width rule",
         examples=["tiny"],

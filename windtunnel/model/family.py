@@ -80,6 +80,12 @@ def _tiny() -> tuple[Member, ...]:
     return tuple(members)
 
 
+def _wide() -> tuple[Member, ...]:
+    names = {16: "0.01M", 32: "0.05M", 48: "0.1M", 64: "0.2M", 80: "0.3M", 96: "0.4M", 112: "0.6M", 128: "0.8M", 144: "1M",
+             160: "1.2M", 192: "1.7M"}  # fmt: skip
+    return tuple(Member(name, width, 4, width // 16, width // 16, 5 * width // 2) for width, name in names.items())
+
+
 def _paper() -> tuple[Member, ...]:
     table8 = (("9M", 320, 8), ("30M", 512, 12), ("70M", 640, 14), ("0.1B", 768, 16), ("0.17B", 896, 18),
               ("0.2B", 1024, 20), ("0.5B", 1344, 24))  # fmt: skip
@@ -99,8 +105,18 @@ FAMILIES = {
         "depth = max(2, width/32 rounded), head dimension 16, d_ff = 2.5·width",
         max_positions=2048,
     ),
+    "tiny-wide": Family(
+        "tiny-wide",
+        16,
+        32,
+        4,
+        _wide(),
+        "four layers at every size, head dimension 16, d_ff = 2.5·width",
+        max_positions=2048,
+    ),
     "minicpm": Family(
         "minicpm", 64, 256, 8, _paper(), "arXiv 2404.06395, tables 2 and 8: head dimension 64, d_ff = 2.5·width"
     ),
 }
-"""The shipped families. ``tiny`` is for laptops; ``minicpm`` holds the paper's wind-tunnel and released shapes."""
+"""The shipped families. ``tiny`` is for laptops, ``tiny-wide`` for laws: its sizes differ in width alone, so that no proxy is
+shallower than what it speaks for. ``minicpm`` holds the paper's wind-tunnel and released shapes."""
