@@ -26,7 +26,7 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 3
+VERSION = 4
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 """How often each is drawn."""
@@ -38,7 +38,7 @@ _EVERY, _DENSEST = 300, 100
 """Characters of text for each thing that is asked, and the fewest that one takes."""
 _ASKED = 64
 _FEWEST_WORDS = 12
-_REPEATED = 0.25
+_REPEATED, _PAIRS = 0.4, 0.6
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
@@ -265,10 +265,15 @@ def _key(draw: random.Random) -> str:
 
 
 def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
-    """Sentences of consecutive real documents from a random one on, ``length`` characters in all; in one text of four a few of
-    them again and again, so that what was said often is told from what was said."""
+    """Sentences of consecutive real documents from a random one on, ``length`` characters in all. In two texts of five a few of
+    them again and again, or a few pairs that nobody asks for: what was said often, or after the same word, is not what was said
+    of this."""
     out, room, place = [], length, draw.randrange(len(texts))
     few = draw.choice((2, 3, 4, 5, 6)) if draw.random() < _REPEATED else 0
+    if few and draw.random() < _PAIRS:
+        words = _words(draw, texts)
+        out = [_pair(draw, words).sentence for _ in range(few)]
+        room -= sum(len(sentence) + 1 for sentence in out)
     while room > 0:
         if few and len(out) >= few:
             out.append(out[len(out) % few][:room])
