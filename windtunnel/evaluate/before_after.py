@@ -25,7 +25,7 @@ _BEFORE = 100
 _ROWS = 2
 """Rows of tokens after which an answer has not ended by itself; no answer in the data is longer than one."""
 _COMPARED = 64
-"""Prompts of each corpus whose answers two models are compared on."""
+"""Prompts of each corpus of pairs that both models answer: what counts there are the pairs, and every held-out one is scored."""
 
 
 def answering(
@@ -48,7 +48,7 @@ def answering(
     both = {"before": before, "after": model}
     opened = {name: open_corpus(Path(folder)) for name, folder in corpora.items()}
     prompts = {name: heldout_prompts(corpus, PROMPTS) for name, corpus in opened.items()}
-    most = {"before": PROMPTS if pairs else _BEFORE, "after": PROMPTS}
+    most = dict.fromkeys(both, _COMPARED) if pairs else {"before": _BEFORE, "after": PROMPTS}
     stop = stop_ids(tokenizer, template)
     out: dict[str, Any] = {
         "exact": {when: score_exact(m, tokenizer, template, count=_EXACT) for when, m in both.items()},
