@@ -13,7 +13,7 @@ from typing import Any
 
 from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.devices import USUAL, Crew
-from windtunnel.base.errors import LimitReached, UserError, WindtunnelError
+from windtunnel.base.errors import LimitReached, Stopped, UserError, WindtunnelError
 from windtunnel.base.units import duration, si
 from windtunnel.batch_answer import with_known_batch
 from windtunnel.corpus.mixture import corpus_of
@@ -42,12 +42,15 @@ from windtunnel.study import (
     with_known_choices,
 )
 from windtunnel.summary import LN2, forecast_view, outcome_view, remaining_cost
+from windtunnel.train.control import stop_wanted
 from windtunnel.train.folder import RESULT, as_far_as_trained, checkpoint_path, steps_saved
 from windtunnel.train.stage import AdamW, Stage, check_ranks, optimizer_of
 from windtunnel.tunnel.search import part_of
 from windtunnel.views import View, line
 
 FINISH = "finish.json"
+_LOOK = 0.2
+"""Seconds between two looks for a stop while another process works."""
 _PURPOSES = {"search": "search", "scaling": "measure", "forecast": "forecast"}
 """What the stages of a tunnel are for."""
 
@@ -369,16 +372,36 @@ def finishing(verb: str, **job: Any) -> Any:
     """Runs one task that needs torch in a process of its own and returns its JSON answer.
 
     Raises:
+        Stopped: a stop was asked for; the task has left nothing behind and is done anew.
         WindtunnelError: the process failed; its one-line reason and its exit code are kept.
     """
     command = [sys.executable, "-m", "windtunnel.finishing", verb, json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    lines = done.stderr.strip().splitlines() or [f"{verb} failed"]
+    code, out, err = _answered(command)
+    if code == 0:
+        return json.loads(out.splitlines()[-1])
+    lines = err.strip().splitlines() or [f"{verb} failed"]
     error = WindtunnelError(lines[-1])
-    error.exit_code = done.returncode if done.returncode in (1, 2) else 1
+    error.exit_code = code if code in (1, 2) else 1
     raise error
+
+
+def _answered(command: list[str]) -> tuple[int, str, str]:
+    """Exit code and what a process wrote. It has a session of its own, so that Ctrl-C reaches it through this process alone."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        while True:
+            try:
+                out, err = process.communicate(timeout=_LOOK)
+                return process.returncode, out, err
+            except subprocess.TimeoutExpired:
+                if stop_wanted():
+                    raise Stopped("stopped; the same command continues") from None
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def _export(job: Job) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,14 @@ class Control:
 class StopOnSignals:
     """While active, the first SIGINT or SIGTERM asks for a clean stop; a second one interrupts as usual."""
 
+    active: ClassVar[list[Control]] = []
+    """Those of this process, as signals are: for what waits without a control of its own."""
+
     def __init__(self, control: Control) -> None:
         self._control = control
 
     def __enter__(self) -> Control:
+        self.active.append(self._control)
         self._before = {int(number): signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self._control
 
@@ -64,5 +69,11 @@ class StopOnSignals:
         signal.signal(number, self._before[number])
 
     def __exit__(self, *_: object) -> None:
+        self.active.remove(self._control)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def stop_wanted() -> bool:
+    """Whether a signal has asked this process for a clean stop."""
+    return any(control.stop for control in StopOnSignals.active)
