@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from windtunnel.base.errors import UserError
-from windtunnel.corpus.chat import Message, Template, render, stop_ids
+from windtunnel.corpus.chat import Message, render, stop_ids
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.model.sample import generate
 from windtunnel.model.transformer import Transformer
@@ -30,7 +30,7 @@ def chat(
     top_p: float = 0.9,
     max_new: int = 256,
     seed: int = 0,
-    template: Template = "chatml",
+    template: str = "chatml",
     stream: TextIO | None = None,
     source: TextIO | None = None,
 ) -> None:
@@ -84,11 +84,11 @@ class Conversation:
         model: Transformer,
         tokenizer: Tokenizer,
         turns: list[Message],
-        template: Template = "chatml",
+        template: str = "chatml",
         max_new: int = 256,
     ) -> None:
         self.model, self.tokenizer, self.turns = model, tokenizer, turns
-        self.template: Template = template
+        self.template = template
         self.max_new, self.forgot = max_new, False
 
     def ask(self, text: str) -> list[int]:
