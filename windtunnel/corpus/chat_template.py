@@ -111,7 +111,7 @@ def parts_of(template: str, turns: Sequence[Message], *, prompt: bool = False) -
         DataError: the template fails or exceeds its limits, leaves a turn out, changes a content or does not end an answer.
     """
     plan = _plan(template, tuple(turn["role"] for turn in turns), prompt)
-    if _text(plan, turns) != _rendered(template, turns, prompt):
+    if _text(plan, turns) != rendered(template, turns, prompt):
         raise DataError(
             "template", "expected contents as they are, but the template changes them or looks into them",
             "write message['content'], with trim at most",
@@ -122,7 +122,7 @@ def parts_of(template: str, turns: Sequence[Message], *, prompt: bool = False) -
 @lru_cache(128)
 def _plan(template: str, roles: tuple[str, ...], prompt: bool) -> Plan:
     places = [Message(role=role, content=f"{_BEGIN}{number}{_END}") for number, role in enumerate(roles)]
-    pieces = _PLACE.split(_rendered(template, places, prompt))
+    pieces = _PLACE.split(rendered(template, places, prompt))
     if sum(map(len, pieces)) > _MARKUP:
         raise DataError(
             "template", f"expected at most {_MARKUP:,} characters of marks around {len(roles)} turns, got more"
@@ -176,7 +176,12 @@ def _check_end(answering: bool, plan: list[Part | int]) -> None:
         )  # fmt: skip
 
 
-def _rendered(template: str, turns: Sequence[Message], prompt: bool) -> str:
+def rendered(template: str, turns: Sequence[Message], prompt: bool) -> str:
+    """A chat as one text under a Jinja template, as other libraries tokenise it.
+
+    Raises:
+        DataError: the template fails, refuses the chat or exceeds its limits.
+    """
     fields: dict[str, Any] = {
         "messages": [dict(turn) for turn in turns], "add_generation_prompt": prompt, "bos_token": BOS, "eos_token": EOS,
         "raise_exception": _refuse,

@@ -43,6 +43,7 @@ def chat(
         prompt: answer this one line and end.
         system: an instruction that stands before all turns and is never forgotten.
         temperature, top_p, max_new, seed: see ``generate``; each answer draws from a seed of its own.
+        template: how turns are marked, as in the chats that the model has read.
         stream: where answers go; standard output by default.
         source: where lines come from; standard input by default.
     """
