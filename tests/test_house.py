@@ -33,7 +33,7 @@ LIGHT = [
     "windtunnel.train.stage", "windtunnel.laws.loss", "windtunnel.corpus.build", "windtunnel.corpus.sources",
     "windtunnel.corpus.loader", "windtunnel.corpus.mixture", "windtunnel.tunnel.audit", "windtunnel.tunnel.transfer",
     "windtunnel.tunnel.claims", "windtunnel.tunnel.replica", "windtunnel.laws.data_axis",
-    "windtunnel.measures",
+    "windtunnel.measures", "windtunnel.chats", "windtunnel.corpus.chat_template",
     "windtunnel.cli_tunnel", "windtunnel.train.batches", "windtunnel.train.noise", "windtunnel.laws.batch_terms", "windtunnel.tunnel.batch",
     "windtunnel.laws.mixture", "windtunnel.tunnel.mixtures",
 ]  # fmt: skip

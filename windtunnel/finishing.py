@@ -15,7 +15,7 @@ import torch
 
 from windtunnel.base.errors import WindtunnelError
 from windtunnel.base.runtime import choose, prepare
-from windtunnel.corpus.chat import render
+from windtunnel.corpus.chat import render, stop_ids
 from windtunnel.corpus.loader import Loader
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
@@ -44,8 +44,8 @@ _QUESTIONS = ("What is Mathematics?", "How do I make pancakes?", "What is the Mo
 
 
 def finish(job: dict[str, Any]) -> dict[str, Any]:
-    """The first samples of a model, with seeds 0, 1, 2, …: not picked; answers if it has seen chats; task scores; for a
-    post-trained model, what its answers were before and are after."""
+    """The first samples of a model, with seeds 0, 1, 2, …: not picked; answers if it has read chats, in whose template it is
+    asked; task scores; for a post-trained model, what its answers were before and are after."""
     model, manifest = load_model(Path(job["checkpoint"]))
     tokenizer, row = Tokenizer.load(Path(job["tokenizer"])), manifest.config["stage"]["plan"]["row"]
     stop = {tokenizer.eos_id, tokenizer.im_end_id}
@@ -53,18 +53,17 @@ def finish(job: dict[str, Any]) -> dict[str, Any]:
     samples = [
         tokenizer.decode(list(generate(model, [tokenizer.bos_id], seed=seed, **options))) for seed in range(_SAMPLES)
     ]
-    answers = []
-    for question in _QUESTIONS if job["chats"] else ():
-        ids, _ = render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True)
-        answers.append(
-            {"question": question, "answer": tokenizer.decode(list(generate(model, list(ids), seed=0, **options)))}
-        )
+    answers, template = [], job["template"]
+    for question in _QUESTIONS if template else ():
+        ids, _ = render([{"role": "user", "content": question}], tokenizer, template, add_generation_prompt=True)
+        given = generate(model, list(ids), seed=0, **{**options, "stop": stop_ids(tokenizer, template)})
+        answers.append({"question": question, "answer": tokenizer.decode(list(given))})
     tasks = {name: score_choices(model, tokenizer, Path(path)) for name, path in job["tasks"].items()}
     more: dict[str, Any] = {}
     if job.get("context"):
         more["context"] = _context(model, tokenizer, **job["context"])
     return {
-        **more,
+        **more, **({"template": template} if template else {}),
         **({"answering": answering(model, tokenizer, row, **job["answering"])} if "answering" in job else {}),
         "samples": samples, "answers": answers, "tasks": tasks,
         "sampling": {"temperature": _TEMPERATURE, "top_p": _TOP_P, "tokens": _SAMPLE_TOKENS, "seeds": list(range(_SAMPLES))},
@@ -159,8 +158,9 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
     facts = CardFacts(name=job["name"], tokens=job["tokens"], scores=job["scores"], corpora=job["corpora"])
     source, out = Path(job["tokenizer"]) / "tokenizer.json", Path(job["out"])
     model = _served(model, job.get("dynamic_ntk"))
-    check = export_huggingface(model, source, out, facts, chats=job.get("chats", True))
-    return {"check": check, "dynamic_ntk": job.get("dynamic_ntk")}
+    template = job["template"]
+    check = export_huggingface(model, source, out, facts, chats=job["chats"], template=template)
+    return {"check": check, "dynamic_ntk": job.get("dynamic_ntk"), "template": template}
 
 
 def _served(model: Transformer, dynamic_ntk: str | None) -> Transformer:

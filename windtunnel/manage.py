@@ -17,6 +17,7 @@ from windtunnel.base.artefact import explained, read_json, write_json
 from windtunnel.base.errors import ArtefactError, UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import bytes_size, duration, si
+from windtunnel.chats import template_read
 from windtunnel.comparison import find_run, open_book
 from windtunnel.corpus.compression import compression_table
 from windtunnel.corpus.config import SourceConfig
@@ -291,15 +292,19 @@ def _dynamic_ntk(book: LabBook, row: Mapping[str, Any], stated: str | None) -> s
 def chat(
     home: Path, name: str, *, prompt: str | None = None, dynamic_ntk: str | None = None, **options: Any
 ) -> View | None:
-    """Talks to a model in this terminal, or answers one prompt; ``dynamic_ntk`` as in ``export``."""
+    """Talks to a model in this terminal, or answers one prompt, in the template of the chats that it has read.
+
+    ``dynamic_ntk`` as in ``export``.
+    """
     book = open_book(home)
     row = find_run(book, name)
     defaults = {"temperature": 0.7, "top_p": 0.9, "seed": 0, "max_tokens": 256}
     sampling = {name: options.get(name, value) for name, value in defaults.items()}
     sampling["max_new"] = sampling.pop("max_tokens")
+    template = template_read(book, row["id"]) or "chatml"  # which a model that has read no chats knows as well as any
     job = {
         "checkpoint": str(_checkpoint(home, row)), "tokenizer": str(_tokenizer(home, row["program"])),
-        "options": {**sampling, "prompt": prompt}, "dynamic_ntk": _dynamic_ntk(book, row, dynamic_ntk),
+        "options": {**sampling, "prompt": prompt, "template": template}, "dynamic_ntk": _dynamic_ntk(book, row, dynamic_ntk),
     }  # fmt: skip
     command = [sys.executable, "-m", "windtunnel.finishing", "chat", json.dumps(job)]
     code = subprocess.run(command, check=False).returncode

@@ -16,7 +16,7 @@ from windtunnel.base.devices import USUAL, Crew
 from windtunnel.base.errors import LimitReached, Stopped, UserError, WindtunnelError
 from windtunnel.base.units import duration, si
 from windtunnel.batch_answer import with_known_batch
-from windtunnel.corpus.mixture import corpus_of
+from windtunnel.chats import template_of, template_read
 from windtunnel.desk import THREADED_FROM, Desk, Result
 from windtunnel.growth import generations, regained
 from windtunnel.home import Home
@@ -314,11 +314,11 @@ def _finish_model(job: Job, stage: Stage) -> None:
     answering = answering_job(desk, program, stage)
     if known is not None and set(tasks) <= set(known.get("tasks", {})) and (not answering or "answering" in known):
         return
-    chats = any(recipe.corpus[corpus_of(name)].chats for name in dict(stage.plan.segments[-1].mixture))
+    template = template_of(recipe.resolved()["corpus"], stage.plan.segments[-1].mixture)
     with desk.screen.console.status(f"{stage.name}: samples and tasks"):
         found = finishing(
             "finish", checkpoint=str(checkpoint_path(desk.run_folder(stage), stage.steps)),
-            tokenizer=str(desk.home.root / program.prepared.tokenizer), chats=chats, tasks=tasks,
+            tokenizer=str(desk.home.root / program.prepared.tokenizer), template=template, tasks=tasks,
             **answering, **({"context": _context_job(job, stage)} if stage.kind == "long" else {}),
         )  # fmt: skip
     if stage.surgery is not None and stage.surgery.drop:
@@ -413,7 +413,9 @@ def _export(job: Job) -> None:
     out = desk.home.program(program.name) / "exports" / stage.folder_name
     job_of_it = export_job(desk.book, desk.home, program.name, desk.run_folder(stage), out)
     known = desk.book.fact(program.name, "export", stage.folder_name)
-    if known and (out / "config.json").is_file() and known.get("dynamic_ntk") == job_of_it["dynamic_ntk"]:
+    served = (job_of_it["dynamic_ntk"], job_of_it["template"])
+    same = known and (known.get("dynamic_ntk"), known.get("template", "chatml")) == served
+    if same and (out / "config.json").is_file():
         return
     with desk.screen.console.status(f"{name}: exporting and checking the export"):
         done = finishing("export", **job_of_it)
@@ -421,18 +423,6 @@ def _export(job: Job) -> None:
         book.put_fact(
             program.name, "export", stage.folder_name, {**done, "folder": str(out.relative_to(desk.home.root))}
         )
-
-
-def has_seen_chats(book: Any, program: str, run: str) -> bool:
-    """Whether a model, or one that it grew from, has read a corpus of chats or pairs."""
-    corpora = (book.fact(program, "recipe", "resolved") or {}).get("corpus", {})
-    chats = {name for name, corpus in corpora.items() if any(corpus.get(k) for k in ("messages", "user", "chosen"))}
-    row = book.run(f"{program}/{run}")
-    while row is not None:
-        if any(name in chats for segment in row["config"]["plan"]["segments"] for name, _ in segment["mixture"]):
-            return True
-        row = book.run(row["parent"]) if row["parent"] else None
-    return False
 
 
 def dynamic_ntk_of(book: Any, program: str, branch: str) -> str | None:
@@ -450,11 +440,13 @@ def export_job(book: Any, home: Home, program: str, run: Path, out: Path) -> dic
     result, stage = read_json(run / RESULT), read_json(run / "stage.json")
     prepared = read_json(home.program(program) / "prepared.json")
     corpora = book.facts(program, "corpus")
+    template = template_read(book, f"{program}/{run.name}")
     return {
         "checkpoint": str(checkpoint_path(run, result["step"])), "tokenizer": str(home.root / prepared["tokenizer"]),
         "out": str(out), "name": f"{program}-{stage['name']}",
         "scores": {name: value["bits_per_byte"] for name, value in result["scores"].items()}, "tokens": result["tokens"],
-        "chats": has_seen_chats(book, program, run.name), "dynamic_ntk": dynamic_ntk_of(book, program, stage["name"]),
+        "chats": template is not None, "template": template or "chatml",
+        "dynamic_ntk": dynamic_ntk_of(book, program, stage["name"]),
         "corpora": {name: {"licence": value.get("licence"), "tokens": value["tokens"]} for name, value in corpora.items()},
     }  # fmt: skip
 

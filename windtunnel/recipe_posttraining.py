@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from windtunnel.corpus.chat_template import shortened
 from windtunnel.posttrain.config import POSTTRAINED
 from windtunnel.recipe_errors import nearest
 from windtunnel.recipe_growth import Problem
@@ -78,7 +79,8 @@ def _grown(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
     )
     if len(templates) > 1:
         fix = "give them the same template, or the model learns two"
-        yield Problem(f"{key}.mixture", f"expected chats of one template, got {' and '.join(templates)}", fix)
+        got = " and ".join(map(shortened, templates))
+        yield Problem(f"{key}.mixture", f"expected chats of one template, got {got}", fix)
     for length in ("warmup", "decay"):
         value = getattr(branch, length)
         if value is not None and value.unit not in ("fraction", "steps", "tokens"):

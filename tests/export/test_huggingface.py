@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from windtunnel.base.artefact import read_manifest
 from windtunnel.base.errors import ArtefactError, UserError
+from windtunnel.corpus.chat import CHATML_JINJA, MINICPM_JINJA
 from windtunnel.corpus.tokenizer import Tokenizer, train
 from windtunnel.export import folding, huggingface
 from windtunnel.export.card import CardFacts, render_card
@@ -214,9 +215,44 @@ def test_a_model_with_qk_norm_is_a_qwen3_to_a_fresh_offline_process(tokenizer_js
 @needs_transformers
 def test_a_tokenizer_that_renders_otherwise_fails_the_export(tokenizer_json: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(huggingface, "CHATML_JINJA", "{{ messages[0]['content'] }}")
-    with pytest.raises(ArtefactError, match="other ids"):
-        export_huggingface(_model(), tokenizer_json, tmp_path / "out", CARD)
-    assert not (tmp_path / "out").exists()
+    for alone in (False, True):
+        if alone:
+            monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ArtefactError, match="other ids"):
+            export_huggingface(_model(), tokenizer_json, tmp_path / "out", CARD)
+        assert not (tmp_path / "out").exists()
+
+
+MERGED = (
+    "{{- bos_token }}{%- for m in messages %}{%- if m.role == 'assistant' %}{{- 'A: ' + m.content + '<|im_end|>\n' }}"
+    "{%- else %}{{- 'Q: ' + m.content + '\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- 'A: ' }}{%- endif %}"
+)
+"""As one text, a full stop and the line end behind it are one token."""
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["from the files alone", "transformers"])
+def test_a_template_other_than_chatml_is_exported_where_one_text_gives_the_ids_of_training(
+    alone, tokenizer_json: Path, tmp_path: Path, monkeypatch
+) -> None:
+    if alone:
+        monkeypatch.setattr(huggingface.importlib.util, "find_spec", lambda name: None)
+    elif importlib.util.find_spec("transformers") is None:
+        pytest.skip("transformers is not installed")
+    cases = [("minicpm", MINICPM_JINJA, "</s>", [2]), (MERGED, None, "<|im_end|>", [2, 4])]
+    if alone:  # loading transformers takes a while
+        cases.append((CHATML_JINJA, CHATML_JINJA, "<|im_end|>", [2, 4]))
+    for number, (template, text, end, stops) in enumerate(cases):
+        out = tmp_path / str(number)
+        check = export_huggingface(_model(), tokenizer_json, out, CARD, template=template)
+        card = (out / "README.md").read_text(encoding="utf-8")
+        assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == stops
+        assert f"an answer ends with `{end}`." in card
+        assert (out / "chat_template.jinja").exists() == (text is not None)
+        assert ("There is no chat template" in card) == ("the chat template is left out" in check) == (text is None)
+        assert ("which is not ChatML" in card) == (text is not None)
+        if text is not None:
+            assert (out / "chat_template.jinja").read_text(encoding="utf-8") == text
+        read_manifest(out, "huggingface")
 
 
 def test_a_wrong_config_fails_the_export(tokenizer_json: Path, tmp_path: Path, monkeypatch) -> None:

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 from windtunnel.base.artefact import read_json
 from windtunnel.base.labbook import LabBook
+from windtunnel.chats import template_read
 from windtunnel.evaluate import before_after
 from windtunnel.home import Home
 from windtunnel.manage import clean
 from windtunnel.measures import EXACT
-from windtunnel.pipeline import has_seen_chats, run
+from windtunnel.pipeline import run
 from windtunnel.planning import plan
 from windtunnel.recipe import load_recipe
 from windtunnel.train.folder import checkpoint_path, steps_saved
@@ -207,7 +208,7 @@ def test_a_chat_model_grows_from_the_decayed_one_and_a_second_run_trains_nothing
         ("aligned", True),
         ("mean", True),
     ):
-        assert has_seen_chats(book, "family", Path(rows[name]["folder"]).name) is chats
+        assert template_read(book, rows[name]["id"]) == ("chatml" if chats else None)
     (exported,) = (Home(tmp_path).program("family") / "exports").glob("aligned-*")
     assert (exported / "chat_template.jinja").is_file()
     run(recipe, tmp_path, quiet=True)

@@ -13,7 +13,7 @@ import numpy as np
 from windtunnel.base.artefact import content_hash, explained, write_artefact, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.corpus import tokenizer as bpe
-from windtunnel.corpus.chat import Template, last_answer, pair_of, render_batch
+from windtunnel.corpus.chat import last_answer, pair_of, render_batch
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.prepare import HELDOUT, TRAIN, VERSION, Prepared, prepare, text_key, turns_of
 from windtunnel.corpus.sources import source_fingerprint
@@ -243,11 +243,11 @@ def encode_documents(
     """
     if config.pairs:
         pairs = [chat for raw in batch for chat in pair_of(turns_of(raw))]
-        found = [last_answer(*chat) for chat in render_batch(pairs, tokenizer, cast(Template, config.template))]
+        found = [last_answer(*chat) for chat in render_batch(pairs, tokenizer, config.template)]
         ids, mask = (np.concatenate([chat[part] for chat in found]) for part in (0, 1))
         return ids, mask, np.array([len(ids) for ids, _ in found], np.int64)
     if config.chats:
-        chats = render_batch([turns_of(raw) for raw in batch], tokenizer, cast(Template, config.template))
+        chats = render_batch([turns_of(raw) for raw in batch], tokenizer, config.template)
         ids = np.concatenate([ids for ids, _ in chats])
         mask = np.concatenate([mask for _, mask in chats]) if config.loss == "assistant" else None
         return ids, mask, np.array([len(ids) for ids, _ in chats], np.int64)

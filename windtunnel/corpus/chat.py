@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 
 from windtunnel.base.errors import DataError
-from windtunnel.corpus.tokenizer import Tokenizer
+from windtunnel.corpus.chat_template import Message, Part, answer_ends, check_template, parts_of
+from windtunnel.corpus.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-Template = Literal["chatml", "minicpm"]
 ROLES = ("system", "user", "assistant")
 USER_MARK, ASSISTANT_MARK = "<用户>", "<AI>"
 
@@ -23,22 +22,17 @@ CHATML_JINJA = (
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 """The same rendering as a Hugging Face chat template, to be tokenised without added special tokens."""
-
-
-class Message(TypedDict):
-    """One turn."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A run of ids in the making: text to encode or a control id, and whether it is scored."""
-
-    text: str | None
-    control: int
-    scored: bool
+MINICPM_JINJA = (
+    "{{- bos_token }}"
+    "{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}{{- '<用户>' }}{%- elif message['role'] == 'assistant' %}{{- '<AI>' }}{%- endif %}"
+    "{{- message['content'] | trim }}"
+    "{%- if message['role'] == 'assistant' %}{{- eos_token }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<AI>' }}{%- endif %}"
+)
+"""The text of ``minicpm``; as one string its marks may share a token with what stands beside them."""
+_ENDS = {"chatml": "<|im_end|>", "minicpm": "</s>"}
 
 
 def check_messages(messages: object, *, complete: bool = False) -> list[Message]:
@@ -85,16 +79,17 @@ def _turn(message: Any, where: str, before: list[Message]) -> Message:
 def render(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
-    template: Template = "chatml",
+    template: str = "chatml",
     add_generation_prompt: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Ids of a chat and a mask of equal length: 1 where a token is the assistant's, end of turn included.
 
     ``chatml``: ``<s>``, then for each turn ``<|im_start|>role\\ncontent<|im_end|>\\n``. ``minicpm`` (arXiv 2404.06395, released
-    code): ``<s>``, then ``<用户>question<AI>answer</s>``, marks and contents encoded apart.
+    code): ``<s>``, then ``<用户>question<AI>answer</s>``, marks and contents encoded apart. Or a Jinja text, see
+    ``corpus/chat_template.py``.
 
     Raises:
-        DataError: turns that are no chat, see ``check_messages``.
+        DataError: turns that are no chat, see ``check_messages``; a template that cannot mark them, see ``check_template``.
     """
     ((ids, mask),) = render_batch([messages], tokenizer, template, add_generation_prompt)
     return ids.tolist(), mask.tolist()
@@ -103,12 +98,12 @@ def render(
 def render_batch(
     chats: Sequence[Sequence[Message]],
     tokenizer: Tokenizer,
-    template: Template = "chatml",
+    template: str = "chatml",
     add_generation_prompt: bool = False,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """``render`` for many chats with one call of the tokenizer: ids int64 [n] and mask uint8 [n] for each."""
-    build = _chatml if template == "chatml" else _minicpm
-    plans = [build(check_messages(list(chat)), tokenizer, add_generation_prompt) for chat in chats]
+    check_template(template)
+    plans = [_parts(check_messages(list(chat)), tokenizer, template, add_generation_prompt) for chat in chats]
     texts = [part.text for plan in plans for part in plan if part.text is not None]
     encoded = iter(tokenizer.encode_batch(texts))
     rendered: list[tuple[np.ndarray, np.ndarray]] = []
@@ -123,21 +118,29 @@ def render_batch(
     return rendered
 
 
-def _chatml(turns: list[Message], tokenizer: Tokenizer, prompt: bool) -> list[_Part]:
+def _parts(turns: list[Message], tokenizer: Tokenizer, template: str, prompt: bool) -> list[Part]:
+    if template == "chatml":
+        return _chatml(turns, tokenizer, prompt)
+    if template == "minicpm":
+        return _minicpm(turns, tokenizer, prompt)
+    return parts_of(template, turns, prompt=prompt)
+
+
+def _chatml(turns: list[Message], tokenizer: Tokenizer, prompt: bool) -> list[Part]:
     # Role and content are encoded apart. As contents are stripped, the pattern always ends a token at the line end between
     # them, so the ids equal those of the whole string.
-    parts = [_Part(None, tokenizer.bos_id, False)]
+    parts = [Part(None, tokenizer.bos_id, False)]
     for turn in turns:
         scored = turn["role"] == "assistant"
-        parts += [_Part(None, tokenizer.im_start_id, False), _Part(turn["role"] + "\n", 0, False)]
-        parts += [_Part(turn["content"], 0, scored), _Part(None, tokenizer.im_end_id, scored), _Part("\n", 0, False)]
+        parts += [Part(None, tokenizer.im_start_id, False), Part(turn["role"] + "\n", 0, False)]
+        parts += [Part(turn["content"], 0, scored), Part(None, tokenizer.im_end_id, scored), Part("\n", 0, False)]
     if prompt:
-        parts += [_Part(None, tokenizer.im_start_id, False), _Part("assistant\n", 0, False)]
+        parts += [Part(None, tokenizer.im_start_id, False), Part("assistant\n", 0, False)]
     return parts
 
 
-def _minicpm(turns: list[Message], tokenizer: Tokenizer, prompt: bool) -> list[_Part]:
-    parts = [_Part(None, tokenizer.bos_id, False)]
+def _minicpm(turns: list[Message], tokenizer: Tokenizer, prompt: bool) -> list[Part]:
+    parts = [Part(None, tokenizer.bos_id, False)]
     for number, turn in enumerate(turns, 1):
         for mark in (USER_MARK, ASSISTANT_MARK):
             if mark in turn["content"]:  # the marks are plain text, so a content that holds one would forge a turn
@@ -145,12 +148,12 @@ def _minicpm(turns: list[Message], tokenizer: Tokenizer, prompt: bool) -> list[_
                 raise DataError(f"turn {number}", problem, 'use template = "chatml"')
         scored = turn["role"] == "assistant"
         if turn["role"] != "system":
-            parts.append(_Part(ASSISTANT_MARK if scored else USER_MARK, 0, False))
-        parts.append(_Part(turn["content"], 0, scored))
+            parts.append(Part(ASSISTANT_MARK if scored else USER_MARK, 0, False))
+        parts.append(Part(turn["content"], 0, scored))
         if scored:
-            parts.append(_Part(None, tokenizer.eos_id, True))
+            parts.append(Part(None, tokenizer.eos_id, True))
     if prompt:
-        parts.append(_Part(ASSISTANT_MARK, 0, False))
+        parts.append(Part(ASSISTANT_MARK, 0, False))
     return parts
 
 
@@ -170,6 +173,18 @@ def last_answer(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return ids, only
 
 
-def stop_ids(tokenizer: Tokenizer, template: Template = "chatml") -> set[int]:
-    """The ids at which an answer ends."""
-    return {tokenizer.eos_id} | ({tokenizer.im_end_id} if template == "chatml" else set())
+def stop_ids(tokenizer: Tokenizer, template: str = "chatml") -> set[int]:
+    """The ids at which an answer ends: that of ``</s>``, and of what ends the answers in the data."""
+    return {tokenizer.eos_id, *(SPECIAL_TOKENS.index(token) for token in ends_of(template))}
+
+
+def ends_of(template: str) -> tuple[str, ...]:
+    """The control tokens that end the answers of a template."""
+    if template in _ENDS:
+        return (_ENDS[template],)
+    return answer_ends(template)
+
+
+def jinja_of(template: str) -> str:
+    """A template as Hugging Face reads it."""
+    return {"chatml": CHATML_JINJA, "minicpm": MINICPM_JINJA}.get(template, template)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from windtunnel.base.config import Config, Count, refuse
+from windtunnel.base.errors import UserError
+from windtunnel.corpus.chat_template import check_template
 
 Format = Literal["auto", "text", "markdown", "jsonl", "json", "parquet"]
 OnBad = Literal["error", "warn", "skip"]
@@ -20,6 +22,14 @@ def _as_tuple(value: object) -> object:
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """One string or a list of strings in TOML, a tuple here."""
+
+
+def _marks_turns(template: str) -> str:
+    try:
+        check_template(template)
+    except UserError as error:
+        raise refuse(error.problem, error.fix) from None
+    return template
 
 
 class Cleaning(Config):
@@ -66,7 +76,11 @@ class SourceConfig(Config):
     )
     chosen: str | None = Field(None, min_length=1, description="pairs: field or template of the better answer")
     rejected: str | None = Field(None, min_length=1, description="pairs: field or template of the worse answer")
-    template: Literal["chatml", "minicpm"] = Field("chatml", description="chats: how turns are marked")
+    template: Annotated[str, AfterValidator(_marks_turns)] = Field(
+        "chatml",
+        description="chats: how turns are marked: 'chatml', 'minicpm' or a Jinja template as Hugging Face knows them, over "
+        "messages, add_generation_prompt, bos_token and eos_token",
+    )
     loss: Literal["assistant", "all"] = Field("assistant", description="chats: which tokens are learnt and scored")
     on_bad: OnBad = Field(
         "error", description="what a damaged record does: stop, be reported and left out, or be left out"

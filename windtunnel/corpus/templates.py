@@ -59,6 +59,10 @@ _COUNTED = "_counted"
 _LIMITS = "the template's output exceeds its limits of 16 MB or 2 s"
 
 
+_RECORD_FIX = "write for example '{{ title }}: {{ body }}'"
+_CHAT_FIX = "a chat template loops over messages and writes their role and content; it needs no 'set' and no macro"
+
+
 class RecordError(Exception):
     """A record cannot be turned into a document; the message is a clause."""
 
@@ -68,8 +72,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
-    def __init__(self) -> None:
-        super().__init__(autoescape=False, undefined=StrictUndefined, finalize=lambda v: "" if v is None else v)
+    def __init__(self, trim: bool = False) -> None:
+        super().__init__(
+            autoescape=False, undefined=StrictUndefined, finalize=lambda v: "" if v is None else v,
+            trim_blocks=trim, lstrip_blocks=trim,
+        )  # fmt: skip
         self.globals.clear()
         self.deadline = math.inf
         self.filters = {name: self._timed(self.filters[name]) for name in _FILTERS}
@@ -161,8 +168,11 @@ def is_template(value: str) -> bool:
     return "{{" in value or "{%" in value
 
 
-def compile_template(source: str, where: str) -> Callable[[Mapping[str, Any]], str]:
+def compile_template(source: str, where: str, *, chat: bool = False) -> Callable[[Mapping[str, Any]], str]:
     """A function from a record's fields to text.
+
+    Args:
+        chat: read as Hugging Face reads chat templates: a block leaves no blanks before it and no line end behind it.
 
     Raises:
         RecipeError: the template is longer than allowed, no template, or uses something outside the sandbox by name.
@@ -171,13 +181,11 @@ def compile_template(source: str, where: str) -> Callable[[Mapping[str, Any]], s
     if len(source) > MAXIMUM_TEMPLATE:
         raise RecipeError(where, f"expected a template of at most {MAXIMUM_TEMPLATE} characters, got {len(source)}")
     try:
-        sandbox = _Sandbox()
+        sandbox = _Sandbox(trim=chat)
         template = sandbox.from_string(sandbox.bounded(source))
     except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
         said = error if isinstance(error, TemplateError) else "it is nested too deeply"
-        raise RecipeError(
-            where, f"expected a Jinja template: {said}", "write for example '{{ title }}: {{ body }}'"
-        ) from None
+        raise RecipeError(where, f"expected a Jinja template: {said}", _CHAT_FIX if chat else _RECORD_FIX) from None
 
     def render(fields: Mapping[str, Any]) -> str:
         pieces: list[str] = []

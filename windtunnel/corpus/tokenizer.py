@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 
 from windtunnel.base.artefact import content_hash, read_manifest, write_artefact
 from windtunnel.base.errors import ArtefactError, DataError
+from windtunnel.corpus.tokenizer_config import SPECIAL_TOKENS
 
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

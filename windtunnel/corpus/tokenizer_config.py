@@ -6,6 +6,8 @@ from pydantic import Field
 
 from windtunnel.base.config import Config, Tuple
 
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+"""The control tokens of every vocabulary: ids 0 to 4 in this order."""
 SMALLEST_VOCABULARY = 261
 """256 bytes and 5 special tokens."""
 LARGEST_VOCABULARY = 1 << 18

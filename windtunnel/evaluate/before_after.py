@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from windtunnel.corpus.chat import Template, stop_ids
+from windtunnel.corpus.chat import stop_ids
 from windtunnel.corpus.store import open_corpus
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.evaluate.answers import answers, heldout_prompts, stops
@@ -29,7 +29,7 @@ _COMPARED = 64
 
 
 def answering(
-    model: Transformer, tokenizer: Tokenizer, row: int, *, template: Template, corpora: Mapping[str, str], parent: str,
+    model: Transformer, tokenizer: Tokenizer, row: int, *, template: str, corpora: Mapping[str, str], parent: str,
     pairs: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """The same measures of a model and of its parent, under ``before`` and ``after``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from windtunnel.corpus.chat import Template, render, stop_ids
+from windtunnel.corpus.chat import render, stop_ids
 from windtunnel.corpus.exact import TASKS, questions
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.evaluate.answers import answers, stops
@@ -16,7 +16,7 @@ _MAX_NEW = 48
 
 
 def score_exact(
-    model: Transformer, tokenizer: Tokenizer, template: Template = "chatml", *, count: int = 50, seed: int = 0
+    model: Transformer, tokenizer: Tokenizer, template: str = "chatml", *, count: int = 50, seed: int = 0
 ) -> dict[str, Any]:
     """Accuracy on held-out questions by task with 95 % Wilson intervals, over all tasks, and how many answers ended.
 

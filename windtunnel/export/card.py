@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,9 +41,32 @@ class CardFacts:
                 )
 
 
-def render_card(facts: CardFacts, shape: Shape, *, chats: bool) -> str:
-    """The text of README.md."""
-    return f"---\n{_metadata(facts, shape)}---\n\n{_body(facts, shape, chats)}"
+def render_card(
+    facts: CardFacts,
+    shape: Shape,
+    *,
+    chats: bool,
+    template: str | None = "chatml",
+    ends: Sequence[str] = ("<|im_end|>",),
+) -> str:
+    """The text of README.md.
+
+    Args:
+        chats: whether the model has learnt any.
+        template: of these chats; None where the folder holds none, since it would not give the ids of training.
+        ends: control tokens at which an answer ends.
+    """
+    told = _told(template, " or ".join(f"`{end}`" for end in ends)) if chats else ""
+    return f"---\n{_metadata(facts, shape)}---\n\n{_body(facts, shape, told)}"
+
+
+def _told(template: str | None, ends: str) -> str:
+    if template is None:
+        return (f"There is no chat template: marks and contents were tokenised apart in training, and one text of both gives "
+                f"other ids; an answer ends with {ends}.")  # fmt: skip
+    if template == "chatml":
+        return f"Chats use the ChatML template in `chat_template.jinja`; a turn ends with {ends}."
+    return f"Chats use the template in `chat_template.jinja`, which is not ChatML; an answer ends with {ends}."
 
 
 def architecture(shape: Shape) -> str:
@@ -78,7 +101,7 @@ def _metadata(facts: CardFacts, shape: Shape) -> str:
     return "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in metadata.items())
 
 
-def _body(facts: CardFacts, shape: Shape, chats: bool) -> str:
+def _body(facts: CardFacts, shape: Shape, told: str) -> str:
     lines = [
         f"# {facts.name}", "",
         f"A Llama-like language model of the MiniCPM family (arXiv 2404.06395), trained with windtunnel {__version__}.", "",
@@ -97,8 +120,8 @@ def _body(facts: CardFacts, shape: Shape, chats: bool) -> str:
     lines += ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     lines += ['model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")', "```", ""]
-    if chats:
-        lines += ["Chats use the ChatML template in `chat_template.jinja`; a turn ends with `<|im_end|>`.", ""]
+    if told:
+        lines += [told, ""]
     if facts.corpora:
         lines += ["## Training data", "", "| corpus | tokens | licence |", "|---|---|---|"]
         for name, known in facts.corpora.items():

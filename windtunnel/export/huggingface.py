@@ -18,7 +18,8 @@ from torch import Tensor
 
 from windtunnel.base.artefact import read_manifest, write_artefact
 from windtunnel.base.errors import ArtefactError
-from windtunnel.corpus.chat import CHATML_JINJA, render
+from windtunnel.corpus.chat import CHATML_JINJA, Message, ends_of, jinja_of, render, stop_ids
+from windtunnel.corpus.chat_template import rendered
 from windtunnel.corpus.tokenizer import SPECIAL_TOKENS, Tokenizer
 from windtunnel.export.card import CardFacts, architecture, render_card
 from windtunnel.export.folding import fold
@@ -27,22 +28,35 @@ from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
 
 KIND = "huggingface"
+_TEMPLATE, _CARD = "chat_template.jinja", "README.md"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of a logit after reloading, relative to the largest logit where that exceeds 1, by type of the weights."""
 _DYNAMIC = 1024
 """Most positions for whose sake an export is compared beyond the length from which on dynamic NTK counts."""
+_CHATS: tuple[list[Message], ...] = (
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "user", "content": "Hi, who are you?"}, {"role": "assistant", "content": "“A model.”"},
+     {"role": "user", "content": "7 + 8"}],
+    [{"role": "system", "content": "be brief"}, {"role": "user", "content": "naïve 世界, (as code)."}],
+)  # fmt: skip
+"""What is asked for comparison: contents that begin and end with letters, digits and full stops."""
+_APART = "the chat template is left out: on a whole text it gives other ids than in training"
 _TEXTS = ("Hello, world!", " Two  spaces\n\n and 12345 digits", "naïve café 世界 🙂")
 
 
 def export_huggingface(
     model: Transformer, tokenizer_json: Path, out: Path, card: CardFacts, *, dtype: torch.dtype = torch.float32,
-    chats: bool = True,
+    chats: bool = True, template: str = "chatml",
 ) -> str:  # fmt: skip
     """Writes the folder and returns one line that says which check it passed.
 
     With transformers installed, a fresh offline process loads the folder with ``AutoModelForCausalLM`` and ``AutoTokenizer``
     and compares logits and token ids; without, a plain decoder written from the files alone compares the logits. A folder
     that fails is not left behind.
+
+    Marks that are plain text may share a token with what stands beside them where a chat is tokenised as one string, and in
+    training they do not. Where that happens, the folder has no chat template, and its card and the line say so. ChatML has
+    control tokens on both sides of each content; there another id is an error.
 
     Args:
         model: unfolded, as trained.
@@ -51,6 +65,7 @@ def export_huggingface(
         card: what the model card says.
         dtype: of the stored weights.
         chats: whether the model has learnt any; a template without them would promise answers that it cannot give.
+        template: of the chats that it has learnt.
 
     Raises:
         ArtefactError: the tokenizer is not the model's, ``out`` holds something else, or the comparison failed.
@@ -64,9 +79,15 @@ def export_huggingface(
     }
     with write_artefact(out, KIND, config) as folder:
         save_file(fold(model, dtype), folder / "model.safetensors", metadata={"format": "pt"})
-        for name, text in _files(model.shape, tokenizer, card, dtype, chats).items():
+        for name, text in _files(model.shape, tokenizer, card, dtype, chats, template).items():
             (folder / name).write_text(text, encoding="utf-8")
-        return check_export(folder, model, tokenizer, dtype, chats)
+        check, same = check_export(folder, model, tokenizer, dtype, chats, template)
+        if same:
+            return check
+        (folder / _TEMPLATE).unlink()
+        told = render_card(card, model.shape, chats=True, template=None, ends=ends_of(template))
+        (folder / _CARD).write_text(told, encoding="utf-8")
+        return f"{check}; {_APART}"
 
 
 def _tokenizer(path: Path, shape: Shape) -> Tokenizer:
@@ -92,7 +113,9 @@ def _refuse_to_overwrite(out: Path) -> None:
         ) from None
 
 
-def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dtype, chats: bool) -> dict[str, str]:
+def _files(
+    shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dtype, chats: bool, template: str
+) -> dict[str, str]:
     pad, bos, eos = SPECIAL_TOKENS[:3]
     special = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
     tokenizer_config = {
@@ -101,7 +124,7 @@ def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dty
     }  # fmt: skip
     generation = {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": [tokenizer.eos_id, tokenizer.im_end_id],
+        "eos_token_id": sorted(stop_ids(tokenizer, template)),
         "pad_token_id": tokenizer.pad_id,
     }
     texts: dict[str, Any] = {
@@ -113,8 +136,8 @@ def _files(shape: Shape, tokenizer: Tokenizer, card: CardFacts, dtype: torch.dty
     return {
         **{name: json.dumps(value, indent=2) + "\n" for name, value in texts.items()},
         "tokenizer.json": tokenizer.to_json(add_bos=True),
-        **({"chat_template.jinja": CHATML_JINJA} if chats else {}),
-        "README.md": render_card(card, shape, chats=chats),
+        **({_TEMPLATE: CHATML_JINJA if template == "chatml" else jinja_of(template)} if chats else {}),
+        _CARD: render_card(card, shape, chats=chats, template=template, ends=ends_of(template)),
     }
 
 
@@ -176,29 +199,54 @@ def rope_parameters(shape: Shape) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_export(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: torch.dtype, chats: bool = True) -> str:
-    """Compares a written folder with the model that it came from; returns what was checked.
+def check_export(
+    folder: Path,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+    chats: bool = True,
+    template: str = "chatml",
+) -> tuple[str, bool]:
+    """Compares a written folder with the model that it came from.
+
+    Returns:
+        What was checked, and whether chats under the folder's template have the ids of training.
 
     Raises:
-        ArtefactError: logits or token ids differ.
+        ArtefactError: logits or token ids differ, those of chats under ChatML included.
     """
     length = min(64, model.shape.max_positions)
     if model.shape.rope_scaling == "dynamic" and model.shape.rope_original <= _DYNAMIC:
         length = min(model.shape.rope_original + 32, model.shape.max_positions)  # where it begins to count
     tokens_BT = torch.randint(0, model.shape.vocab, (2, length), generator=torch.Generator().manual_seed(0))
     logits = _own_logits(model, tokens_BT)
+    asked = _CHATS if chats else ()
     if importlib.util.find_spec("transformers") is None:
-        difference, who = (
-            float((llama_logits(folder, tokens_BT) - logits).abs().max()),
-            "a plain decoder from the files alone",
-        )
+        difference = float((llama_logits(folder, tokens_BT) - logits).abs().max())
+        who, found = "a plain decoder from the files alone", [_as_one_text(folder, chat) for chat in asked]
     else:
-        difference, who = _reloaded(folder, tokens_BT, logits, tokenizer, chats)
+        difference, who, found = _reloaded(folder, tokens_BT, logits, tokenizer, asked)
+    same = found == [render(chat, tokenizer, template, add_generation_prompt=True)[0] for chat in asked]
+    if template == "chatml" and not same:
+        raise _other_ids()
     limit = TOLERANCE[dtype] * max(1.0, float(logits.abs().max()))
     if not difference <= limit:
         problem = f"logits differ by {difference:.2g} after reloading, {limit:.2g} is allowed ({who})"
         raise ArtefactError("export", problem, "please report this: the folder was not written")
-    return f"logits agree to {difference:.1e}: {who}"
+    return f"logits agree to {difference:.1e}: {who}", same
+
+
+def _other_ids() -> ArtefactError:
+    return ArtefactError(
+        "export", "the reloaded tokenizer gives other ids", "please report this: the folder was not written"
+    )
+
+
+def _as_one_text(folder: Path, chat: list[Message]) -> list[int]:
+    """The ids of a chat that is rendered to a text first and tokenised then, as other libraries do."""
+    written = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = rendered((folder / _TEMPLATE).read_text(encoding="utf-8"), chat, prompt=True)
+    return written.encode(text, add_special_tokens=False).ids
 
 
 @torch.no_grad()
@@ -211,12 +259,14 @@ def _own_logits(model: Transformer, tokens_BT: Tensor) -> Tensor:
         model.compute_dtype = before
 
 
-def _reloaded(folder: Path, tokens_BT: Tensor, logits: Tensor, tokenizer: Tokenizer, chats: bool) -> tuple[float, str]:
-    """The largest difference of logits in a fresh process without network; token ids must be equal."""
+def _reloaded(
+    folder: Path, tokens_BT: Tensor, logits: Tensor, tokenizer: Tokenizer, chats: tuple[list[Message], ...]
+) -> tuple[float, str, list[list[int]]]:
+    """The largest difference of logits in a fresh process without network, and the ids of chats; those of texts must be equal."""
     with tempfile.TemporaryDirectory() as temporary:
         question, texts = Path(temporary, "question.safetensors"), Path(temporary, "texts.json")
         save_file({"tokens": tokens_BT, "logits": logits}, question)
-        texts.write_text(json.dumps(_TEXTS), encoding="utf-8")
+        texts.write_text(json.dumps({"texts": _TEXTS, "chats": chats}), encoding="utf-8")
         command = [
             sys.executable,
             "-P",
@@ -237,9 +287,6 @@ def _reloaded(folder: Path, tokens_BT: Tensor, logits: Tensor, tokenizer: Tokeni
         raise ArtefactError("export", f"transformers cannot load the folder: {last}", "the folder was not written")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     wanted = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in _TEXTS]
-    chat, _ = render([{"role": "user", "content": "Hello"}], tokenizer, add_generation_prompt=True)
-    if answer["ids"] != wanted or answer["chat"] != (chat if chats else None):
-        raise ArtefactError(
-            "export", "the reloaded tokenizer gives other ids", "please report this: the folder was not written"
-        )
-    return answer["difference"], f"transformers {answer['version']} in a fresh offline process"
+    if answer["ids"] != wanted or answer["templated"] != bool(chats):
+        raise _other_ids()
+    return answer["difference"], f"transformers {answer['version']} in a fresh offline process", answer["chats"]

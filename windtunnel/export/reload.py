@@ -2,7 +2,8 @@
 
     python reload.py FOLDER QUESTION.safetensors TEXTS.json
 
-prints one JSON line: the largest difference of logits, and the token ids of each text. It imports nothing of windtunnel.
+prints one JSON line: the largest difference of logits, and the token ids of each text and of each chat. It imports nothing of
+windtunnel.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ def main(folder: str, question: str, texts: str) -> None:
     with torch.no_grad():
         logits = model(asked["tokens"]).logits
     with open(texts, encoding="utf-8") as stream:
-        strings = json.load(stream)
-    chat = [{"role": "user", "content": "Hello"}]
+        asked_of_it = json.load(stream)
     answer = {
         "difference": float((logits.double() - asked["logits"].double()).abs().max()),
-        "ids": [tokenizer(text)["input_ids"] for text in strings],
-        "chat": tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        if tokenizer.chat_template
-        else None,
+        "ids": [tokenizer(text)["input_ids"] for text in asked_of_it["texts"]],
+        "chats": [
+            tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+            for chat in asked_of_it["chats"]
+        ],
+        "templated": bool(tokenizer.chat_template),
         "ends": model.generation_config.eos_token_id,
         "version": transformers.__version__,
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from windtunnel.base.errors import UserError
-from windtunnel.corpus.chat import Message, Template, render, stop_ids
+from windtunnel.corpus.chat import Message, render, stop_ids
 from windtunnel.corpus.tokenizer import Tokenizer
 from windtunnel.model.sample import generate
 from windtunnel.model.transformer import Transformer
@@ -30,7 +30,7 @@ def chat(
     top_p: float = 0.9,
     max_new: int = 256,
     seed: int = 0,
-    template: Template = "chatml",
+    template: str = "chatml",
     stream: TextIO | None = None,
     source: TextIO | None = None,
 ) -> None:
@@ -43,6 +43,7 @@ def chat(
         prompt: answer this one line and end.
         system: an instruction that stands before all turns and is never forgotten.
         temperature, top_p, max_new, seed: see ``generate``; each answer draws from a seed of its own.
+        template: how turns are marked, as in the chats that the model has read.
         stream: where answers go; standard output by default.
         source: where lines come from; standard input by default.
     """
@@ -84,11 +85,11 @@ class Conversation:
         model: Transformer,
         tokenizer: Tokenizer,
         turns: list[Message],
-        template: Template = "chatml",
+        template: str = "chatml",
         max_new: int = 256,
     ) -> None:
         self.model, self.tokenizer, self.turns = model, tokenizer, turns
-        self.template: Template = template
+        self.template = template
         self.max_new, self.forgot = max_new, False
 
     def ask(self, text: str) -> list[int]:
