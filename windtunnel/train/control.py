@@ -60,8 +60,8 @@ class StopOnSignals:
         self._control = control
 
     def __enter__(self) -> Control:
-        self.active.append(self._control)
         self._before = {int(number): signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.active.append(self._control)
         return self._control
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
