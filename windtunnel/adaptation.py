@@ -19,7 +19,7 @@ from windtunnel.adaptation_recipe import BRANCH, NEW, adaptation_recipe
 from windtunnel.base.artefact import content_hash, read_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import parse_count, si
+from windtunnel.base.units import minus, parse_count, si
 from windtunnel.blindness import kind_of_adaptation
 from windtunnel.comparison import find_run
 from windtunnel.desk import Desk
@@ -270,9 +270,7 @@ def _read(said: Mapping[str, Any]) -> dict[str, Gain]:
 
 def _words(one: Gain) -> tuple[str, str]:
     e, (value, low, high) = one.expected, (100 * share for share in one.share)
-    return f"{e.value:.4f} [{e.low90:.4f}, {e.high90:.4f}]", f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]".replace(
-        "-", "−"
-    )
+    return f"{e.value:.4f} [{e.low90:.4f}, {e.high90:.4f}]", minus(f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]")
 
 
 def _scored(said: Mapping[str, Any], outcome: Mapping[str, float]) -> Iterator[RenderableType]:
@@ -280,7 +278,7 @@ def _scored(said: Mapping[str, Any], outcome: Mapping[str, float]) -> Iterator[R
     for name, one in _read(said).items():
         got = outcome.get(name)
         inside = "" if got is None else "yes" if one.expected.low90 <= got <= one.expected.high90 else "MISS"
-        change = "" if got is None else f"{100 * (got / one.before - 1):+.1f} %".replace("-", "−")
+        change = "" if got is None else minus(f"{100 * (got / one.before - 1):+.1f} %")
         shown = "" if got is None else f"{got:.4f}"
         rows.append((name, f"{one.before:.4f}", _words(one)[0], shown, change, inside))
     columns = ("corpus", "before", "forecast, 90 %", "after", "change", "inside")

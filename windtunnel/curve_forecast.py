@@ -20,7 +20,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import content_hash, write_bytes
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import Length, si
+from windtunnel.base.units import Length, minus, si
 from windtunnel.corpus.mixture import check_epochs
 from windtunnel.curve_runs import alike, curve_score, curve_sets, rates_of_run, stretch_of
 from windtunnel.desk import Desk
@@ -289,7 +289,7 @@ def _parts(
     yield from (line(f"note: {text}") for text in (*said["notes"], *(f"left out: {why}" for why in left)))
     if outcome is not None:
         inside = "inside" if e.low90 <= outcome <= e.high90 else "OUTSIDE"
-        off = f"{100 * (e.value / outcome - 1):+.2f} %".replace("-", "−")
+        off = minus(f"{100 * (e.value / outcome - 1):+.2f} %")
         yield line(f"outcome {outcome / _LN2:.4f} bits per byte, {off}: {inside} the interval", "bold")
     if score is not None:
         yield line(

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from windtunnel.base.artefact import write_bytes, write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.labbook import LabBook
+from windtunnel.base.units import minus
 from windtunnel.desk import Desk
 from windtunnel.home import Home
 from windtunnel.recipe import Recipe
@@ -121,4 +122,4 @@ def shown(part: Mapping[str, Any]) -> str:
     value = f"{found['value']:+.2f}"
     if found["low"] is not None:
         value += f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return f"{value} {part['unit']}".replace("-", "−")
+    return minus(f"{value} {part['unit']}")

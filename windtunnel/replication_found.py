@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from windtunnel.base.units import minus
 from windtunnel.replication_lab import TUNED_AT, Lab
 from windtunnel.train.stage import Stage
 from windtunnel.tunnel.claims import Part
@@ -61,7 +62,7 @@ def bits(loss: float) -> float:
 
 
 def signed(value: float, unit: str = " %") -> str:
-    return f"{value:+.2f}{unit}".replace("-", "−")
+    return minus(f"{value:+.2f}{unit}")
 
 
 def means(lab: Lab, runs: Sequence[Sequence[Stage]]) -> list[float]:

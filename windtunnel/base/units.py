@@ -177,3 +177,8 @@ def bytes_size(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} B"
+
+
+def minus(text: str) -> str:
+    """A formatted number, or several, with the sign of print, "−", in place of the hyphen."""
+    return text.replace("-", "−")

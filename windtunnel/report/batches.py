@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 from windtunnel.laws.batch_fit import BatchRun, levels, tokens_to_reach
 from windtunnel.report.figures import NARROW
 from windtunnel.report.svg import SHADES, Axis, Canvas, counts, x_axis, y_axis
@@ -83,7 +83,7 @@ def _minimum(m: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _percent(share: float | None) -> str:
-    return "never" if share is None else f"{100 * share:+.1f} %".replace("-", "−")
+    return "never" if share is None else minus(f"{100 * share:+.1f} %")
 
 
 def _critical(branch: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 from windtunnel.laws.loss import LossLaw
 from windtunnel.report.contour import contour_figure
 
@@ -78,7 +78,7 @@ def _row(one: Mapping[str, Any], mapped: bool) -> Row:
     law = LossLaw.from_dict(one["law"])
     value, low, high = one["tokens_per_parameter"]
     best = one["held_out"].get(one["best_form"])
-    said = "" if best is None or best != best else f"{100 * best:+.2f} % ({one['best_form']})".replace("-", "−")
+    said = "" if best is None or best != best else minus(f"{100 * best:+.2f} % ({one['best_form']})")
     c = law.constants
     # Facts of before have one interval for all budgets.
     band = one.get("band") or [(n, d * low / value, d * high / value) for n, d in one["line"]]

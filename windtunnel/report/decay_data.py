@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 from windtunnel.report.values import Value, values_figure
 
 Fact = Mapping[str, Any]
@@ -55,4 +55,4 @@ def _text(found: Fact | None) -> str:
     text = f"{found['value']:+.2f} %"
     if found["low"] is not None:
         text += f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return text.replace("-", "−")
+    return minus(text)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 from windtunnel.laws.design import DecayRule
 from windtunnel.report.figures import NARROW
 from windtunnel.report.svg import Axis, Canvas, x_axis, y_axis
@@ -50,7 +50,7 @@ def design_rows(fact: Fact) -> list[tuple[str, str]]:
         ("", f"starts after update {fact['start']:,}, takes {fact['steps'] - fact['start']:,}"),
         ("expected loss", f"{value:.4f} [{low:.4f}, {high:.4f}] {fact['unit']} (90 %)"),
         ("usual decay", f"{fact['usual_expected']:.4f} with {_rule(fact['usual'])}"),
-        ("expected gain", _signed(f"{fact['gain']:.4f} [{least:.4f}, {most:.4f}] (90 %)")),
+        ("expected gain", minus(f"{fact['gain']:.4f} [{least:.4f}, {most:.4f}] (90 %)")),
     ]
 
 
@@ -71,13 +71,13 @@ def alike_line(fact: Fact) -> str:
 def share_rows(fact: Fact) -> list[tuple[str, ...]]:
     """Each share with its best form and floor: loss above the best, and whether the law can tell."""
     return [
-        (f"{100 * s:.3g} %", _signed(f"{excess:+.4f}"), "worse" if tells else "") for s, excess, tells in fact["shares"]
+        (f"{100 * s:.3g} %", minus(f"{excess:+.4f}"), "worse" if tells else "") for s, excess, tells in fact["shares"]
     ]
 
 
 def form_line(fact: Fact) -> str:
     """Each form with its best share and floor."""
-    return "by form: " + ", ".join(f"{form} " + _signed(f"{excess:+.4f}") for form, excess in fact["forms"])
+    return "by form: " + ", ".join(f"{form} " + minus(f"{excess:+.4f}") for form, excess in fact["forms"])
 
 
 def note_lines(fact: Fact) -> list[str]:
@@ -107,7 +107,3 @@ def share_figure(fact: Fact, width: int = 720) -> str:
 
 def _rule(said: Fact) -> DecayRule:
     return DecayRule(said["share"], said["form"], said["floor"])
-
-
-def _signed(text: str) -> str:
-    return text.replace("-", "−")

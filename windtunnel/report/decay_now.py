@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from windtunnel.base.units import minus
 from windtunnel.laws.now import DecayNow
 
 NOW_COLUMNS = ("what", "gives", "after", "change")
@@ -78,4 +79,4 @@ class Now:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %".replace("-", "−")
+    return minus(f"{100 * share:+.1f} %")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 from windtunnel.laws.decision import Outcome, Thresholds, detectable
 from windtunnel.report.values import Value, values_figure
 
@@ -85,9 +85,7 @@ def look_lines(fact: Fact) -> list[str]:
     for number, look in enumerate(fact["looks"], 1):
         mean, half = 100 * look["mean"], look["half_width"]
         spread = ", spread not known yet" if half is None else f" [{mean - 100 * half:+.3f}, {mean + 100 * half:+.3f}]"
-        lines.append(
-            f"look {number}, {len(look['seeds'])} pairs: B − A = " + f"{mean:+.3f} %{spread}".replace("-", "−")
-        )
+        lines.append(f"look {number}, {len(look['seeds'])} pairs: B − A = " + minus(f"{mean:+.3f} %{spread}"))
     return lines
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from windtunnel.base.units import minus
 from windtunnel.report.svg import (
     SERIES,
     SHADES,
@@ -79,7 +80,7 @@ def hero_figure(expected: Band, outcome: float | None, naive: Mapping[str, float
 
 def off(value: float, outcome: float) -> str:
     """How far a forecast lies from the outcome, in percent with a sign."""
-    return f"{100 * (value / outcome - 1):+.2f} %".replace("-", "−")
+    return minus(f"{100 * (value / outcome - 1):+.2f} %")
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def change_figure(rows: Sequence[tuple[str, str, Sequence[float | None]]], names
             if value is None:
                 continue
             canvas.rect(min(x(0), x(value)), y, abs(x(value) - x(0)), bar, f"f{(k + 1) % SERIES}", 2)
-            text = f"{value:+.1f} %".replace("-", "−")
+            text = minus(f"{value:+.1f} %")
             outward = -1 if value < 0 else 1
             canvas.text(x(value) + 5 * outward, y + 11, text, "k b", "end" if value < 0 else "start")
     return canvas.render()

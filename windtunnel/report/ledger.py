@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 
 Row = Mapping[str, Any]
 COLUMNS = ("target", "kind", "sealed", "parameters", "tokens", "forecast, 90 %", "outcome", "error", "verdict")
@@ -34,7 +34,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         target, row["kind"], row["time"][:10], si(row["parameters"]), si(row["tokens"]),
         f"{said['value']:.4f} [{said['low90']:.4f}, {said['high90']:.4f}]", "–" if outcome is None else f"{outcome:.4f}",
-        "–" if outcome is None else f"{100 * row['relative_error']:+.2f} %".replace("-", "−"), verdict,
+        "–" if outcome is None else minus(f"{100 * row['relative_error']:+.2f} %"), verdict,
     )  # fmt: skip
 
 

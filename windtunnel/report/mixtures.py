@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 from windtunnel.report.replication import lines_figure
 
 LN2 = math.log(2)
@@ -80,7 +80,7 @@ def _interval(gain: Mapping[str, Any]) -> str:
 
 
 def _signed(value: float, unit: str = " %") -> str:
-    return f"{value:+.2f}{unit}".replace("-", "−")
+    return minus(f"{value:+.2f}{unit}")
 
 
 def mixture_title(fact: Fact) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from windtunnel import __version__
+from windtunnel.base.units import minus
 from windtunnel.report.cost import cost_line, together
 from windtunnel.report.figures import NARROW
 from windtunnel.report.svg import (
@@ -96,7 +97,7 @@ def _both(figure: Fact) -> dict[str, Any]:
 def rows_of(fact: Fact) -> list[dict[str, str]]:
     """The decided sentences of a claim as text."""
     return [
-        {"says": p["says"], "counts": p["counts"], "measured": measured(p), "asks": f"{p['asks']} {p['unit']}".replace("-", "−"),
+        {"says": p["says"], "counts": p["counts"], "measured": measured(p), "asks": minus(f"{p['asks']} {p['unit']}"),
          "verdict": p["verdict"]}
         for p in fact["parts"]
     ]  # fmt: skip
@@ -116,7 +117,7 @@ def measured(part: Fact) -> str:
 def _short(value: float) -> str:
     digits = 2 if abs(value) < 100 else 0
     text = f"{value:+.{digits}f}" if math.isfinite(value) else "–"
-    return text.replace("-", "−")
+    return minus(text)
 
 
 def setting_of(facts: Sequence[Fact]) -> str:

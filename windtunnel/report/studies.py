@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
+from windtunnel.base.units import minus
 from windtunnel.report.cost import COORDINATES, runs_of
 from windtunnel.report.figures import NARROW
 from windtunnel.report.story import LN2
@@ -81,7 +82,7 @@ def _part(name: str, part: Mapping[str, Any]) -> TransferPart:
         name, tuple(_curve(value) for value in part["values"]), tuple(rows), part["verdict"], part["at_worst"],
         _estimate(part.get("drift"), 1, 2), lost or _estimate(regret, 100, 2, " %"),
         _estimate(part.get("compute"), 100, 1, " %"), tuple(part["notes"]),
-        tuple((r["name"], f"{r['exponent']:.2g}".replace("-", "−"), _estimate(r["regret_share"], 100, 2, " %"), r["source"])
+        tuple((r["name"], minus(f"{r['exponent']:.2g}"), _estimate(r["regret_share"], 100, 2, " %"), r["source"])
               for r in part.get("rules", ())),
     )  # fmt: skip
 
@@ -110,8 +111,8 @@ def _estimate(found: Mapping[str, Any] | None, scale: float, digits: int, unit: 
         return "–"
     value = f"{scale * found['value']:.{digits}f}{unit}"
     if found["low"] is None or found["high"] is None:
-        return value.replace("-", "−")
-    return f"{value} [{scale * found['low']:.{digits}f}, {scale * found['high']:.{digits}f}]".replace("-", "−")
+        return minus(value)
+    return minus(f"{value} [{scale * found['low']:.{digits}f}, {scale * found['high']:.{digits}f}]")
 
 
 def transfer_figure(
@@ -184,7 +185,7 @@ def coordinate_rows(checks: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
 def _steepest(check: Mapping[str, Any], kind: str, *, init: bool = False) -> str:
     """The slope of one kind that is farthest from zero among those that are judged."""
     judged = (s["value"] for s in check["slopes"] if s["judged"] and s["kind"] == kind and init == (not s["step"]))
-    return f"{max(judged, key=abs):+.3f}".replace("-", "−")
+    return minus(f"{max(judged, key=abs):+.3f}")
 
 
 def _coordinate_verdict(check: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from windtunnel.base.units import si
+from windtunnel.base.units import minus, si
 
 SERIES = 6
 """Series colours: the Okabe–Ito palette, which people with any common colour blindness can tell apart."""
@@ -178,7 +178,7 @@ def linear_ticks(low: float, high: float, count: int) -> list[float]:
 def plain(ticks: Sequence[float]) -> Callable[[float], str]:
     """A formatter with the same, smallest sufficient number of decimals for all ticks."""
     decimals = max((len(f"{t:.6f}".rstrip("0").partition(".")[2]) for t in ticks), default=0)
-    return lambda value: f"{value:.{decimals}f}".replace("-", "−")
+    return lambda value: minus(f"{value:.{decimals}f}")
 
 
 def compact(value: float) -> str:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from windtunnel.base.errors import RecipeError
-from windtunnel.base.units import Length, bytes_size, duration, si
+from windtunnel.base.units import Length, bytes_size, duration, minus, si
 from windtunnel.report.cost import cost_line
 from windtunnel.tunnel.space import shown_value
 
@@ -48,7 +48,7 @@ def environment() -> Environment:
     )
     env.filters |= {
         "si": lambda value: si(float(value)), "bits": lambda value: f"{value:.4f}", "fixed": lambda v, d: f"{v:.{d}f}",
-        "percent": lambda v, d: f"{100 * v:+.{d}f}{_THIN}%".replace("-", "−"), "times": times, "size": bytes_size,
+        "percent": lambda v, d: minus(f"{100 * v:+.{d}f}{_THIN}%"), "times": times, "size": bytes_size,
         "abs_percent": lambda v, d: f"{abs(100 * v):.{d}f}{_THIN}%", "duration": _duration, "human": human, "moment": _moment,
         "shown": shown_value,
         "share": lambda v: "–" if v is None else f"{100 * v:.3g}{_THIN}%",

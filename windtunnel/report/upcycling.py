@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from windtunnel.base.labbook import LabBook
-from windtunnel.base.units import duration, si
+from windtunnel.base.units import duration, minus, si
 from windtunnel.report.experts import Loads, read_loads_along
 from windtunnel.report.replication import lines_figure
 
@@ -187,4 +187,4 @@ def _interval(lead: Fact | None) -> str:
     text = f"{lead['value']:+.2f} %"
     if lead["low"] is not None:
         text += f" [{lead['low']:+.2f}, {lead['high']:+.2f}]"
-    return text.replace("-", "−")
+    return minus(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from windtunnel.base.units import minus
 from windtunnel.report.svg import Axis, Canvas, text_width, x_axis
 
 _ROW = 30
@@ -48,5 +49,5 @@ def values_figure(
         if row.low is not None and row.high is not None:
             canvas.rect(x(row.low), y - 6, x(row.high) - x(row.low), 12, "core", 3)
         canvas.circle(x(row.value), y, 4.5, "dot")
-        canvas.text(width, y + 4, f"{row.value:+.{digits}f}".replace("-", "−"), "m", "end")
+        canvas.text(width, y + 4, minus(f"{row.value:+.{digits}f}"), "m", "end")
     return canvas.render(alone=alone)
