@@ -26,7 +26,7 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 4
+VERSION = 5
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 """How often each is drawn."""
@@ -39,6 +39,8 @@ _EVERY, _DENSEST = 300, 100
 _ASKED = 64
 _FEWEST_WORDS = 12
 _REPEATED, _PAIRS = 0.4, 0.6
+_ONE_LINK = 0.75
+"""Texts all of whose pairs are joined by the same word: what was said of one thing then tells nothing of another."""
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
@@ -155,13 +157,14 @@ def long_documents(name: str, real: Iterable[Document], config: SourceConfig) ->
     for number in range(made.count):
         draw = random.Random(f"long {made.seed} {number}")
         length = round(made.longest * (made.longest / made.shortest) ** (draw.random() - 1))  # evenly in the logarithm
-        words = _words(draw, texts)
-        text, _ = compose(draw, _filler(draw, texts, length), length, made.every, words)
+        words, link = _words(draw, texts), _link(draw) if draw.random() < _ONE_LINK else None
+        text, _ = compose(draw, _filler(draw, texts, length, link), length, made.every, words, link)
         yield Document(text, f"long {made.seed} {number}")
 
 
 def compose(
-    draw: random.Random, sentences: list[str], length: int, every: int = _EVERY, words: Sequence[str] = _THINGS
+    draw: random.Random, sentences: list[str], length: int, every: int = _EVERY, words: Sequence[str] = _THINGS,
+    link: str | None = None,
 ) -> tuple[str, list[Asked]]:  # fmt: skip
     """A text of that many characters, as near below it as whole sentences allow, and what is asked in it.
 
@@ -169,12 +172,13 @@ def compose(
 
     Args:
         words: of real text, for pairs that mean nothing.
+        link: what joins the pairs; each draws its own where none is given.
     """
     wanted = max(1, min(_ASKED, length // every))
     asked, taken = [], set()
     while len(asked) < wanted:
         kind = draw.choices(tuple(KINDS), tuple(KINDS.values()))[0]
-        made = _made(draw, kind, sentences, words)
+        made = _made(draw, kind, sentences, words, link)
         if made is None or made.subject in taken:
             made = _code(draw)
             if made.subject in taken:
@@ -204,10 +208,10 @@ def _trimmed(sentences: list[str], asked: list[Asked], length: int) -> list[str]
     return kept[::-1]
 
 
-def _made(draw: random.Random, kind: str, sentences: list[str], words: Sequence[str]) -> Asked | None:
+def _made(draw: random.Random, kind: str, sentences: list[str], words: Sequence[str], link: str | None) -> Asked | None:
     if kind == "quote":
         return _quote(draw, sentences) if sentences else None
-    return _pair(draw, words) if kind == "pair" else _MAKERS[kind](draw)
+    return _pair(draw, words, link) if kind == "pair" else _MAKERS[kind](draw)
 
 
 def _code(draw: random.Random) -> Asked:
@@ -231,13 +235,16 @@ def _fact(draw: random.Random) -> Asked:
     return Asked("fact", stated, question.format(who), stated, value, question.format(who))
 
 
-def _pair(draw: random.Random, words: Sequence[str]) -> Asked:
+def _pair(draw: random.Random, words: Sequence[str], link: str | None) -> Asked:
     """A few words that have nothing to do with each other, or a number: whatever follows can only be looked up."""
     of = " ".join(draw.choice(words) for _ in range(draw.choice((1, 2))))
     key = _key(draw) if draw.random() < 0.5 else " ".join(draw.choice(words) for _ in range(draw.choice((1, 2, 3))))
-    link = draw.choices(tuple(_LINKS), tuple(_LINKS.values()))[0]
-    stated = f"{of} {link} {key}."
+    stated = f"{of} {link or _link(draw)} {key}."
     return Asked("pair", stated, draw.choice(_AGAIN), stated, key, of)
+
+
+def _link(draw: random.Random) -> str:
+    return draw.choices(tuple(_LINKS), tuple(_LINKS.values()))[0]
 
 
 def _quote(draw: random.Random, sentences: list[str]) -> Asked | None:
@@ -264,7 +271,7 @@ def _key(draw: random.Random) -> str:
     return f"{draw.choice(_LETTERS)}{draw.choice(_LETTERS)}-{digits[:3]}"
 
 
-def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
+def _filler(draw: random.Random, texts: list[str], length: int, link: str | None) -> list[str]:
     """Sentences of consecutive real documents from a random one on, ``length`` characters in all. In two texts of five a few of
     them again and again, or a few pairs that nobody asks for: what was said often, or after the same word, is not what was said
     of this."""
@@ -272,7 +279,7 @@ def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
     few = draw.choice((2, 3, 4, 5, 6)) if draw.random() < _REPEATED else 0
     if few and draw.random() < _PAIRS:
         words = _words(draw, texts)
-        out = [_pair(draw, words).sentence for _ in range(few)]
+        out = [_pair(draw, words, link).sentence for _ in range(few)]
         room -= sum(len(sentence) + 1 for sentence in out)
     while room > 0:
         if few and len(out) >= few:
