@@ -187,6 +187,7 @@ def test_a_planted_power_law_lies_inside_the_forecast_and_noise_widens_it():
         ("nothing", {}, "run: expected a run of this home, got 'nothing'"),
         ("same", {"data": ("absent.txt",)}, "--data: expected an existing file or folder, got 'absent.txt'"),
         ("same", {"tokens": "many"}, "--tokens: expected a count"),
+        ("same", {"name": "old"}, "--name: expected a name of its own, this home has a program 'old'"),
     ],
 )
 def test_what_cannot_be_is_one_line(folder, model, changes, words):

@@ -98,8 +98,24 @@ def test_thresholds_are_fixed_by_the_first_look(home: Path, add: Add, capsys: py
     assert "too close: whatever the difference is, it is under 3 %" in " ".join(capsys.readouterr().out.split())
     assert cli._run(["law", "decide", "a-0", "b-0", "--home", str(home), "--least", "0.1%"]) == 2
     error = capsys.readouterr().err
-    assert "0.03 was fixed for this decision" in error
+    assert "3 % was fixed for this decision" in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_share_without_its_sign_and_an_arm_without_scores_are_refused(
+    home: Path, add: Add, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add("a", noisy(1.50, range(2)))
+    add("b", noisy(1.53, range(2)))
+    for bare in ("0.005", "0.5", "banana", "0%", "100%"):
+        assert cli._run(["law", "decide", "a-0", "b-0", "--home", str(home), "--least", bare]) == 2
+        assert f"--least: expected a share such as '0.5%', got '{bare}'" in capsys.readouterr().err
+    with LabBook(home / "labbook.sqlite") as book:
+        row = book.runs(status="done")[0]
+        config = {**row["config"], "steps": 3}
+        book.put_run("p/trunk-0", program="p", kind="trunk", name="trunk", status="done", folder="x/trunk-0", config=config)
+    with pytest.raises(UserError, match="p/trunk has none"):
+        decide_between(home, "p/trunk", "b-0")
 
 
 def test_the_noise_of_a_size_comes_from_all_repeated_runs_of_the_home(home: Path, add: Add) -> None:

@@ -14,8 +14,9 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.home import Home
 from windtunnel.laws.forecast import forecast, freeze
 from windtunnel.laws.points import Point
-from windtunnel.laws.sealed import interval_score, read_forecast
+from windtunnel.laws.sealed import SEALED, interval_score, read_forecast
 from windtunnel.ledger import AVERAGE, coverage, entries, forecasts
+from windtunnel.sealing import keep
 
 LN2 = math.log(2)
 KEY = "0123456789" + "a" * 54
@@ -50,6 +51,8 @@ def home(tmp_path: Path) -> Path:
 def seal(home: Path, name: str, *, kind: str = "blind", factor: float = 1.1, when: str = EARLY, **facts: Any) -> Path:
     path = Home(home).program("p") / "forecasts" / f"{name}.json"
     freeze(said(factor), path, {**FACTS, "kind": kind, "time": when, **facts})
+    with LabBook(home / "labbook.sqlite") as book:
+        book.put_fact("p", SEALED, read_forecast(path).hash, {})
     return path
 
 
@@ -107,6 +110,24 @@ def test_an_edited_file_is_shown_as_changed_and_never_counts(home: Path, capsys:
         )
         == 1
     )
+
+
+def test_a_better_forecast_sealed_afterwards_with_an_early_date_never_counts(home: Path) -> None:
+    honest = seal(home, "same-1", factor=1.3)
+    forged = honest.with_name("same-2.json")
+    freeze(said(1.0), forged, {**FACTS, "kind": "blind", "time": EARLY})
+    kinds = {entry.hash: entry.kind for entry in entries(home)}
+    assert kinds == {read_forecast(honest).hash: "blind", read_forecast(forged).hash: "changed"}
+    with LabBook(home / "labbook.sqlite") as book:  # nor does the program take it over when it runs again
+        content = read_forecast(forged)
+        keep(book, "p", "forecast", f"same-{KEY[:10]}", {"hash": content.hash, "facts": content.facts})
+    assert {entry.kind for entry in entries(home)} == {"blind", "changed"}
+
+
+def test_a_copy_of_a_forecast_counts_once(home: Path) -> None:
+    path = seal(home, "same-1")
+    path.with_name("same-copy.json").write_bytes(path.read_bytes())
+    assert len(entries(home)) == 1
 
 
 def test_a_home_without_the_files_reads_the_lab_book(home: Path) -> None:

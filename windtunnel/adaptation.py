@@ -32,6 +32,7 @@ from windtunnel.program import Program
 from windtunnel.recipe import Recipe, load_recipe, parse_recipe
 from windtunnel.recipe_schema import Origin
 from windtunnel.report.cost import cost_line, cost_of_studies
+from windtunnel.sealing import keep
 from windtunnel.train.folder import checkpoint_path
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program
@@ -75,6 +76,7 @@ def adapt(
     """
     target = out or Path(f"{wish.name}.toml")
     row, stage, old, base = _parent(home, model)
+    _check_name(home, wish.name)
     recipe = _write(home, target, wish, row, stage, old, base, devices, quiet)
     with Desk(Home(home), recipe.name, devices=devices, quiet=quiet) as desk:
         program = open_program(desk, recipe)
@@ -105,6 +107,17 @@ def _parent(home: Path, model: str) -> tuple[dict[str, Any], Stage, dict[str, An
             "adapt", f"expected a finished model, got the {row['kind']} '{row['name']}', {row['status']}", fix
         )
     return row, Stage.from_dict(row["config"]), old, Path(base or ".")
+
+
+def _check_name(home: Path, name: str) -> None:
+    """A program of that name that is no adaptation keeps its runs to itself."""
+    book = LabBook(Home(home).labbook, readonly=True)
+    try:
+        known = book.fact(name, "recipe", "resolved")
+    finally:
+        book.close()
+    if known is not None and BRANCH not in known["branch"]:
+        raise UserError("--name", f"expected a name of its own, this home has a program '{name}'", "choose another")
 
 
 def _write(
@@ -196,7 +209,7 @@ def _forecast(desk: Desk, program: Program, row: Mapping[str, Any], seeds: int) 
         )
     content = read_seal(file)
     with desk.book as book:
-        book.put_fact(program.name, ADAPTATION, target.folder_name, content)
+        keep(book, program.name, ADAPTATION, target.folder_name, content)
     return content
 
 

@@ -93,16 +93,14 @@ def law_decide(
     as_json: AsJson = False,
 ) -> None:
     """Which of two recipes is better, by paired seeds."""
-    from windtunnel.base.units import Length
+    from windtunnel.base.units import parse_share
     from windtunnel.decisions import decide_between as call
 
-    def share(text: str | None, name: str) -> float | None:
-        if text is None:
-            return None
-        asked = Length.parse(text if text.endswith("%") else f"{text}%", name)
-        return asked.value
-
-    show(call(home, a, b, least=share(least, "--least"), alpha=share(alpha, "--alpha"), corpus=corpus), as_json)
+    shares = {
+        name: None if text is None else parse_share(text, f"--{name}")
+        for name, text in (("least", least), ("alpha", alpha))
+    }
+    show(call(home, a, b, **shares, corpus=corpus), as_json)
 
 
 def law_scale(

@@ -15,7 +15,7 @@ from windtunnel.base.units import parse_count, si
 from windtunnel.laws.batch import NAMED_BATCH, BatchLaw
 from windtunnel.laws.forms import FORMS, free_parameters
 from windtunnel.laws.loss import NAMED, LossLaw, fit_loss_law
-from windtunnel.laws.optimum import COUNTS, optimum
+from windtunnel.laws.optimum import COUNTS, optimum, percentiles90
 from windtunnel.laws.points import Point, read_points
 from windtunnel.model.family import FAMILIES, Family
 from windtunnel.report.contour import contour_figure
@@ -184,11 +184,16 @@ class Prediction:
             n, d, compute, intervals = best.parameters, best.tokens, best.training_flops, best.intervals
         elif flops is None and inference is None and parameters is not None and tokens is not None:
             n, d = float(parse_count(parameters, "--parameters")), float(parse_count(tokens, "--tokens"))
-            compute, served, intervals = 6 * n * d, 0.0, {}
+            compute, served, intervals = 6 * n * d, 0.0, _loss90(law, n, d)
         else:
             fix = "see windtunnel law predict --help"
             raise UserError("law predict", "expected either --flops, or --parameters and --tokens", fix)
-        notes = (*law.outside(n, d), *law.warnings)
+        notes = [*law.outside(n, d), *law.warnings]
+        if intervals and _reach(law, n, d) > _FAR:
+            intervals = {}
+            notes.append("so far from what was fitted, refitted constants say nothing of the error: no interval")
+        if served and 2 * n * served > compute:
+            notes.append(f"use takes {100 * 2 * n * served / (compute + 2 * n * served):.0f} % of the FLOPs")
         return cls(
             name,
             law.unit,
@@ -199,7 +204,7 @@ class Prediction:
             law.counts,
             served,
             intervals,
-            notes,
+            tuple(notes),
             law.setting,
         )
 
@@ -230,6 +235,22 @@ class Prediction:
         if self.setting:
             lines.append(f"  the law is {self.setting}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+_FAR = 10.0
+"""Times beyond the fitted range of N or D."""
+
+
+def _reach(law: LossLaw, parameters: float, tokens: float) -> float:
+    """How many times beyond the fitted range of N or D this lies; at most 1 within it."""
+    pairs = ((parameters, law.sizes), (tokens, law.lengths))
+    return max(max(value / high, low / value) for value, (low, high) in pairs)
+
+
+def _loss90(law: LossLaw, parameters: float, tokens: float) -> dict[str, tuple[float, float]]:
+    """The loss there by the constants refitted to resampled trunks; nothing for a law without."""
+    losses = [one.predict(parameters, tokens, force=True) for one in law.drawn()]
+    return {"loss": percentiles90(losses)} if losses else {}
 
 
 _COUNTED = {"body": "non-embedding parameters", "body+head": "non-embedding parameters and the head"}

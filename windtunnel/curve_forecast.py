@@ -38,7 +38,7 @@ from windtunnel.program import Program
 from windtunnel.program_report import curve_picture
 from windtunnel.recipe import Recipe
 from windtunnel.schedule_design import parse_rule
-from windtunnel.sealing import forecast_facts
+from windtunnel.sealing import forecast_facts, keep
 from windtunnel.train.schedule import Schedule
 from windtunnel.train.stage import Stage
 from windtunnel.transfer_study import open_program
@@ -229,7 +229,7 @@ def _seal(desk: Desk, program: Program, target: Target, found: Study) -> Sealed:
     sealed = read_forecast(path)
     with desk.book as book:
         content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
-        book.put_fact(program.name, CURVE, stage.folder_name, content)
+        keep(book, program.name, CURVE, stage.folder_name, content)
     return sealed
 
 

@@ -84,6 +84,10 @@ def decide_between(
         raise UserError(
             "decide", f"expected two recipes, got one: {a[:60]!r} and {b[:60]!r} differ in their seeds only"
         )
+    for arm in arms:
+        if not arm.losses:
+            problem = f"expected finished runs with scores on {', '.join(shared)}, {arm.name} has none"
+            raise UserError("decide", problem, f"windtunnel eval {arm.name}, or choose a branch that is scored")
     swapped = arms[0].key > arms[1].key
     name = "-".join(sorted(arm.key[:12] for arm in arms)) + "-" + "+".join(shared)
     known = registry(_groups(book, done, shared))
@@ -155,7 +159,7 @@ def _same_thresholds(fact: Row, least: float | None, alpha: float | None) -> Non
     for what, asked in (("least", least), ("alpha", alpha)):
         if asked is not None and asked != fact[what]:
             raise UserError(
-                f"--{what}", f"{fact[what]:g} was fixed for this decision on {fact['fixed']}, got {asked:g}",
+                f"--{what}", f"{100 * fact[what]:g} % was fixed for this decision on {fact['fixed']}, got {100 * asked:g} %",
                 "leave it out; thresholds that follow the results make no decision",
             )  # fmt: skip
 

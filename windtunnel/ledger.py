@@ -1,8 +1,8 @@
 """The forecast ledger: every sealed forecast of a home, scored where its run has finished, misses included. Needs no torch.
 
 The files are the truth: a forecast of the same target from other runs is a file of its own, and both are scored. A file that
-no longer matches its seal is shown and never counts; one that was frozen after its run had ended is *late* and counts as
-little as a rehearsal.
+no longer matches its seal, or whose seal neither the lab book nor a run knows, is shown and never counts; one that was frozen
+after its run had ended is *late* and counts as little as a rehearsal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from windtunnel.comparison import open_book
 from windtunnel.curve_runs import curve_score
 from windtunnel.home import Home
 from windtunnel.laws.gain import Gain
-from windtunnel.laws.sealed import ADAPTATION, CURVE, LAW, Forecast, Interval, interval_score, own_hash, read_seal
+from windtunnel.laws.sealed import (
+    ADAPTATION,
+    CURVE,
+    LAW,
+    SEALED,
+    Forecast,
+    Interval,
+    interval_score,
+    own_hash,
+    read_seal,
+)
 from windtunnel.views import View, line, table
 
 _LN2 = math.log(2)
@@ -108,6 +118,9 @@ def entries(home: Path) -> list[Entry]:
     found: list[Entry] = []
     for program in book.programs():
         seen: set[str] = set()
+        copies = [c for kind in (LAW, CURVE, ADAPTATION) for c in book.facts(program, kind).values()]
+        known = {c["hash"] for c in copies} | {run["forecast"] for run in book.runs(program=program)}
+        known |= set(book.facts(program, SEALED))
         for path in sorted((Home(home).program(program) / "forecasts").glob("*.json")):
             try:
                 content = read_seal(path)
@@ -115,13 +128,21 @@ def entries(home: Path) -> list[Entry]:
                 found.append(_changed(program, path, error))
                 seen.add(_stated(path))
                 continue
+            if content["hash"] in seen:  # a copy of a file
+                continue
             seen.add(content["hash"])
-            found += _read(book, program, content)
-        copies = (book.facts(program, kind).values() for kind in (LAW, CURVE, ADAPTATION))
-        for content in (content for some in copies for content in some):
+            found += _of_file(book, program, content, content["hash"] in known)
+        for content in copies:
             if content["hash"] not in seen:  # a lab book without the program's folder
                 found += _of_book(book, program, content)
     return sorted(found, key=lambda e: (e.time, e.program, e.hash))
+
+
+def _of_file(book: LabBook, program: str, content: Mapping[str, Any], known: bool) -> list[Entry]:
+    """A file that matches its own seal; one sealed anew after its run began is known neither to the lab book nor to the run."""
+    rows = _read(book, program, content)
+    note = "its run has ended, and neither the lab book nor a run knows this seal"
+    return rows if known else [replace(r, kind="changed", note=note) if r.outcome is not None else r for r in rows]
 
 
 def _of_book(book: LabBook, program: str, content: Mapping[str, Any]) -> list[Entry]:

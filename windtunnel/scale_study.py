@@ -29,6 +29,7 @@ from windtunnel.laws.corpora import (
     six,
 )
 from windtunnel.laws.heldout import assumed_noise
+from windtunnel.laws.loss import LossLaw
 from windtunnel.laws.optimum import check_counts, parameters_of
 from windtunnel.laws.points import Point
 from windtunnel.model.shape import Shape
@@ -40,6 +41,8 @@ from windtunnel.sealing import AVERAGE
 from windtunnel.views import View, line, table
 
 Row = Mapping[str, Any]
+_ALONE = "this file holds the additive form alone: law scale, whose answers differ, averages several forms"
+_SIX = "law scale counted exact FLOPs, this law counts 6ND"
 _UNLIKE = "note: the runs differ in batch or base learning rate: the law is for none of them alone"
 
 
@@ -125,10 +128,12 @@ def _laws(
         ((batch, rate),) = settings
         found = [replace(one, law=replace(one.law, batch=batch, base_lr=rate)) for one in found]
     saved = _saved(rows, length)
-    folder = Home(home).program(recipe.name) / "laws"
+    folder, usual = Home(home).program(recipe.name) / "laws", (counts, flops) == ("body", "6ND")
     for one in found:
-        write_bytes(folder / f"scale-{one.corpus.replace(' ', '-')}.svg", _map(one, cost).encode())
-        write_json(folder / f"scale-{one.corpus.replace(' ', '-')}.json", one.law.to_dict())
+        name = "-".join(["scale", one.corpus.replace(" ", "-"), *([] if usual else [counts, flops])])
+        write_bytes(folder / f"{name}.svg", _map(one, cost).encode())
+        alone = (*one.law.warnings, _ALONE, *([_SIX] if flops == "exact" else []))
+        write_json(folder / f"{name}.json", replace(one.law, warnings=alone).to_dict())
     data = {
         "program": recipe.name, "counts": counts, "flops": flops, "budget": asked, "laws": [one.to_dict() for one in found],
         "spent": saved.spent, "independent": saved.independent, "left_out": left,
@@ -167,7 +172,7 @@ def _saved(rows: Sequence[Row], length: int) -> Saved:
 def _map(one: CorpusLaw, cost: Cost) -> str:
     n, d = one.best
     pairs = [(p.parameters, p.tokens) for p in one.points]
-    target = {f"best at {si(cost(n) * d)}FLOPs": (n, d)}
+    target = {f"best at {si(cost(n) * d)} FLOPs": (n, d)}
     if one.with_use is not None:
         target[f"with {si(one.served)} tokens in use"] = one.with_use.best
     unit = f"{one.law.unit} on {one.corpus}"
@@ -207,10 +212,11 @@ def _view(
             *_best_cells(one.use), errors,
         ))  # fmt: skip
     columns = ("corpus", "α", "β", "L0", "residual", "N", "D", "D/N", "largest size, left out")
-    title = f"C_N N^-α + C_D D^-β + L0 in nats per byte; best use of {si(budget)}FLOPs (N: {counts}, FLOPs: {flops})"
+    title = f"C_N N^-α + C_D D^-β + L0 in nats per byte; best use of {si(budget)} FLOPs (N: {counts}, FLOPs: {flops})"
     parts: list[RenderableType] = [
         table(columns, rows, title=title, right=(1, 2, 3, 4, 5, 6)),
         line(f"N, D and D/N: {found[0].interval}"),
+        *(line(said) for one in found if (said := _constants(one.corpus, one.law))),
         line(f"the law is {setting}" if (setting := found[0].law.setting) else _UNLIKE),
     ]
     warnings = dict.fromkeys(text for one in found for text in (*one.law.warnings, *assumed_noise(one.points)))
@@ -218,6 +224,15 @@ def _view(
     parts += [line(f"note: {text}") for text in notes]
     parts += [line(str(saved)), line(cost_line(data["cost"])), line(f"laws and maps: {folder}")]
     return View({**data, "warnings": list(warnings)}, tuple(parts))
+
+
+def _constants(corpus: str, law: LossLaw) -> str:
+    """The constants with their intervals; nothing where the trunks are too few to resample."""
+    if not law.intervals:
+        return ""
+    shown = (f"{key} {value:.3g} [{low:.3g}, {high:.3g}]" for key, value in law.constants.items() if key in law.intervals
+             for low, high in [law.intervals[key]])  # fmt: skip
+    return f"{corpus}, 95 %: {', '.join(shown)}"
 
 
 def _with(value: float, interval: tuple[float, float]) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from windtunnel.base.artefact import content_hash
+from windtunnel.base.labbook import LabBook
 from windtunnel.blindness import kind_of, read_all
 from windtunnel.desk import Desk
 from windtunnel.laws.forecast import forecast, unlike_setting
 from windtunnel.laws.points import Point
-from windtunnel.laws.sealed import LAW, Forecast, freeze, read_forecast
+from windtunnel.laws.sealed import LAW, SEALED, Forecast, freeze, read_forecast
 from windtunnel.program import Program
 from windtunnel.study import mean_loss
 from windtunnel.train.stage import Stage
@@ -107,8 +109,19 @@ def _sealed(
     sealed = read_forecast(path)
     content = {"hash": sealed.hash, "facts": sealed.facts, "forecast": sealed.forecast.to_dict()}
     with desk.book as book:
-        book.put_fact(program.name, LAW, branch.folder_name, content)
+        keep(book, program.name, LAW, branch.folder_name, content)
     return content
+
+
+def keep(book: LabBook, program: str, kind: str, run: str, content: Mapping[str, Any]) -> None:
+    """Copies a sealed forecast of a run (by its folder's name) into the lab book. A blind one that comes up after its
+    run began is left out: it was not there when it had to be."""
+    begun = any(Path(row["folder"]).name == run for row in book.runs(program=program))
+    blind = content["facts"]["kind"] == "blind"
+    if blind and begun and content["hash"] not in book.facts(program, SEALED):
+        return
+    book.put_fact(program, kind, run, content)
+    book.put_fact(program, SEALED, content["hash"], {"time": content["facts"].get("time", ""), "run": run})
 
 
 def _read(runs: Sequence[ScalingRun], points: Sequence[Point]) -> list[str]:

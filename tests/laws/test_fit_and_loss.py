@@ -287,7 +287,9 @@ def test_a_design_that_cannot_identify_a_term_is_named() -> None:
     two = fit_loss_law([p for p in points if p.parameters in {points[0].parameters, points[-1].parameters}], "additive")
     assert any("2 sizes cannot tell" in w for w in two.warnings)
     line = [Point(n, 20 * n, law.predict(n, 20 * n), f"N{n}") for n in np.geomspace(1e5, 1e6, 8)]
-    assert any("proportional" in w or "hardly separate" in w for w in fit_loss_law(line, "additive").warnings)
+    assert any("D is a power of N" in w for w in fit_loss_law(line, "additive").warnings)
+    several = [Point(n, 1e6, 0.5 + 5 * n**-0.2, f"N{n}") for n in np.geomspace(1e5, 1e6, 8)]
+    assert set(fit_loss_law(several, "additive", draws=20).intervals) == {"C_N", "alpha"}, "what one D cannot tell has none"
     assert fit_loss_law(planted("additive")[1], "additive").warnings == ()
 
 

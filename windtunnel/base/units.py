@@ -179,6 +179,21 @@ def bytes_size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def parse_share(text: str, where: str) -> float:
+    """Reads a share in percent, such as ``0.5%``; a bare number could be meant as either and is refused.
+
+    Raises:
+        RecipeError: it is no percentage, or not above 0 % and below 100 %.
+    """
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise RecipeError(where, f"expected a share such as '0.5%', got {text[:60]!r}")
+    return share
+
+
 def minus(text: str) -> str:
     """A formatted number, or several, with the sign of print, "−", in place of the hyphen."""
     return text.replace("-", "−")

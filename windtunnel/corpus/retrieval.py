@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import blake3
@@ -26,7 +26,7 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 5
+VERSION = 6
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 """How often each is drawn."""
@@ -38,9 +38,9 @@ _EVERY, _DENSEST = 300, 100
 """Characters of text for each thing that is asked, and the fewest that one takes."""
 _ASKED = 64
 _FEWEST_WORDS = 12
-_REPEATED, _PAIRS = 0.4, 0.6
-_ONE_LINK = 0.75
-"""Texts all of whose pairs are joined by the same word: what was said of one thing then tells nothing of another."""
+_LISTS, _ONE_LINK, _REPEATED = 0.5, 0.75, 0.5
+"""Texts of nothing but pairs; those whose pairs are all joined by the same word, so that only the subject tells which of them
+is meant; lists, and texts of sentences, that repeat a few again and again."""
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
@@ -157,14 +157,23 @@ def long_documents(name: str, real: Iterable[Document], config: SourceConfig) ->
     for number in range(made.count):
         draw = random.Random(f"long {made.seed} {number}")
         length = round(made.longest * (made.longest / made.shortest) ** (draw.random() - 1))  # evenly in the logarithm
-        words, link = _words(draw, texts), _link(draw) if draw.random() < _ONE_LINK else None
-        text, _ = compose(draw, _filler(draw, texts, length, link), length, made.every, words, link)
+        text, _ = draw_text(draw, texts, length, made.every)
         yield Document(text, f"long {made.seed} {number}")
+
+
+def draw_text(draw: random.Random, texts: list[str], length: int, every: int = _EVERY) -> tuple[str, list[Asked]]:
+    """A text of about that many characters over the real ``texts``, and what is asked in it."""
+    words, link = _words(draw, texts), _link(draw) if draw.random() < _ONE_LINK else None
+    if draw.random() < _LISTS:
+        stated = _list(draw, words, length, link)
+        named = {made.subject for made in stated}
+        return compose(draw, [made.sentence for made in stated], length, every, words, link, {"pair": 1}, named)
+    return compose(draw, _filler(draw, texts, length), length, every, words, link)
 
 
 def compose(
     draw: random.Random, sentences: list[str], length: int, every: int = _EVERY, words: Sequence[str] = _THINGS,
-    link: str | None = None,
+    link: str | None = None, kinds: Mapping[str, int] = KINDS, named: Collection[str] = (),
 ) -> tuple[str, list[Asked]]:  # fmt: skip
     """A text of that many characters, as near below it as whole sentences allow, and what is asked in it.
 
@@ -173,11 +182,13 @@ def compose(
     Args:
         words: of real text, for pairs that mean nothing.
         link: what joins the pairs; each draws its own where none is given.
+        kinds: how often each is drawn.
+        named: subjects of which the sentences say something already.
     """
     wanted = max(1, min(_ASKED, length // every))
-    asked, taken = [], set()
+    asked, taken = [], set(named)
     while len(asked) < wanted:
-        kind = draw.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+        kind = draw.choices(tuple(kinds), tuple(kinds.values()))[0]
         made = _made(draw, kind, sentences, words, link)
         if made is None or made.subject in taken:
             made = _code(draw)
@@ -271,16 +282,34 @@ def _key(draw: random.Random) -> str:
     return f"{draw.choice(_LETTERS)}{draw.choice(_LETTERS)}-{digits[:3]}"
 
 
-def _filler(draw: random.Random, texts: list[str], length: int, link: str | None) -> list[str]:
-    """Sentences of consecutive real documents from a random one on, ``length`` characters in all. In two texts of five a few of
-    them again and again, or a few pairs that nobody asks for: what was said often, or after the same word, is not what was said
-    of this."""
+def _list(draw: random.Random, words: Sequence[str], length: int, link: str | None) -> list[Asked]:
+    """Pairs that nobody asks for, ``length`` characters in all: each of something else, or a few again and again. What was said
+    often, or after the same word, is not what was said of this."""
+    few = _few(draw)
+    out: list[Asked] = []
+    room, named = length, set()
+    while room > 0:
+        if few and len(out) >= few:
+            made = out[len(out) % few]
+        elif (made := _pair(draw, words, link)).subject in named:
+            room -= 1  # a document of few words ends too
+            continue
+        named.add(made.subject)
+        out.append(made)
+        room -= len(made.sentence) + 1
+    return out
+
+
+def _few(draw: random.Random) -> int:
+    """After how many sentences a text says the same again; 0 for never."""
+    return draw.choice((2, 3, 4, 5, 6)) if draw.random() < _REPEATED else 0
+
+
+def _filler(draw: random.Random, texts: list[str], length: int) -> list[str]:
+    """Sentences of consecutive real documents from a random one on, ``length`` characters in all, or a few of them again and
+    again."""
+    few = _few(draw)
     out, room, place = [], length, draw.randrange(len(texts))
-    few = draw.choice((2, 3, 4, 5, 6)) if draw.random() < _REPEATED else 0
-    if few and draw.random() < _PAIRS:
-        words = _words(draw, texts)
-        out = [_pair(draw, words, link).sentence for _ in range(few)]
-        room -= sum(len(sentence) + 1 for sentence in out)
     while room > 0:
         if few and len(out) >= few:
             out.append(out[len(out) % few][:room])
@@ -295,8 +324,8 @@ def _filler(draw: random.Random, texts: list[str], length: int, link: str | None
 
 
 def _words(draw: random.Random, texts: list[str]) -> list[str]:
-    """Words of one document, each without what is no letter or digit of it."""
-    words = [word for word in re.findall(r"\w+", draw.choice(texts)) if len(word) > 2]
+    """The words of one document, each once."""
+    words = list(dict.fromkeys(word for word in re.findall(r"\w+", draw.choice(texts)) if len(word) > 2))
     return words if len(words) >= _FEWEST_WORDS else list(_THINGS)
 
 

@@ -323,8 +323,8 @@ class Saved:
 
     def __str__(self) -> str:
         return (
-            f"ledger: {si(self.spent)}FLOPs for {self.sizes} trunks with {self.lengths} branches each; as independent runs "
-            f"{si(self.independent)}FLOPs: {100 * self.share:.0f} %"
+            f"ledger: {si(self.spent)} FLOPs for {self.sizes} trunks with {self.lengths} branches each; as independent runs "
+            f"{si(self.independent)} FLOPs: {100 * self.share:.0f} %"
         )
 
 

@@ -23,6 +23,8 @@ _CONSTANTS = {
     "coupled": ("N_c", "D_c", "alpha_N", "alpha_D"),
     "skaling": ("A", "a", "B", "b", "k", "E"),
 }
+_DATA = ("C_D", "beta", "L0", "D_c", "B", "b", "E")
+"""Constants of the data term, and of the floor from which it cannot be told with one D."""
 REACH_WITHOUT_FLOOR = 10.0
 
 
@@ -230,6 +232,8 @@ def fit_loss_law(
             low, high = np.percentile([c[key] for c in drawn], [2.5, 97.5])
             intervals[key] = (float(low), float(high))
     warnings = (*_unidentified(law, fitted, n, d, log_loss, prior), *far_off(points, fitted.residuals))
+    if len(np.unique(d)) < 2:  # what nothing moved keeps its first value in every draw
+        intervals = {key: value for key, value in intervals.items() if key not in _DATA}
     return replace(law, intervals=intervals, draws=kept, warnings=warnings)
 
 
@@ -246,10 +250,10 @@ def _unidentified(law: LossLaw, fitted: Fitted, n: Array, d: Array, log_loss: Ar
     matrix = fitted.jacobian.T @ fitted.jacobian
     scale = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
     condition = float(np.linalg.cond(matrix / np.outer(scale, scale)))
-    if prior is None and condition > 1e8:
+    if np.ptp(np.log(n)) > 0 and lengths > 1 and abs(float(np.corrcoef(np.log(n), np.log(d))[0, 1])) > 0.995:
+        notes.append("D is a power of N in all points: the size term and the data term cannot be told apart")
+    elif prior is None and condition > 1e8:
         notes.append(f"the points hardly separate the constants (condition number {condition:.1g})")
-    elif np.ptp(np.log(n)) > 0 and lengths > 1 and abs(float(np.corrcoef(np.log(n), np.log(d))[0, 1])) > 0.995:
-        notes.append("D is proportional to N in all points: the size term and the data term cannot be told apart")
     return notes
 
 

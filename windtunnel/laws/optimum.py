@@ -8,7 +8,7 @@ head, ``Shape.flops_per_token``). A law is only asked in the convention that it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,10 +101,13 @@ def optimum(law: LossLaw, flops: float, *, inference_tokens: float = 0.0) -> Opt
             "tokens_per_parameter": [b / a for a, b, _ in found],
             "loss": [one.predict(a, b, force=True) for a, b, one in found],
         }  # fmt: skip
-        intervals = {
-            key: (float(np.percentile(values, 5)), float(np.percentile(values, 95))) for key, values in columns.items()
-        }
+        intervals = {key: percentiles90(values) for key, values in columns.items()}
     return Optimum(n, d, law.predict(n, d, force=True), 6 * n * d, 2 * n * inference_tokens, intervals)
+
+
+def percentiles90(values: Sequence[float]) -> tuple[float, float]:
+    """The central 90 %."""
+    return float(np.percentile(values, 5)), float(np.percentile(values, 95))
 
 
 def best_for(law: LossLaw, flops: float, inference_tokens: float) -> tuple[float, float]:

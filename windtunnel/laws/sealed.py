@@ -23,6 +23,8 @@ from windtunnel.laws.points import Point
 SCHEMA = 1
 LAW, CURVE, ADAPTATION = "forecast", "curve", "adaptation"
 """Kinds of the facts in which a lab book keeps copies of sealed forecasts: of a law of sizes, a law of curves, an adaptation."""
+SEALED = "sealed"
+"""Kind of the facts that name the hash of every forecast sealed in a program, when it was sealed and of which run."""
 _FACTS = {
     "runs": "the hashes of the runs that it read",
     "corpus": "the corpus (name or hash)",

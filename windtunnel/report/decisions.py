@@ -85,7 +85,7 @@ def look_lines(fact: Fact) -> list[str]:
     for number, look in enumerate(fact["looks"], 1):
         mean, half = 100 * look["mean"], look["half_width"]
         spread = ", spread not known yet" if half is None else f" [{mean - 100 * half:+.3f}, {mean + 100 * half:+.3f}]"
-        lines.append(f"look {number}, {len(look['seeds'])} pairs: B − A = " + minus(f"{mean:+.3f} %{spread}"))
+        lines.append(f"look {number}, {_pairs(len(look['seeds']))}: B − A = " + minus(f"{mean:+.3f} %{spread}"))
     return lines
 
 
@@ -96,7 +96,7 @@ def verdict_line(fact: Fact) -> str:
         "A": f"A is better: {names[0]}",
         "B": f"B is better: {names[1]}",
         "too close": f"too close: whatever the difference is, it is under {100 * fact['least']:g} %",
-        "more": f"need {more} more pairs of runs (A and B with the same {more} new seeds)",
+        "more": f"need {_more(more)}",
     }[fact["looks"][-1]["outcome"]]
 
 
@@ -107,7 +107,7 @@ def power_lines(fact: Fact) -> list[str]:
         return []
     pairs, limits = len(look["seeds"]), Thresholds(fact["least"], fact["alpha"])
     least = detectable(look["sd"], pairs, limits, known=look["freedom"] - (pairs - 1))
-    return [f"with {pairs} pairs a difference of {100 * least:.2g} % is found four times in five"]
+    return [f"with {_pairs(pairs)} a difference of {100 * least:.2g} % is found four times in five"]
 
 
 def decision_figure(fact: Fact, width: int = 720) -> str:
@@ -121,3 +121,13 @@ def decision_figure(fact: Fact, width: int = 720) -> str:
         for number, look in enumerate(fact["looks"], 1)
     ]  # fmt: skip
     return values_figure(rows, "loss of B above that of A, %", width, digits=3, band=100 * fact["least"])
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair{'' if count == 1 else 's'}"
+
+
+def _more(count: int) -> str:
+    if count == 1:
+        return "1 more pair of runs (A and B with the same new seed)"
+    return f"{count} more pairs of runs (A and B with the same {count} new seeds)"
