@@ -113,7 +113,9 @@ def test_a_share_without_its_sign_and_an_arm_without_scores_are_refused(
     with LabBook(home / "labbook.sqlite") as book:
         row = book.runs(status="done")[0]
         config = {**row["config"], "steps": 3}
-        book.put_run("p/trunk-0", program="p", kind="trunk", name="trunk", status="done", folder="x/trunk-0", config=config)
+        book.put_run(
+            "p/trunk-0", program="p", kind="trunk", name="trunk", status="done", folder="x/trunk-0", config=config
+        )
     with pytest.raises(UserError, match="p/trunk has none"):
         decide_between(home, "p/trunk", "b-0")
 

@@ -189,7 +189,7 @@ USER, ANSWER = "[{{ m.content }}]", "{{ m.content }}{{ eos_token }}"
         (TURNS % ("{{ tools }}", ANSWER), "'tools' is undefined; it knows messages"),
         (TURNS % ("{{ m.content.__class__ }}", ANSWER), "fails: access to attribute '__class__'"),
         (TURNS % ("{{ raise_exception.__globals__ }}", ANSWER), "fails: access to attribute '__globals__'"),
-        ("{% set x = 1 %}{{ x }}", "expected a Jinja template: .*not 'assign'.*; a chat template loops over messages"),
+        ("{% set x %}1{% endset %}{{ x }}", "expected a Jinja template: .*not 'assignblock'.*; a chat template loops over"),
         ("{{ messages", "expected a Jinja template"),
         ("x{{ 1 }}" * 2000, "expected a template of at most 10000 characters"),
         ("chatlm", "expected 'chatml', 'minicpm' or a Jinja template, got 'chatlm'; did you mean 'chatml'?"),
@@ -224,7 +224,7 @@ LOOPS = "{% for a in messages | string %}" * 6 + "%s" + "{% endfor %}" * 6
 @pytest.mark.parametrize("inner", ["", "{{ messages }}", "{{ messages[0].content }}"])
 def test_a_template_that_loops_or_grows_is_stopped_in_one_line(monkeypatch, inner):
     monkeypatch.setattr(templates, "SECONDS", 0.3)
-    with pytest.raises(DataError, match=r"^template: .* but the template's output exceeds its limits") as caught:
+    with pytest.raises(DataError, match=r"^template: .* but the template exceeds its limits") as caught:
         check_template(LOOPS.replace("%s", inner))
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"^template: expected at most 1,048,576 characters of marks around 2 turns"):

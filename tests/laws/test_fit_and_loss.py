@@ -289,7 +289,9 @@ def test_a_design_that_cannot_identify_a_term_is_named() -> None:
     line = [Point(n, 20 * n, law.predict(n, 20 * n), f"N{n}") for n in np.geomspace(1e5, 1e6, 8)]
     assert any("D is a power of N" in w for w in fit_loss_law(line, "additive").warnings)
     several = [Point(n, 1e6, 0.5 + 5 * n**-0.2, f"N{n}") for n in np.geomspace(1e5, 1e6, 8)]
-    assert set(fit_loss_law(several, "additive", draws=20).intervals) == {"C_N", "alpha"}, "what one D cannot tell has none"
+    assert set(fit_loss_law(several, "additive", draws=20).intervals) == {"C_N", "alpha"}, (
+        "what one D cannot tell has none"
+    )
     assert fit_loss_law(planted("additive")[1], "additive").warnings == ()
 
 

@@ -112,7 +112,9 @@ def read_json(path: Path) -> Any:
         raise ArtefactError(str(path), "expected a JSON file, found none") from None
     except (ValueError, UnicodeDecodeError):
         raise ArtefactError(
-            str(path), "expected JSON, found a damaged file", "put it right, or delete it if windtunnel wrote it and run the command again"
+            str(path),
+            "expected JSON, found a damaged file",
+            "put it right; one that windtunnel wrote may be deleted, then run it again",
         ) from None
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from windtunnel.base.errors import DataError
 from windtunnel.corpus.chat import Message, check_messages
+from windtunnel.corpus.cleaning import clean_text
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.templates import RecordError, compile_template, is_template
 
@@ -87,13 +88,18 @@ def _pair_reader(config: SourceConfig) -> Callable[[Fields, str], Document]:
         chosen, rejected = (chat[-1]["content"] for chat in chats)
         if len(chats[0]) != len(chats[1]) or chats[0][:-1] != chats[1][:-1]:
             raise RecordError("expected two answers to one question, found chats that differ before their last turn")
-        if chosen == rejected:
+        if _as_read(chosen, config) == _as_read(rejected, config):
             raise RecordError("expected two different answers, found the same one twice")
         turns = [*chats[0], Message(role="rejected", content=rejected)]
         question = "\n".join(turn["content"] for turn in chats[0][:-1])
         return Document("\n".join(turn["content"] for turn in turns), _name(fields, where), turns, group=question)
 
     return pair
+
+
+def _as_read(text: str, config: SourceConfig) -> str:
+    """A turn as it reaches the corpus: letters written in two ways, or line ends of two systems, are one there."""
+    return clean_text(text) if config.clean.unicode else text
 
 
 def _templated_chat(config: SourceConfig) -> Callable[[Fields, str], Document]:
@@ -171,6 +177,8 @@ def _turns(fields: Fields, name: str) -> list[Message]:
         )
     turns = fields[name]
     if name == "conversations" and is_sharegpt(fields):
+        if odd := next((t["from"] for t in turns if not isinstance(t["from"], str)), None):
+            raise RecordError(f"expected text in 'from' of a turn, found a {type(odd).__name__}")
         return [Message(role=_SHAREGPT.get(t["from"], t["from"]), content=t["value"]) for t in turns]  # pyright: ignore
     return cast(list[Message], turns)
 
