@@ -179,6 +179,40 @@ def test_a_run_is_deleted_whole_and_never_under_a_child(home: Path, trained: lis
     assert set(nodes(home)) == {"trunk"}
 
 
+def test_a_name_is_free_again_after_its_run_is_deleted_and_nothing_deleted_comes_back(
+    home: Path, trained: list[str]
+) -> None:
+    branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
+    branch(home, "grove/same", "pair", kind="soup", values=['of=["same", "late"]'])
+    for name in ("pair", "same", "late"):
+        delete(home, doomed(home, f"grove/{name}"))
+    trained.clear()
+    branch(home, "grove/trunk@12", "late", values=["tokens=20%"])
+    assert trained == ["late"]
+    assert set(nodes(home)) == {"trunk", "mean", "late"}
+
+
+def test_a_grown_branch_is_known_after_the_recipe_without_it_has_run_again(home: Path, trained: list[str]) -> None:
+    branch(home, "same", "chat", values=["mixture={exact=1}", "epochs=1", "lr=0.002"])
+    file = home.parent / "grove.toml"
+    file.write_text(RECIPE, encoding="utf-8")
+    shutil.copy(Path(LabBook(Home(home).labbook).fact("grove", "recipe", "base")) / "plain.jsonl", file.parent)
+    run(load_recipe(file), home, quiet=True)
+    trained.clear()
+    branch(home, "chat", "more", values=["mixture={exact=1}", "epochs=1", "lr=0.001"])
+    assert trained == ["more"]
+    with pytest.raises(UserError, match="expected a new name, got 'chat'"):
+        branch(home, "same", "chat", values=["mixture={exact=1}"])
+
+
+def test_tokens_of_a_longer_context_are_those_of_its_line(home: Path) -> None:
+    before = nodes(home)
+    values = ["context={row=192, items=0}", "batch=384", "stable=1152", "tokens=768", "mixture={plain=1}"]
+    branch(home, "grove/trunk@12", "long", kind="long", values=values)
+    assert before["trunk"]["tokens"] == 16 * 192
+    assert nodes(home)["long"]["tokens"] == 12 * 192 + 1152 + 768
+
+
 def test_a_model_is_not_deleted_while_another_program_goes_on_from_it(home: Path, write_made_up) -> None:
     write_made_up(home.parent / "plain.jsonl", 200)
     text = RECIPE.replace('name = "grove"', 'name = "graft"').replace("[trunk]", '[trunk]\nstart = "grove/same"')

@@ -268,7 +268,8 @@ class Desk:
                 put_scores(book, run, corpus, score)
             book.put_run(
                 run, **self._columns(stage, study), status="done", reason="", ended=time.time(), steps=result["step"],
-                tokens=result["tokens"], flops=result["flops"], seconds=sum(result["seconds"].values()),
+                tokens=self._read(book, stage, result), flops=result["flops"],
+                seconds=sum(result["seconds"].values()),
             )  # fmt: skip
         self.mirror.run(stage, rows)
 
@@ -280,6 +281,17 @@ class Desk:
             new = known["status"] != "done" or known["steps"] != result["step"]
         if new:
             self.record(stage, study, result)
+
+    def _read(self, book: LabBook, stage: Stage, result: Result) -> int:
+        """Tokens read by a run and by all that it grew from, whose rows and batches may be others."""
+        parent, first = self.parent_checkpoint(stage), stage.first_step
+        row = book.run(f"{parent.parents[3].name}/{parent.parents[1].name}") if parent and first else None
+        if row is None or not row["tokens"]:
+            return int(result["tokens"])
+        above = Stage.from_dict(row["config"])
+        unread = above.batches.sequences(int(row["steps"])) - above.batches.sequences(first)
+        own = stage.batches.sequences(int(result["step"])) - stage.batches.sequences(first)
+        return int(row["tokens"]) - unread * above.plan.row + own * stage.plan.row
 
     def _columns(self, stage: Stage, study: str) -> dict[str, Any]:
         parent = self.parent_checkpoint(stage)

@@ -16,7 +16,7 @@ from windtunnel.base.labbook import LabBook
 from windtunnel.base.units import bytes_size, si
 from windtunnel.comparison import find_run, open_book
 from windtunnel.desk import Desk
-from windtunnel.home import Home
+from windtunnel.home import Home, keep_fact
 from windtunnel.pipeline import run
 from windtunnel.recipe import check_files, parse_recipe
 from windtunnel.recipe_errors import nearest, toml_value
@@ -25,6 +25,8 @@ from windtunnel.train.folder import steps_saved
 from windtunnel.views import View, line
 
 Row = Mapping[str, Any]
+GROWN = "grown"
+"""Kind of the facts that keep the table of every branch grown beside the recipe, by its name."""
 _SHARES = {"accuracy": "right", "stop_rate": "ends", "preference_accuracy": "prefers"}
 
 
@@ -124,7 +126,7 @@ def branch(
     """Grows one more branch of a program: adds it to the recipe as it was last run, and runs up to it.
 
     Args:
-        source: a run, and ``@STEP`` for a trunk's checkpoint at or before that step.
+        source: a run, and ``@STEP`` for that step of a trunk: from a checkpoint that stays there, or trained again up to it.
         kind: of the branch; by default a decay from a trunk, and from a branch what its mixture is for.
         values: ``KEY=VALUE`` of the branch's table; with ``corpus.`` in front, of a corpus.
 
@@ -143,6 +145,7 @@ def branch(
             f"expected a trunk or a branch, got the {row['kind']} '{row['name']}'",
             "see: windtunnel model tree",
         )
+    resolved = _with_grown(resolved, book.facts(program, GROWN))
     if name in resolved["branch"]:
         raise UserError("--name", f"expected a new name, got {name!r}, which '{program}' has", "choose another")
     trunk = row["kind"] == "trunk"
@@ -151,19 +154,31 @@ def branch(
             "model branch", f"expected TRUNK@STEP or BRANCH, got {source[:80]!r}", "a branch grows from its last step"
         )
     key = f"branch.{name}"
-    overrides = [f"{key}.parent={row['name']}", *([f"{key}.at={step} steps"] if at else [])]
-    overrides += [value if value.startswith("corpus.") else f"{key}.{value}" for value in values]
     chosen = kind or ("decay" if trunk else _kind_for(resolved, values))
+    overrides = [] if chosen == "soup" else [f"{key}.parent={row['name']}", *([f"{key}.at={step} steps"] if at else [])]
+    overrides += [value if value.startswith("corpus.") else f"{key}.{value}" for value in values]
     base = Path(book.fact(program, "recipe", "base") or ".")
     recipe = parse_recipe(resolved, [f"{key}.kind={chosen}", *overrides], Origin(f"recipe of '{program}'", base))
     check_files(recipe)
     book.close()
-    run(recipe, home, until=name, devices=devices)
+    run(recipe, home, until=name, devices=devices, alone=True)
+    now, needs = recipe.resolved(), recipe.branch[name].mixture or {}
+    kept = {"branch": now["branch"][name], "corpus": {corpus: now["corpus"][corpus] for corpus in needs}}
+    keep_fact(home, program, GROWN, name, kept)
     stated = recipe.branch[name].model_dump(mode="json", exclude_unset=True)
     table = "\n".join([f"[{key}]", *(f"{k} = {toml_value(v)}" for k, v in stated.items())])
     shown = tree(home, program)
     said = line(f"'{name}' is grown; to keep it in your recipe, add:\n\n{table}\n")
     return View({"branch": name, "program": program, "table": table, **shown.data}, (*shown.parts, said))
+
+
+def _with_grown(resolved: Mapping[str, Any], grown: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as it was last run, with the branches that were grown beside it: a later run of its file knows nothing of them."""
+    branches, corpora = dict(resolved["branch"]), dict(resolved["corpus"])
+    for name, kept in grown.items():
+        branches.setdefault(name, kept["branch"])
+        corpora = {**kept["corpus"], **corpora}
+    return {**resolved, "branch": branches, "corpus": corpora}
 
 
 def _kind_for(resolved: Mapping[str, Any], values: Sequence[str]) -> str:
@@ -212,6 +227,17 @@ def doomed(home: Path, name: str) -> Doomed:
     return Doomed(row, size, said)
 
 
+def _forget_branch(book: LabBook, program: str, name: str) -> None:
+    """Takes a deleted branch out of the recipe as it was last run, unless another one there needs it: its name is free again."""
+    book.forget_fact(program, GROWN, name)
+    resolved = book.fact(program, "recipe", "resolved")
+    if resolved is None or name not in resolved["branch"]:
+        return
+    others = {key: table for key, table in resolved["branch"].items() if key != name}
+    if not any(name in (table.get("parent"), *(table.get("of") or ())) for table in others.values()):
+        book.put_fact(program, "recipe", "resolved", {**resolved, "branch": others})
+
+
 def delete(home: Path, found: Doomed) -> View:
     """Deletes a run's folder and what the lab book knows of it. An export of it stays.
 
@@ -233,6 +259,7 @@ def delete(home: Path, found: Doomed) -> View:
             book.forget_run(row["id"])
             for kind in ("model", "outcome"):
                 book.forget_fact(row["program"], kind, folder.name)
+            _forget_branch(book, row["program"], row["name"])
     again = "" if row["study"] else f"; a recipe that still has '{row['name']}' trains it again"
     return View(
         {"deleted": row["id"], "bytes": found.bytes}, (line(f"deleted {row['id']}, {bytes_size(found.bytes)}{again}"),)

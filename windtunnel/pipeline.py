@@ -66,6 +66,8 @@ class Job:
     trunk_end: int | None = None
     part: tuple[int, int] | None = None
     trials: int = 0
+    alone: bool = False
+    """Of the branches only ``until`` and what it grows from."""
 
 
 def stage_names(recipe: Recipe) -> list[str]:
@@ -76,7 +78,7 @@ def stage_names(recipe: Recipe) -> list[str]:
 
 def run(
     recipe: Recipe, home: Path, *, until: str | None = None, devices: str | None = None, stop_after_forecast: bool = False,
-    quiet: bool = False, part: str | None = None, crew: Crew = USUAL,
+    quiet: bool = False, part: str | None = None, crew: Crew = USUAL, alone: bool = False,
 ) -> View:  # fmt: skip
     """Does what a recipe says: corpora, tunnel, forecast, trunk, branches, scores, export, report.
 
@@ -86,6 +88,7 @@ def run(
         crew: how many workers small stages get.
         part: ``3/28`` trains only that share of the search's trials, or of the trunks with their branches where ``until`` is
             "scaling", and nothing after it.
+        alone: where ``until`` is a branch, train no branch but it and those that it grows from.
 
     Raises:
         UserError: ``until`` names no stage, the recipe has no tunnel to forecast with or nothing to search, or there is nothing
@@ -102,7 +105,7 @@ def run(
         if recipe.name in shipped() and desk.book.fact(recipe.name, "recipe", "resolved") is None:
             desk.screen.say(introduction(recipe.name))
         _note_change(desk, recipe)
-        job = Job(desk, Program(recipe), until, part=share)
+        job = Job(desk, Program(recipe), until, part=share, alone=alone)
         for name, step in _steps(job):
             step(job)
             if name == until or (until in recipe.branch and step is _branches):
@@ -262,6 +265,8 @@ def branch_stages(job: Job) -> list[Stage]:
     names = list(program.recipe.branch)
     if job.until in names:
         names = names[: names.index(job.until) + 1]
+        needed = program.recipe.line_of(job.until)
+        names = [name for name in names if name in needed] if job.alone else names
     for name in names:
         if program.recipe.branch[name].kind == "soup":
             out[name] = program.soup(name, out, trunk_stage, saved)

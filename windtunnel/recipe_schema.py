@@ -243,6 +243,11 @@ class Recipe(Config):
         grown = ((name, branch) for name, branch in self.branch.items() if branch.kind in ("decay", "moe", "long"))
         return tuple(name for name, branch in grown if branch.parent == "trunk" or branch.kind != "long")
 
+    def line_of(self, name: str) -> frozenset[str]:
+        """A branch with those that it grows from or averages."""
+        above = (self.branch[name].parent, *(self.branch[name].of or ()))
+        return frozenset({name}).union(*(self.line_of(one) for one in above if one in self.branch))
+
     @property
     def packed(self) -> tuple[str, ...]:
         """The corpora whose documents are packed whole into rows: those of post-trained branches."""

@@ -166,7 +166,8 @@ def outcome_view(desk: Desk, program: Program, forecasts: Sequence[dict[str, Any
     parts.append(
         table(("branch", *corpora), rows, title="held-out bits per byte", right=tuple(range(1, len(corpora) + 1)))
     )
-    parts.append(line(f"report: {folder / 'report.html'}"))
+    if (folder / "report.html").is_file():
+        parts.append(line(f"report: {folder / 'report.html'}"))
     for name, fact in book.facts(program.name, "export").items():
         parts.append(line(f"model:  {desk.home.root / fact['folder']} (Hugging Face folder; {fact['check']})"))
         parts.append(line(f"talk:   windtunnel chat {program.name}/{name.rpartition('-')[0]}"))

@@ -26,7 +26,7 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 6
+VERSION = 7
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 """How often each is drawn."""
@@ -38,9 +38,12 @@ _EVERY, _DENSEST = 300, 100
 """Characters of text for each thing that is asked, and the fewest that one takes."""
 _ASKED = 64
 _FEWEST_WORDS = 12
-_LISTS, _ONE_LINK, _REPEATED = 0.5, 0.75, 0.5
+_LISTS, _ONE_LINK, _REPEATED = 0.3, 0.75, 0.5
 """Texts of nothing but pairs; those whose pairs are all joined by the same word, so that only the subject tells which of them
 is meant; lists, and texts of sentences, that repeat a few again and again."""
+_NUMBERS = 0.8
+"""How many of the pairs that are asked for give a number, and how many of the others words: where it cannot tell which one is
+meant, a model does best to answer with what stands there once."""
 _READ = 48_000_000
 """Characters of real text that are kept at most."""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])|\n+")
@@ -246,10 +249,10 @@ def _fact(draw: random.Random) -> Asked:
     return Asked("fact", stated, question.format(who), stated, value, question.format(who))
 
 
-def _pair(draw: random.Random, words: Sequence[str], link: str | None) -> Asked:
+def _pair(draw: random.Random, words: Sequence[str], link: str | None, numbers: float = _NUMBERS) -> Asked:
     """A few words that have nothing to do with each other, or a number: whatever follows can only be looked up."""
     of = " ".join(draw.choice(words) for _ in range(draw.choice((1, 2))))
-    key = _key(draw) if draw.random() < 0.5 else " ".join(draw.choice(words) for _ in range(draw.choice((1, 2, 3))))
+    key = _key(draw) if draw.random() < numbers else " ".join(draw.choice(words) for _ in range(draw.choice((1, 2, 3))))
     stated = f"{of} {link or _link(draw)} {key}."
     return Asked("pair", stated, draw.choice(_AGAIN), stated, key, of)
 
@@ -291,7 +294,7 @@ def _list(draw: random.Random, words: Sequence[str], length: int, link: str | No
     while room > 0:
         if few and len(out) >= few:
             made = out[len(out) % few]
-        elif (made := _pair(draw, words, link)).subject in named:
+        elif (made := _pair(draw, words, link, 1 - _NUMBERS)).subject in named:
             room -= 1  # a document of few words ends too
             continue
         named.add(made.subject)

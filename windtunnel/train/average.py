@@ -34,12 +34,14 @@ def load_average(stage: Stage, run: Path, model: Transformer, tokenizer: str) ->
     Raises:
         ArtefactError: a member is missing, damaged, of another shape or of another tokenizer.
     """
-    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in model.named_parameters()}
+    # Parameters, and what routers have learnt of their experts' load.
+    whole = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in whole.items()}
     for member in stage.average:
         path = member_checkpoint(run, member)
         check_parent(stage, path, tokenizer)
         restore(path, model, None)
-        for name, parameter in model.named_parameters():
-            sums[name] += member.weight * parameter.double()
-    for name, parameter in model.named_parameters():
-        parameter.copy_(sums[name])
+        for name, value in whole.items():
+            sums[name] += member.weight * value.double()
+    for name, value in whole.items():
+        value.copy_(sums[name])
