@@ -105,7 +105,8 @@ def test_contexts_grow_from_the_last_stable_checkpoint_to_128k_on_44_percent_lon
     for k in (32, 64, 128):
         mixture = recipe.branch[f"long-{k}k"].mixture or {}
         assert sum(mixture.values()) == 100
-        assert sum(mixture[c] for c in ("books", "arxiv", "pes2o", "wikipedia")) == 44
+        assert sum(mixture[c] for c in ("books", "long_questions", "arxiv", "pes2o", "wikipedia")) == 44
+        assert contexts[0].long_share == contexts[1].long_share == contexts[2].long_share == 0.44
 
 
 def test_the_tiny_family_has_every_kind_of_branch_and_fits_an_hour_of_two_slow_cores(tmp_path):
