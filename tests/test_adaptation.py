@@ -206,5 +206,11 @@ def test_another_recipe_of_that_name_or_a_wrong_start_is_refused(folder):
     (folder / "wide.toml").write_text(text.replace("[trunk]", '[trunk]\nstart = "old/same"'), encoding="utf-8")
     with pytest.raises(UserError, match=r"trunk.start: expected the shape of old/same"):
         run(load_recipe(folder / "wide.toml", ["model.size=0.05M"]), folder / "home", quiet=True)
+    with pytest.raises(UserError, match=r"trunk.start: expected a run of this home, got 'old/zame'"):
+        run(load_recipe(folder / "wide.toml", ["trunk.start=old/zame"]), folder / "home", quiet=True)
+    with pytest.raises(
+        UserError, match=r"trunk.start: expected the tokenizer of old/same.*, got another of as many tokens"
+    ):
+        run(load_recipe(folder / "wide.toml", ["corpus.plain.source=numbers.jsonl"]), folder / "home", quiet=True)
     with pytest.raises(UserError, match=r"trunk.start: expected a finished model, got the trunk"):
         run(load_recipe(folder / "wide.toml", ["trunk.start=old/trunk"]), folder / "home", quiet=True)

@@ -102,7 +102,7 @@ def _parent(home: Path, model: str) -> tuple[dict[str, Any], Stage, dict[str, An
     finally:
         book.close()
     if row["kind"] != "decay" or row["status"] != "done":
-        fix = "choose a decay that windtunnel status shows as done"
+        fix = "choose a decay that windtunnel status shows as done; a branch of kind 'adapt' goes on from the others"
         raise UserError(
             "adapt", f"expected a finished model, got the {row['kind']} '{row['name']}', {row['status']}", fix
         )

@@ -24,7 +24,7 @@ def open_book(home: Path) -> LabBook:
     return LabBook(Home(home).labbook, readonly=True)
 
 
-def find_run(book: LabBook, name: str) -> dict[str, Any]:
+def find_run(book: LabBook, name: str, where: str = "run") -> dict[str, Any]:
     """The row of a run: by id, PROGRAM/NAME, NAME if only one program has it, or folder; of several, the latest.
 
     Raises:
@@ -37,10 +37,10 @@ def find_run(book: LabBook, name: str) -> dict[str, Any]:
     found = found or [row for row in rows if row["name"] == name or Path(row["folder"]).name == Path(name).name]
     programs = sorted({row["program"] for row in found})
     if not found:
-        raise UserError("run", f"expected a run of this home, got {name[:80]!r}", "windtunnel status lists them")
+        raise UserError(where, f"expected a run of this home, got {name[:80]!r}", "windtunnel status lists them")
     if len(programs) > 1:
         raise UserError(
-            "run",
+            where,
             f"{len(programs)} programs have a run {name[:80]!r}",
             "write " + " or ".join(f"{p}/{name}" for p in programs),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from windtunnel.base.artefact import content_hash, read_json, write_json
+from windtunnel.base.artefact import content_hash, read_json, read_manifest, write_json
 from windtunnel.base.errors import ArtefactError, UserError
 from windtunnel.base.units import si
 from windtunnel.comparison import find_run
@@ -19,6 +19,7 @@ from windtunnel.home import Home
 from windtunnel.prepared import Prepared
 from windtunnel.program import Program
 from windtunnel.recipe import Recipe
+from windtunnel.train.folder import KIND, checkpoint_path
 from windtunnel.train.stage import FINISHED, Stage
 
 _FILE = "prepared.json"
@@ -87,32 +88,37 @@ def prepare(desk: Desk, recipe: Recipe) -> Prepared:
                 book.put_fact(
                     recipe.name, "corpus", name, {**corpora[name], "stats": corpus.stats, "licence": config.licence}
                 )
-    origin = _origin(desk, recipe, tokenizer.vocab_size) if recipe.trunk.start else None
+    origin = _origin(desk, recipe, tokenizer) if recipe.trunk.start else None
     prepared = Prepared(str(folder.relative_to(home.root)), tokenizer.hash, tokenizer.vocab_size, corpora, origin)
     write_json(home.program(recipe.name) / _FILE, {"key": preparation_key(recipe), **prepared.__dict__})
     return prepared
 
 
-def _origin(desk: Desk, recipe: Recipe, vocab: int) -> dict[str, Any]:
+def _origin(desk: Desk, recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
     """The stage key and last step of the finished model that the trunk starts from.
 
     Raises:
-        UserError: there is no such model in this home, it is not finished, or it is of another shape.
+        UserError: there is no such model in this home, it is not finished, or of another shape or tokenizer.
     """
     where = recipe.where("trunk.start")
-    row = find_run(desk.book, recipe.trunk.start or "")
+    row = find_run(desk.book, recipe.trunk.start or "", where)
     if row["kind"] not in FINISHED or row["status"] != "done":
-        fix = "choose a branch that windtunnel status shows as done"
+        fix = f"choose a branch that windtunnel status shows as done, of the kinds {', '.join(FINISHED)}"
         raise UserError(
             where, f"expected a finished model, got the {row['kind']} '{row['name']}', {row['status']}", fix
         )
     stage = Stage.from_dict(row["config"])
-    wanted, found = recipe.target_shape(vocab), stage.shape
+    wanted, found = recipe.target_shape(tokenizer.vocab_size), stage.shape
     if wanted != found:
         here, there = (f"{si(s.body)} with a vocabulary of {s.vocab:,}" if s else "a budget" for s in (wanted, found))
         raise UserError(
             where, f"expected the shape of {row['id']} ({there}), got {here}", "windtunnel adapt writes the recipe"
         )
+    checkpoint = checkpoint_path(desk.home.root / row["folder"], stage.steps)
+    read = read_manifest(checkpoint, KIND, verify=False).facts.get("tokenizer")
+    if read and read != tokenizer.hash:
+        problem = f"expected the tokenizer of {row['id']} ({read[:10]}), got another of as many tokens ({tokenizer.hash[:10]})"
+        raise UserError(where, problem, "windtunnel adapt writes the recipe")
     return {"stage": stage.key, "step": stage.steps}
 
 

@@ -12,6 +12,7 @@ from windtunnel.corpus.chat_template import Message, Part, answer_ends, check_te
 from windtunnel.corpus.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 ROLES = ("system", "user", "assistant")
+_FORM = 'a turn is for example {"role": "user", "content": "Hi"}'
 USER_MARK, ASSISTANT_MARK = "<用户>", "<AI>"
 
 CHATML_JINJA = (
@@ -46,7 +47,7 @@ def check_messages(messages: object, *, complete: bool = False) -> list[Message]
         DataError: another form, an unknown role, an empty turn, turns out of order, no answer at the end.
     """
     if not isinstance(messages, list | tuple) or not messages:
-        raise DataError("messages", "expected a list of turns {role, content}", "see docs for the form of chats")
+        raise DataError("messages", "expected a list of turns {role, content}", _FORM)
     turns: list[Message] = []
     for number, message in enumerate(cast(Sequence[Any], messages), 1):
         turns.append(_turn(message, f"turn {number}", turns))
@@ -59,11 +60,15 @@ def check_messages(messages: object, *, complete: bool = False) -> list[Message]
 
 def _turn(message: Any, where: str, before: list[Message]) -> Message:
     if not isinstance(message, dict) or not {"role", "content"} <= cast(dict[str, Any], message).keys():
-        raise DataError(where, "expected an object with role and content", "see docs for the form of chats")
+        raise DataError(where, "expected an object with role and content", _FORM)
     role, content = cast(dict[str, Any], message)["role"], cast(dict[str, Any], message)["content"]
     if role not in ROLES:
         raise DataError(
             where, f"expected the role system, user or assistant, got {role!r}", "rename or remove the turn"
+        )
+    if isinstance(content, list):
+        raise DataError(
+            where, f"expected text in the {role} turn, found a list of parts", "join their texts into one string"
         )
     if not isinstance(content, str) or not content.strip():
         raise DataError(where, f"expected text in the {role} turn, found none", "remove the chat or fill the turn")

@@ -27,12 +27,10 @@ from windtunnel.base.runtime import Runtime
 from windtunnel.model.adapters import adapters, is_adapter, merged_weights
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
-from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.folder import KIND, checkpoint_path, steps_saved
 from windtunnel.train.optimizer import Optimizer, clear_moments, moments
 from windtunnel.train.parallel import barrier, local
 from windtunnel.train.stage import Stage
-
-KIND = "checkpoint"
 
 
 @dataclass(frozen=True)

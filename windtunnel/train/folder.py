@@ -11,6 +11,8 @@ from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import ArtefactError
 from windtunnel.train.stage import Stage
 
+KIND = "checkpoint"
+"""What a checkpoint's manifest calls it."""
 RESULT = "result.json"
 FAILED = "failed.json"
 STAGE = "stage.json"

@@ -23,8 +23,9 @@ from windtunnel.base.errors import ArtefactError
 from windtunnel.model.moe import Experts
 from windtunnel.model.shape import Shape
 from windtunnel.model.transformer import Transformer
-from windtunnel.train.checkpoint import KIND, Position, restore, rows_held
+from windtunnel.train.checkpoint import Position, restore, rows_held
 from windtunnel.train.control import Control
+from windtunnel.train.folder import KIND
 from windtunnel.train.optimizer import build_optimizer, clear_moments, moments
 from windtunnel.train.parallel import local
 from windtunnel.train.stage import Stage
