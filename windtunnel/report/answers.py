@@ -64,6 +64,8 @@ class Grown:
     divergence: tuple[tuple[str, dict[str, Any]], ...]
     curves: dict[str, tuple[tuple[float, float], ...]]
     sweep: tuple[Beta, ...] = ()
+    members: int = 0
+    """Checkpoints that a soup averages."""
 
 
 def read_grown(book: LabBook, program: str, runs: Sequence[Row]) -> list[Grown]:
@@ -93,6 +95,7 @@ def _grown(book: LabBook, run: Row, parent: Row | None, found: dict[str, Any]) -
         f"base learning rate {config['optimizer']['learning_rate']:.3g}. {PRESETS[by_role]}", words,
         (*own, *_answers(found)), tuple(m for m in loss if m not in own), _preferences(pairs), _drift(found, pairs),
         tuple(found.get("divergence", {}).items()), _curves(book, run["id"]), _sweep(book, run, before),
+        len(config.get("average") or ()),
     )  # fmt: skip
 
 
