@@ -47,7 +47,7 @@ def environment() -> Environment:
         loader=PackageLoader("windtunnel.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     env.filters |= {
-        "si": lambda value: si(float(value)), "bits": lambda value: f"{value:.4f}", "fixed": lambda v, d: f"{v:.{d}f}",
+        "si": lambda value: si(float(value)), "bits": lambda value: f"{value:.4f}", "fixed": lambda v, d: minus(f"{v:.{d}f}"),
         "percent": lambda v, d: minus(f"{100 * v:+.{d}f}{_THIN}%"), "times": times, "size": bytes_size,
         "abs_percent": lambda v, d: f"{abs(100 * v):.{d}f}{_THIN}%", "duration": _duration, "human": human, "moment": _moment,
         "shown": shown_value,
