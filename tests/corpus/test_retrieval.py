@@ -9,9 +9,10 @@ import re
 import pytest
 
 from windtunnel.base.errors import DataError
+from windtunnel.corpus import retrieval
 from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.prepare import HELDOUT, prepare
-from windtunnel.corpus.retrieval import DIGITS, KINDS, compose, long_documents, parse
+from windtunnel.corpus.retrieval import DIGITS, KINDS, compose, draw_text, long_documents, parse
 from windtunnel.corpus.sources import read_documents, source_fingerprint
 from windtunnel.corpus.tokenizer import train
 from windtunnel.evaluate.passkey import FILLER, TASKS, build_item
@@ -83,6 +84,26 @@ def test_texts_have_the_stated_lengths_and_as_many_questions_as_their_spacing_as
     near = documents(folder, source="made:long/60/60-200@150+real.jsonl")
     assert {text.count("\n") for text in near} == {1}
     assert max(map(len, near)) < 320
+
+
+def test_in_a_list_every_statement_is_of_something_else_and_only_the_subject_tells_which_is_meant(monkeypatch):
+    for name in ("_LISTS", "_ONE_LINK"):
+        monkeypatch.setattr(retrieval, name, 1.0)
+    numbers, others = [], []
+    for seed in range(200):
+        text, asked = draw_text(random.Random(seed), [" ".join(sentences(seed, 60))], 600, 200)
+        body = {f"{stated}." for stated in text[: text.index("\n")].rstrip(".").split(". ")}
+        pairs = [made for made in asked if made.kind == "pair"]
+        links = {made.sentence.removeprefix(f"{made.subject} ").removesuffix(f" {made.key}.") for made in pairs}
+        assert len(links) <= 1, "one word joins all"
+        for made in pairs:
+            link = next(iter(links))
+            assert [stated for stated in body if stated.startswith(f"{made.subject} {link} ")] == [made.sentence]
+        numbers += [any(c.isdigit() for c in made.key) for made in pairs]
+        asked_for = {made.sentence for made in asked}
+        others += [any(c.isdigit() for c in stated) for stated in body - asked_for]
+    assert 0.7 < sum(numbers) / len(numbers) < 0.9
+    assert sum(others) / len(others) < 0.5, "numbers of real text are words too"
 
 
 def test_no_wording_key_or_filler_is_one_of_the_evaluation(folder):

@@ -26,7 +26,7 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 7
+VERSION = 8
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 """How often each is drawn."""
@@ -81,12 +81,15 @@ _CODES = (
     ("Note for the {thing}: its number is now {key}.", "Which number has the {thing} now?"),
 )
 _LINKS = {
-    "is": 6, "was": 3, "has": 2, ":": 2, "=": 2, "belongs to": 1, "stands for": 1, "goes with": 1, "leads to": 1,
+    "is": 12, "was": 4, "has": 2, ":": 2, "=": 2, "belongs to": 1, "stands for": 1, "goes with": 1, "leads to": 1,
     "rhymes with": 1, "came after": 1, "weighs as much as": 1, "costs": 1, "means": 1, "equals": 1, "holds": 1, "and": 1,
     "of": 1, "as": 1, "for": 1, "in": 1, "got": 1, "->": 1, ",": 1, "or": 1,
 }  # fmt: skip
 """How often each joins a pair. After the commonest, real text has the most other ways to go on."""
-_AGAIN = ("Again:", "Once more:", "As stated:", "To repeat:", "Recall:", "So")
+_AGAIN = (
+    "Again:", "Once more:", "As stated:", "To repeat:", "Recall:", "So", "And {of}?", "What of {of}?", "Which was it for {of}?",
+    "Tell me about {of}.", "Q: {of}? A:", "Asked: {of} {link} what? Answer:",
+)  # fmt: skip
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 
 
@@ -253,8 +256,9 @@ def _pair(draw: random.Random, words: Sequence[str], link: str | None, numbers: 
     """A few words that have nothing to do with each other, or a number: whatever follows can only be looked up."""
     of = " ".join(draw.choice(words) for _ in range(draw.choice((1, 2))))
     key = _key(draw) if draw.random() < numbers else " ".join(draw.choice(words) for _ in range(draw.choice((1, 2, 3))))
-    stated = f"{of} {link or _link(draw)} {key}."
-    return Asked("pair", stated, draw.choice(_AGAIN), stated, key, of)
+    link = link or _link(draw)
+    stated = f"{of} {link} {key}."
+    return Asked("pair", stated, draw.choice(_AGAIN).format(of=of, link=link), stated, key, of)
 
 
 def _link(draw: random.Random) -> str:
