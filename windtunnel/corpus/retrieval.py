@@ -26,7 +26,7 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 9
+VERSION = 8
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 """How often each is drawn."""
@@ -38,7 +38,7 @@ _EVERY, _DENSEST = 300, 100
 """Characters of text for each thing that is asked, and the fewest that one takes."""
 _ASKED = 64
 _FEWEST_WORDS = 12
-_LISTS, _ONE_LINK, _REPEATED = 0.5, 0.75, 0.6
+_LISTS, _ONE_LINK, _REPEATED = 0.3, 0.75, 0.5
 """Texts of nothing but pairs; those whose pairs are all joined by the same word, so that only the subject tells which of them
 is meant; lists, and texts of sentences, that repeat a few again and again."""
 _NUMBERS = 0.8
@@ -81,7 +81,7 @@ _CODES = (
     ("Note for the {thing}: its number is now {key}.", "Which number has the {thing} now?"),
 )
 _LINKS = {
-    "is": 24, "was": 4, "has": 2, ":": 2, "=": 2, "belongs to": 1, "stands for": 1, "goes with": 1, "leads to": 1,
+    "is": 12, "was": 4, "has": 2, ":": 2, "=": 2, "belongs to": 1, "stands for": 1, "goes with": 1, "leads to": 1,
     "rhymes with": 1, "came after": 1, "weighs as much as": 1, "costs": 1, "means": 1, "equals": 1, "holds": 1, "and": 1,
     "of": 1, "as": 1, "for": 1, "in": 1, "got": 1, "->": 1, ",": 1, "or": 1,
 }  # fmt: skip
