@@ -111,3 +111,17 @@ def test_a_share_that_was_rounded_in_a_short_branch_is_still_that_of_a_long_one(
     steps = {name: (program.branch(name).own_steps, program.branch(name).steps) for name in ("early", "same")}
     assert steps == {"early": (49, 244), "same": (195, 977)}
     assert forecast_branches(program) == ["same", "early"]
+
+
+def test_the_share_of_a_short_branch_is_taken_as_written_not_as_its_steps_round_it(path: Path) -> None:
+    """Of 122 steps a fifth is 24, 19.7 %; of 488 it is 98, 20.1 %, 2 steps more than the rounded share would give."""
+    path.write_text(
+        path.read_text()
+        .replace("[branch.same]", '[branch.early]\nat = "12500"\ntokens = "3125"\n[branch.same]')
+        .replace('tokens = "7680"', 'tokens = "62500"')
+    )
+    program = Program(load_recipe(str(path)))
+    steps = {name: (program.branch(name).own_steps, program.branch(name).steps) for name in ("early", "same")}
+    assert steps == {"early": (24, 122), "same": (98, 488)}
+    assert program.decay().share == 0.2
+    assert forecast_branches(program) == ["same", "early"]

@@ -352,12 +352,18 @@ class Program:
         half_life = self._half_life(name)
         floor = config.floor if config.floor is not None else (0.0 if half_life else 0.1)
         share = self.decay_steps(name) / self.steps
-        if (
-            self.recipe.trunk.batch_schedule or config.at
-        ):  # then steps are not equally long, or the run is a shorter one
-            stage = self.branch(name)
-            share = stage.own_tokens / stage.tokens
+        if self.recipe.trunk.batch_schedule or config.at:  # steps are not equally long, or the run is a shorter one
+            share = self.decay_share(name)
         return Decay(share, config.form, floor, half_life)
+
+    def decay_share(self, branch: str) -> float:
+        """The share of a run's tokens that lie in a decay branch, as it is written: its steps would round that of a short run."""
+        config = self.recipe.branch[branch]
+        if "steps" in (config.length.unit, config.at.unit if config.at else None):
+            stage = self.branch(branch)
+            return stage.own_tokens / stage.tokens
+        own = self._tokens(config.length)
+        return own / (self._tokens(config.at) + own if config.at else self.total_tokens)
 
     def scaling(self) -> list[ScalingRun]:
         """The stages of the scaling study."""

@@ -71,8 +71,8 @@ def seal_forecasts(desk: Desk, program: Program) -> list[dict[str, Any]]:
 def forecast_branches(program: Program) -> list[str]:
     """The branches that a forecast is made for, the longest run first: decays on the trunk's own data by the proxies' rule.
 
-    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens, to a step or 1 %,
-    since the rule itself is counted in the steps of a run that may be a short one.
+    A law of decayed proxies speaks for runs that end as they did: same form, floor and share of all tokens as written, to a
+    step or 1 %, since rounded to steps the branches of a short and of a long run may differ by more.
     """
     found: list[tuple[int, str]] = []
     recipe, rule = program.recipe, program.decay()
@@ -80,7 +80,7 @@ def forecast_branches(program: Program) -> list[str]:
         if recipe.branch[name].mixture in (None, recipe.trunk.mixture):
             stage = program.branch(name)
             own = (stage.schedule.form, stage.schedule.floor, stage.schedule.half_life)
-            off = abs(stage.own_tokens - rule.share * stage.tokens)
+            off = abs(program.decay_share(name) - rule.share) * stage.tokens
             if own == (rule.form, rule.floor, rule.half_life) and off <= max(
                 stage.step_tokens, 0.01 * stage.own_tokens
             ):
