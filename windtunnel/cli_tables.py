@@ -14,7 +14,7 @@ from windtunnel.base.errors import UserError
 from windtunnel.base.units import parse_count, si
 from windtunnel.laws.batch import NAMED_BATCH, BatchLaw
 from windtunnel.laws.forms import FORMS, free_parameters
-from windtunnel.laws.loss import NAMED, LossLaw, fit_loss_law
+from windtunnel.laws.loss import NAMED, REACH, LossLaw, fit_loss_law
 from windtunnel.laws.optimum import COUNTS, optimum, percentiles90
 from windtunnel.laws.points import Point, read_points
 from windtunnel.model.family import FAMILIES, Family
@@ -189,7 +189,7 @@ class Prediction:
             fix = "see windtunnel law predict --help"
             raise UserError("law predict", "expected either --flops, or --parameters and --tokens", fix)
         notes = [*law.outside(n, d), *law.warnings]
-        if intervals and _reach(law, n, d) > _FAR:
+        if intervals and law.reach(n, d) > REACH:
             intervals = {}
             notes.append("so far from what was fitted, refitted constants say nothing of the error: no interval")
         if served and 2 * n * served > compute:
@@ -235,16 +235,6 @@ class Prediction:
         if self.setting:
             lines.append(f"  the law is {self.setting}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-
-_FAR = 10.0
-"""Times beyond the fitted range of N or D."""
-
-
-def _reach(law: LossLaw, parameters: float, tokens: float) -> float:
-    """How many times beyond the fitted range of N or D this lies; at most 1 within it."""
-    pairs = ((parameters, law.sizes), (tokens, law.lengths))
-    return max(max(value / high, low / value) for value, (low, high) in pairs)
 
 
 def _loss90(law: LossLaw, parameters: float, tokens: float) -> dict[str, tuple[float, float]]:

@@ -3,7 +3,7 @@
 Into real documents of a source, one after the other, sentences are put that state something of which nothing else in the text
 tells: codes, contents of lockers, made-up facts. At the end all of them are asked for, in another order, beside passages of the
 real text itself whose continuation is asked (after the synthetic long question-answering of arXiv 2404.06395, section 7.2).
-Wordings, kinds of keys and filler are none of ``evaluate/passkey.py``: codes have 3, 4, 6, 7 or 8 digits there, never 5 or 10.
+Wordings, kinds of keys and filler are none of ``evaluate/passkey.py``: numbers have up to 12 digits there, never 5 or 10.
 
 A recipe reads them as text from ``made:long/COUNT/CHARACTERS+SOURCE``, SOURCE being read with the same table: real documents that
 the table's ``heldout`` keeps apart are never used. CHARACTERS is the length of the longest, a quarter of it that of the shortest;
@@ -26,11 +26,12 @@ from windtunnel.corpus.config import SourceConfig
 from windtunnel.corpus.fields import Document
 
 PREFIX = "made:long/"
-VERSION = 8
+VERSION = 9
 """Part of every key: raised when the same name and text would give other documents."""
 KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 """How often each is drawn."""
-DIGITS = (3, 4, 6, 7, 8)
+DIGITS = (2, 3, 4, 6, 7, 8, 9, 11, 12)
+"""Of many lengths, so that where a number ends has to be looked up too, and leaving any number of digits in its last token."""
 MOST = 200_000
 _NAME = re.compile(r"made:long/(\d{1,6})/(?:(\d{1,8})-)?(\d{1,8})(?:@(\d{1,6}))?(?:/(\d{1,9}))?\+(.+)")
 _LEAST = 60

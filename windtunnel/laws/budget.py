@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from windtunnel.base.units import si
 from windtunnel.laws.fit import LawError
-from windtunnel.laws.loss import REACH_WITHOUT_FLOOR, LossLaw
+from windtunnel.laws.loss import REACH, LossLaw
 from windtunnel.model.family import Family
 
 
@@ -67,7 +67,7 @@ def choose(
     refused: list[str] = []
     for member in sorted(family.members, key=family.body):
         shape = family.shape(member.name, vocab, tied=tied)
-        if law.floor is None and not force and shape.body > REACH_WITHOUT_FLOOR * law.sizes[1]:
+        if law.floor is None and not force and shape.body > REACH * law.sizes[1]:
             refused.append(member.name)
             continue
         each = shape.flops_per_token(row).total

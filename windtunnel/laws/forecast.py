@@ -26,7 +26,7 @@ from windtunnel.base.units import si
 from windtunnel.laws.fit import LawError
 from windtunnel.laws.forms import FORMS, constants_of
 from windtunnel.laws.heldout import Extrapolation, Noise, assumed_noise, extrapolate, seed_noise
-from windtunnel.laws.loss import REACH_WITHOUT_FLOOR, LossLaw
+from windtunnel.laws.loss import REACH, LossLaw
 from windtunnel.laws.points import Point, check_points, columns, far_off
 from windtunnel.laws.sealed import Forecast, FormForecast, Interval, Sealed, freeze, read_forecast, score
 
@@ -60,7 +60,7 @@ def forecast(
     n, d, _ = columns(points)
     reach = parameters / float(n.max())
     warnings: list[str] = []
-    allowed = [f for f in forms if f != "coupled" or force or reach <= REACH_WITHOUT_FLOOR]
+    allowed = [f for f in forms if f != "coupled" or force or reach <= REACH]
     if len(allowed) < len(forms):
         warnings.append(f"the coupled form has no floor and is left out {reach:.3g}× beyond the largest proxy")
     if not allowed:

@@ -25,7 +25,9 @@ _CONSTANTS = {
 }
 _DATA = ("C_D", "beta", "L0", "D_c", "B", "b", "E")
 """Constants of the data term, and of the floor from which it cannot be told with one D."""
-REACH_WITHOUT_FLOOR = 10.0
+
+REACH = 10.0
+"""Times beyond the fitted range up to which a form without a floor, and refitted constants, are believed."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class LossLaw:
             if not (math.isfinite(value) and value > 0):
                 raise LawError(f"law.{what}", f"expected a positive number, got {value}")
         reach = parameters / self.sizes[1]
-        if self.floor is None and reach > REACH_WITHOUT_FLOOR and not force:
+        if self.floor is None and reach > REACH and not force:
             raise LawError(
                 "law.parameters",
                 f"the {self.form} law has no floor and was fitted up to N = {si(self.sizes[1])}, "
-                f"got {si(parameters)} ({reach:.3g}×, at most {REACH_WITHOUT_FLOOR:g}×)",
+                f"got {si(parameters)} ({reach:.3g}×, at most {REACH:g}×)",
                 "fit larger proxies, use a law with a floor, or force it",
             )
         return float(self.losses(np.array([float(parameters)]), np.array([float(tokens)]))[0])
@@ -107,6 +109,11 @@ class LossLaw:
             elif value < low / 1.001:
                 notes.append(f"{what} = {si(value)} is {low / value:.3g}× below the smallest fitted ({si(low)})")
         return notes
+
+    def reach(self, parameters: float, tokens: float) -> float:
+        """How many times beyond the fitted range of N or D this lies; at most 1 within it."""
+        pairs = ((parameters, self.sizes), (tokens, self.lengths))
+        return max(max(value / high, low / value) for value, (low, high) in pairs)
 
     def optimum(self, flops: float) -> tuple[float, float]:
         """N and D that minimise the loss at C = 6ND FLOPs.
