@@ -164,6 +164,10 @@ def test_a_run_is_deleted_whole_and_never_under_a_child(home: Path, trained: lis
     # Asked and answered with no, nothing happens.
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     assert _run(["model", "delete", "grove/same", "--home", str(home)]) == 130
+    # So it does where nobody answers; then it is said how to go on.
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert _run(["model", "delete", "grove/same", "--home", str(home)]) == 2
+    assert "--yes deletes without asking" in capsys.readouterr().err
     assert folder.is_dir()
     delete(home, found)
     assert not folder.exists()

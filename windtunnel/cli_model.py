@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from windtunnel.base.errors import UserError
 from windtunnel.cli_options import HOME, AsJson, Devices, Home, Overrides, RecipeFile, RunName, load, show
 
 
@@ -55,7 +57,15 @@ def delete(
 
     found = doomed(home, name)
     if not yes:
-        typer.confirm(found.question, abort=True)
+        try:
+            agreed = typer.confirm(found.question)
+        except typer.Abort:
+            if sys.stdin.isatty():
+                raise
+            fix = "nothing is deleted; --yes deletes without asking"
+            raise UserError("model delete", "expected an answer, and there is nobody to ask", fix) from None
+        if not agreed:
+            raise typer.Abort
     show(call(home, found))
 
 
