@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from windtunnel.planning import known_pins, plan
 from windtunnel.preparation import check_supply
 from windtunnel.prepared import Prepared
 from windtunnel.program import Program
-from windtunnel.recipe import load_recipe, parse_recipe
+from windtunnel.recipe import load_recipe, parse_recipe, shipped_path
+from windtunnel.study import search_stages
 from windtunnel.train.stage import Start
 
 TOTAL = 2_442_057_984 + 122_753 * 2304
@@ -42,6 +44,32 @@ def test_the_quickstart_has_the_keys_that_it_had_before_its_tables_gained_fields
 )
 def test_a_search_with_other_constants_is_another_search(override: str) -> None:
     assert Program(load_recipe("quickstart", [override])).search_key != SEARCH
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.base_width=64", "model.tied=false", "model.row=64", "model.parametrization=standard", "model.vocabulary_regime=large",
+        "model.scale_depth=1", "optimizer.kind=muon", "tokenizer.vocab=512", "trunk.batch=4096",
+        "trunk.warmup=200 steps", "trunk.masking=none", "trunk.mixture.wiki=1", "evaluate.tokens=50k", "seed=2", "tunnel.trial_tokens=200k",
+        "tunnel.search_size=0.05M",
+    ],
+)  # fmt: skip
+def test_a_search_whose_trials_differ_is_another_search(override: str) -> None:
+    """A record that was taken for another recipe's would choose its learning rate without a word."""
+    one, other = (Program(load_recipe("quickstart", part)) for part in ([], [override]))
+    values = {"learning_rate": 0.01}
+    first, second = (search_stages(program, [(0, values)])[0].key for program in (one, other))
+    assert (first != second) <= (one.search_key != other.search_key)
+
+
+def test_the_choice_of_a_warmup_leaves_the_search_what_it_was() -> None:
+    tables = tomllib.loads(shipped_path("quickstart").read_text("utf-8"))
+    del tables["trunk"]["warmup"]
+    program = Program(parse_recipe(tables, ["tunnel.space={learning_rate=[0.002, 0.08], warmup=[0.01, 0.3]}"]))
+    chosen = program.with_choices({"learning_rate": 0.01, "warmup": 0.25})
+    assert chosen.warmup != program.warmup
+    assert chosen.search_key == program.search_key
 
 
 def test_pins_of_a_version_that_knew_fewer_keys_still_hold(tmp_path: Path) -> None:

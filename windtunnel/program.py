@@ -393,10 +393,15 @@ class Program:
         unusual: dict[str, Any] = {
             name: value for name, value in setting.optimizer.to_dict().items() if usual.get(name) != value
         }
-        unusual |= {"qk_norm": True} if self.recipe.model.qk_norm else {}
+        model = self.recipe.model
+        unusual |= {"qk_norm": True} if model.qk_norm else {}
+        unusual |= {"tied": False} if not model.tied else {}
+        unusual |= {"base_width": self.shape.base_width} if self.shape.base_width != self.recipe.family.base_width else {}
+        # What is searched is no part of what the search starts from, or the choice would make it another search.
+        warmup = None if "warmup" in self.searched else setting.warmup
         return content_hash(
             [tunnel, more, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
-             setting.parametrization.to_dict(), setting.warmup, self.vocab, self.recipe.model.family, setting.masking,
+             setting.parametrization.to_dict(), warmup, self.vocab, model.family, setting.masking,
              unusual]
         )  # fmt: skip
 
