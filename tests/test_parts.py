@@ -257,6 +257,10 @@ def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_cop
     searched(folder, tmp_path / "numerics", part="2/2")
     stage = next(Home(tmp_path / "numerics").runs("parts").glob("*/stage.json"))
     write_json(stage, {**read_json(stage), "key": "0" * 64})
+    for name, part in (("newer", {"of_a_later_version": 1}), ("newer-shape", {"shape": {"unheard_of": 1}})):
+        searched(folder, tmp_path / name, part="2/2")
+        stage = next(Home(tmp_path / name).runs("parts").glob("*/stage.json"))
+        write_json(stage, {**read_json(stage), **part})
     corpus = tmp_path / "corpus"
     shutil.copytree(tmp_path / "one", corpus)
     prepared = Home(corpus).program("parts") / "prepared.json"
@@ -268,10 +272,13 @@ def test_what_does_not_belong_to_one_study_is_refused_by_name_and_nothing_is_cop
         ("corpus", "expected the corpus 'plain' .* for 'parts', got ffffffffffff"),
         ("other-recipe", "expected the recipe of .* got another: trunk.batch: 128 → 256"),
         ("numerics", "expected a run with the numerics of this version, got one with others"),
+        ("newer", "expected a run with the numerics of this version, got one with others"),
+        ("newer-shape", "expected a run with the numerics of this version, got one with others"),
+        ("into", "expected another home to join into this one, got itself alone"),
         ("empty", "expected a home with a program whose corpora are built, found none"),
     ]:
         with pytest.raises(UserError, match=words) as error:
-            merge([tmp_path / "one", tmp_path / name], tmp_path / "into")
+            merge([tmp_path / name] if name == "into" else [tmp_path / "one", tmp_path / name], tmp_path / "into")
         assert "\n" not in str(error.value)
         assert not (tmp_path / "into" / "labbook.sqlite").exists()
         assert not list((tmp_path / "into").rglob("stage.json"))

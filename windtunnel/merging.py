@@ -33,10 +33,14 @@ def merge(homes: Sequence[Path], into: Path, *, mixed: bool = False) -> View:
         mixed: also where the trials of one study ran on different devices, dtypes, threads or versions of torch.
 
     Raises:
-        UserError: a home has no program; two homes differ in data, tokenizer, recipe or what their trials ran on; a run was
+        UserError: there is no other home than ``into``, or it has no program; two homes differ in data, tokenizer, recipe or what their trials ran on; a run was
             trained with other numerics; another command is at work in one of the homes.
     """
     sources = [path for path in homes if path.resolve() != into.resolve()]
+    if not sources:
+        raise UserError(
+            str(into), "expected another home to join into this one, got itself alone", "name the homes of the other parts"
+        )
     programs = {path: _programs(path) for path in sources}
     target, counts = Home(into), {"copied": 0, "known": 0}
     locks = [FolderLock(Home(path).program(name)) for path, names in programs.items() for name in names]
@@ -141,8 +145,12 @@ def _sound(program: str, home: Path) -> None:
     """Refuses runs whose identity is not the one that this version gives them: they were trained with other numerics."""
     for run in _runs(program, home):
         raw = read_json(run / STAGE)
-        key = raw.pop("key")
-        if Stage.from_dict(raw).key != key:
+        try:
+            key = raw.pop("key")
+            known = Stage.from_dict(raw).key == key
+        except (KeyError, TypeError, ValueError, AttributeError, UserError):  # written by another version, or damaged
+            known = False
+        if not known:
             raise UserError(
                 str(run), "expected a run with the numerics of this version, got one with others",
                 "train it again with this version, or merge with the version that trained it",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,15 @@ import typer
 from windtunnel import cli
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").iterdir())
-CALL = re.compile(r"^[#\s]*(windtunnel .*)$", re.MULTILINE)
+STAND_IN = """#!/bin/bash
+home="${@: -1}"
+[ -f "$home/earlier" ] || exit 9
+trap 'touch "$home/ended"; exit 75' TERM
+touch "$home/begun"
+for _ in $(seq 600); do [ -n "$LONG" ] || break; sleep 0.1; done
+touch "$home/ended"
+"""
+CALL = re.compile(r"^[#\s]*(windtunnel .*?)(?: &)?$", re.MULTILINE)
 
 
 def calls(path: Path) -> list[list[str]]:
@@ -39,12 +52,34 @@ def test_every_call_in_an_example_is_understood(path: Path) -> None:
 
 
 def test_the_array_job_gives_each_task_its_share_and_its_home() -> None:
-    search = parsed(calls(next(path for path in EXAMPLES if path.name == "slurm.sbatch"))[-1])
-    assert (search["recipe"], search["part"], str(search["home"])) == (
-        "my.toml",
-        "$SLURM_ARRAY_TASK_ID/28",
-        "part-$SLURM_ARRAY_TASK_ID",
-    )
+    path = next(path for path in EXAMPLES if path.name == "slurm.sbatch")
+    search = parsed(calls(path)[-1])
+    assert (search["recipe"], search["part"], str(search["home"])) == ("my.toml", "$SLURM_ARRAY_TASK_ID/28", "$home")
+    assert 'home="${TMPDIR:-/tmp}/part-$SLURM_ARRAY_TASK_ID"' in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash to run the job's script with")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_job_keeps_its_home_on_the_node_and_copies_it_back_also_when_it_is_told_to_end(
+    tmp_path: Path, stopped: bool
+) -> None:
+    """The script itself, with a stand-in for windtunnel that works in the home it is given until a signal or its end."""
+    bin_, submitted, node = tmp_path / "bin", tmp_path / "submitted", tmp_path / "node"
+    for folder in (bin_, submitted / "part-3", node):
+        folder.mkdir(parents=True)
+    (submitted / "part-3" / "earlier").write_text("done before")
+    (bin_ / "windtunnel").write_text(STAND_IN)
+    (bin_ / "windtunnel").chmod(0o755)
+    script = next(path for path in EXAMPLES if path.name == "slurm.sbatch")
+    env = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "TMPDIR": str(node), "SLURM_ARRAY_TASK_ID": "3"}
+    job = subprocess.Popen(["bash", str(script)], cwd=submitted, env={**env, "LONG": "1" if stopped else ""})
+    while not (node / "part-3" / "begun").is_file():
+        assert job.poll() is None, "it ended before it began"
+        time.sleep(0.05)
+    if stopped:
+        job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == (75 if stopped else 0), "what windtunnel said is what the job says"
+    assert {path.name for path in (submitted / "part-3").iterdir()} == {"earlier", "begun", "ended"}
 
 
 def test_an_option_that_does_not_exist_is_noticed() -> None:
