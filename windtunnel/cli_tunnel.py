@@ -35,12 +35,13 @@ def tunnel_search(
     workers: Workers = "auto",
     per_gpu: PerGpu = "1",
     home: Home = HOME,
+    as_json: AsJson = False,
 ) -> None:
     """Search hyper-parameters, check them on a wider model."""
     loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
-    show(call(loaded, home, until="search", devices=devices, part=part, crew=Crew(workers, per_gpu)))
+    show(call(loaded, home, until="search", devices=devices, part=part, crew=Crew(workers, per_gpu)), as_json)
 
 
 @app.command("scale")
@@ -52,12 +53,13 @@ def tunnel_scale(
     workers: Workers = "auto",
     per_gpu: PerGpu = "1",
     home: Home = HOME,
+    as_json: AsJson = False,
 ) -> None:
     """Train the trunks and branches that give the law."""
     loaded = load(recipe, overrides)
     from windtunnel.pipeline import run as call
 
-    show(call(loaded, home, until="scaling", devices=devices, part=part, crew=Crew(workers, per_gpu)))
+    show(call(loaded, home, until="scaling", devices=devices, part=part, crew=Crew(workers, per_gpu)), as_json)
 
 
 @app.command("transfer")
@@ -122,8 +124,9 @@ def tunnel_merge(
     mixed: Annotated[
         bool, typer.Option("--mixed-numerics", help="Also trials of different devices, dtypes, threads or torches.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Join the runs of several homes into one study."""
     from windtunnel.merging import merge as call
 
-    show(call(homes, into, mixed=mixed))
+    show(call(homes, into, mixed=mixed), as_json)

@@ -18,7 +18,7 @@ from typing import Any, cast
 from windtunnel.base.artefact import MANIFEST, explained, write_json
 from windtunnel.base.compiler import NO_COMPILER, has_compiler
 from windtunnel.base.devices import USUAL, Crew, gpu_numbers, visible_gpus
-from windtunnel.base.errors import ArtefactError, WindtunnelError
+from windtunnel.base.errors import ArtefactError, UserError, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.base.lock import FolderLock
 from windtunnel.base.units import si
@@ -56,19 +56,32 @@ class Machine:
     cluster: str = ""
     packed: bool = True
     """False while it has still to be measured how many workers a GPU takes."""
+    seats: int = 0
+    """At most so many workers on the cluster; 0 for as many as it has room for."""
 
     @classmethod
     def of(cls, devices: str | None, crew: Crew = USUAL) -> Machine:
         """The GPUs that ``devices`` names ("cuda", "0,1"), else those that are there, else the cores of the CPU.
 
         "ray" and "ray:ADDRESS" name a Ray cluster for the small stages, "ray+cuda" with a GPU for each; a large run stays here.
+
+        Raises:
+            UserError: several workers are asked for on each GPU where there is none, or on a cluster.
         """
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if devices and (match := _RAY.fullmatch(devices)):
-            return replace(cls.of(match["device"], crew), cluster=match["address"] or "auto")
+            if crew.per_gpu not in ("1", "auto"):
+                raise UserError(
+                    "--workers-per-gpu", f"expected 1 with a Ray cluster, got {crew.per_gpu}", "use --workers"
+                )
+            here = cls.of(match["device"], crew)
+            seats = 0 if crew.workers == "auto" else int(crew.workers)
+            return replace(here, cluster=match["address"] or "auto", seats=seats)
         stated = 0 if crew.workers == "auto" else int(crew.workers)
         word = devices or ",".join(visible_gpus())
         if word in ("", "cpu"):
+            if crew.per_gpu not in ("1", "auto"):
+                raise UserError("--workers-per-gpu", "expected a GPU, there is none in use", "use --workers")
             return cls(stated or cores, cores, word)
         count = max(1, len(gpu_numbers(word)))
         each = 1 if crew.per_gpu == "auto" else int(crew.per_gpu)
@@ -346,7 +359,9 @@ class Desk:
 
     def _on_cluster(self, machine: Machine) -> RayFleet:
         if "cluster" not in self._fleets:
-            self._fleets["cluster"] = RayFleet(machine.cluster, machine.device or None, eager=self._eager)
+            self._fleets["cluster"] = RayFleet(
+                machine.cluster, machine.device or None, eager=self._eager, seats=machine.seats
+            )
         return cast(RayFleet, self._fleets["cluster"])
 
     def need_all(self, stages: Sequence[Stage], results: dict[str, Result]) -> None:

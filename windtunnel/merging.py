@@ -33,13 +33,15 @@ def merge(homes: Sequence[Path], into: Path, *, mixed: bool = False) -> View:
         mixed: also where the trials of one study ran on different devices, dtypes, threads or versions of torch.
 
     Raises:
-        UserError: there is no other home than ``into``, or it has no program; two homes differ in data, tokenizer, recipe or what their trials ran on; a run was
-            trained with other numerics; another command is at work in one of the homes.
+        UserError: there is no home but ``into``, or one has no program; two homes differ in data, tokenizer, recipe or what
+            their trials ran on; a run was trained with other numerics; another command is at work in one of the homes.
     """
     sources = [path for path in homes if path.resolve() != into.resolve()]
     if not sources:
         raise UserError(
-            str(into), "expected another home to join into this one, got itself alone", "name the homes of the other parts"
+            str(into),
+            "expected another home to join into this one, got itself alone",
+            "name the homes of the other parts",
         )
     programs = {path: _programs(path) for path in sources}
     target, counts = Home(into), {"copied": 0, "known": 0}

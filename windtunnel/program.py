@@ -396,7 +396,9 @@ class Program:
         model = self.recipe.model
         unusual |= {"qk_norm": True} if model.qk_norm else {}
         unusual |= {"tied": False} if not model.tied else {}
-        unusual |= {"base_width": self.shape.base_width} if self.shape.base_width != self.recipe.family.base_width else {}
+        unusual |= (
+            {"base_width": self.shape.base_width} if self.shape.base_width != self.recipe.family.base_width else {}
+        )
         # What is searched is no part of what the search starts from, or the choice would make it another search.
         warmup = None if "warmup" in self.searched else setting.warmup
         return content_hash(

@@ -241,6 +241,9 @@ def _tunnel(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "tunnel.tokens", "expected different lengths, got one of them twice", "three lengths or more give a law"
         )
+    if tunnel.prune != "none" and tunnel.on_edge == "widen" and tunnel.space and tunnel.space.warmup:
+        problem = 'expected "say" or "refuse" where trials end early and the warmup is searched, got "widen"'
+        yield Problem("tunnel.on_edge", problem, "a warmup beyond the range could outlast the first rung of a trial")
     yield from _studies(recipe)
     if not recipe.decays:
         yield Problem(

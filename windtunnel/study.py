@@ -48,7 +48,7 @@ def choose(desk: Desk, program: Program) -> Program:
         for study, runs in known["runs"].items():
             desk.use(study, runs)
         return program.with_choices(known["choices"], known.get("warmup"))
-    except (ArtefactError, KeyError):
+    except (ArtefactError, KeyError, TypeError, AttributeError):  # none, or not one of ours: the trials are found again
         pass
     found, gap = _search(desk, program)
     choices = dict(found.best.values)

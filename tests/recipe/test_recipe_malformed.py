@@ -161,6 +161,7 @@ LINES = [
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nstop = "never"', "tunnel.stop: expected 'trials' or 'enough', got 'never'"),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nsampler = "latin"', "tunnel.sampler: expected 'tpe', 'gp', 'sobol', 'random' or 'grid', got 'latin'"),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\non_edge = "extend"', "tunnel.on_edge: expected 'say', 'widen' or 'refuse', got 'extend'"),
+    ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\non_edge = "widen"\nprune = "halving"\nspace = { warmup = [0.01, 0.1] }', 'tunnel.on_edge: expected "say" or "refuse" where trials end early and the warmup is searched, got "widen"'),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["0.8M", "1.6M", "3.2M"]\nper_round = 0', 'tunnel.per_round: expected a number of at least 1'),
     ('tokens = ["0.8M", "1.6M", "3.2M"]', 'tokens = ["1M", "2M", "3M"]\nforms = ["cubic"]', "tunnel.forms[1]: expected"),
     ('tokens = "6.4M"', "tokens = 0", "trunk.tokens: expected a positive whole number, got '0'"),

@@ -64,6 +64,11 @@ def test_a_machine_has_the_workers_that_are_stated_and_else_one_for_each_core_or
     assert Machine.of("0,1", Crew("5", "auto")).workers == 5
     open_question = Machine.of("0,1", Crew(per_gpu="auto"))
     assert (open_question.workers, open_question.packed) == (2, False)
+    assert (Machine.of("ray:10.0.0.1:6379", Crew("5")).seats, Machine.of("ray").seats) == (5, 0)
+    with pytest.raises(UserError, match="--workers-per-gpu: expected a GPU, there is none in use; use --workers"):
+        Machine.of("cpu", Crew(per_gpu="3"))
+    with pytest.raises(UserError, match="--workers-per-gpu: expected 1 with a Ray cluster, got 3"):
+        Machine.of("ray+cuda", Crew(per_gpu="3"))
     for bad in (Crew, lambda v: Crew(per_gpu=v)):
         with pytest.raises(UserError, match="expected auto or a number from 1 on, got '0'"):
             bad("0")

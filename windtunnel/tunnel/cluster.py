@@ -162,13 +162,16 @@ class RayFleet:
     Args:
         address: of the cluster, "auto" for the one that this machine belongs to.
         devices: "cuda" gives every seat a GPU, anything else a CPU core.
+        seats: at most so many; 0 for as many as the cluster has room for.
 
     Raises:
         UserError: ray is not installed, or no cluster answers at that address.
     """
 
-    def __init__(self, address: str = "auto", devices: str | None = None, *, eager: bool = False) -> None:
-        self._ray, self._devices, self._eager = _ray(), devices, eager
+    def __init__(
+        self, address: str = "auto", devices: str | None = None, *, eager: bool = False, seats: int = 0
+    ) -> None:
+        self._ray, self._devices, self._eager, self._seats = _ray(), devices, eager, seats
         self._kind = "GPU" if (devices or "").startswith("cuda") else "CPU"
         _answers(address)
         try:
@@ -244,6 +247,8 @@ class RayFleet:
 
     def _new_hand(self) -> _Hand | None:
         """A seat where the cluster has room for one; a lost machine's seats are not asked for again until there is."""
+        if self._seats and len(self._hands) >= self._seats:
+            return None
         if self._ray.available_resources().get(self._kind, 0.0) < 1.0:
             return None
         room = {"num_gpus": 1, "num_cpus": 1} if self._kind == "GPU" else {"num_cpus": 1}
