@@ -170,3 +170,17 @@ def test_what_grows_from_a_trunk_with_a_batch_schedule_has_the_batch_of_where_it
         trunk.batches.sequences(at) + 48 * 1024,
     ]
     assert read[16384] == [48 * 256]
+
+
+def test_a_soup_of_more_checkpoints_than_the_trunk_will_have_is_refused_and_one_of_an_ended_trunk_takes_what_there_is() -> (
+    None
+):
+    mean = "branch.mean={kind='soup', of=['trunk'], last=%d}"
+    program = Program(load_recipe("quickstart", [mean % 4, "trunk.checkpoint_every=100 steps"]))
+    assert len(program.branch("mean").average) == 4
+    assert [member.step for member in program.branch("mean", 250).average] == [250, 150, 50]
+    few = Program(load_recipe("quickstart", [mean % 4, "trunk.checkpoint_every=400 steps"]))
+    with pytest.raises(
+        UserError, match=r"branch.mean.last: expected 4 checkpoints of the trunk or more, found 3; lower trunk"
+    ):
+        few.branch("mean")

@@ -278,7 +278,8 @@ class Program:
             saved: its checkpoints, where some exist.
 
         Raises:
-            RecipeError: the trunk has fewer than two of the checkpoints, or members differ in shape.
+            RecipeError: the trunk has fewer than two of the checkpoints, or its plan fewer than are asked for; or members differ
+                in shape.
         """
         config = self.recipe.branch[name]
         assert config.of is not None
@@ -287,10 +288,12 @@ class Program:
                 name, config, [(grown[member], grown[member].steps) for member in config.of], self.setting()
             )
         points = [step for step in self.soup_points(name, trunk.steps) if saved is None or step in saved]
-        if len(points) < 2:
+        # A trunk that was told to end early has fewer; then the soup is of those that there are.
+        least = max(2, config.last or 0) if saved is None and trunk.steps == self.trunk_steps else 2
+        if len(points) < least:
             raise RecipeError(
                 self.recipe.where(f"branch.{name}.last"),
-                f"expected two checkpoints of the trunk or more, found {len(points)}", "lower trunk.checkpoint_every",
+                f"expected {least} checkpoints of the trunk or more, found {len(points)}", "lower trunk.checkpoint_every",
             )  # fmt: skip
         return averaged(name, config, [(trunk, step) for step in points], self.setting())
 
