@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from windtunnel import preparation
+from windtunnel.base.artefact import write_json
 from windtunnel.base.errors import UserError
 from windtunnel.base.units import bytes_size
 from windtunnel.home import Home
@@ -18,7 +19,7 @@ from windtunnel.preparation import check_supply
 from windtunnel.prepared import Prepared
 from windtunnel.program import Program
 from windtunnel.recipe import load_recipe, parse_recipe, shipped_path
-from windtunnel.study import search_stages
+from windtunnel.study import search_stages, with_known_choices
 from windtunnel.train.stage import Start
 
 TOTAL = 2_442_057_984 + 122_753 * 2304
@@ -51,7 +52,7 @@ def test_a_search_with_other_constants_is_another_search(override: str) -> None:
     [
         "model.base_width=64", "model.tied=false", "model.row=64", "model.parametrization=standard", "model.vocabulary_regime=large",
         "model.scale_depth=1", "optimizer.kind=muon", "tokenizer.vocab=512", "trunk.batch=4096",
-        "trunk.warmup=200 steps", "trunk.masking=none", "trunk.mixture.wiki=1", "evaluate.tokens=50k", "seed=2", "tunnel.trial_tokens=200k",
+        "trunk.warmup=3 steps", "trunk.mixture.wiki=1", "seed=2", "tunnel.trial_tokens=200k",
         "tunnel.search_size=0.05M",
     ],
 )  # fmt: skip
@@ -60,16 +61,27 @@ def test_a_search_whose_trials_differ_is_another_search(override: str) -> None:
     one, other = (Program(load_recipe("quickstart", part)) for part in ([], [override]))
     values = {"learning_rate": 0.01}
     first, second = (search_stages(program, [(0, values)])[0].key for program in (one, other))
-    assert (first != second) <= (one.search_key != other.search_key)
+    assert first != second
+    assert one.search_key != other.search_key
 
 
-def test_the_choice_of_a_warmup_leaves_the_search_what_it_was() -> None:
+def test_the_choice_of_a_warmup_leaves_the_search_what_it_was_and_that_of_another_model_is_another() -> None:
     tables = tomllib.loads(shipped_path("quickstart").read_text("utf-8"))
     del tables["trunk"]["warmup"]
-    program = Program(parse_recipe(tables, ["tunnel.space={learning_rate=[0.002, 0.08], warmup=[0.01, 0.3]}"]))
+    space = "tunnel.space={learning_rate=[0.002, 0.08], warmup=[0.01, 0.3]}"
+    program = Program(parse_recipe(tables, [space]))
     chosen = program.with_choices({"learning_rate": 0.01, "warmup": 0.25})
-    assert chosen.warmup != program.warmup
+    assert chosen.warmup == round(0.25 * program.steps) != program.warmup
     assert chosen.search_key == program.search_key
+    larger = Program(parse_recipe(tables, [space, "model.size=0.5M", "trunk.tokens=20N"]))
+    assert larger.search_key != program.search_key, "its warmup, in steps, would outlast this one's trunk"
+
+
+@pytest.mark.parametrize("record", [{}, [], {"choices": {}, "runs": {}}, {"choices": 1, "runs": {}}])
+def test_a_record_of_a_search_that_is_none_is_not_read_as_one(tmp_path: Path, record: object) -> None:
+    program, home = Program(load_recipe("quickstart")), Home(tmp_path)
+    write_json(home.search("quickstart", program.search_key), record)
+    assert with_known_choices(home, program) == program
 
 
 def test_pins_of_a_version_that_knew_fewer_keys_still_hold(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ class Answered:
 class Program:
     """A recipe, what has been prepared (None before that), the values pinned by an earlier run, and the tunnel's choices.
 
-    ``answered`` is the batch of an earlier study, for which neither the recipe nor an earlier run has one.
+    ``answered`` is the batch of an earlier study, for which neither the recipe nor an earlier run has one; ``chosen_warmup``
+    that of the search, in steps.
     """
 
     recipe: Recipe
@@ -65,6 +66,7 @@ class Program:
     target: Shape | None = None
     budget_tokens: int | None = None
     answered: Answered | None = None
+    chosen_warmup: int | None = None
 
     @property
     def name(self) -> str:
@@ -136,6 +138,8 @@ class Program:
     @property
     def warmup(self) -> int:
         """Steps of warmup; a share of the tokens is pinned by the first run, so that the trunk can be extended."""
+        if self.chosen_warmup is not None:
+            return self.chosen_warmup
         length = self.recipe.trunk.warmup
         if self.pinned and length.unit == "fraction":
             return self.pinned["warmup"]
@@ -197,11 +201,11 @@ class Program:
         return tuple(name for name in open_ones if not standard or name in ("learning_rate", "init_std"))
 
     def with_choices(self, choices: dict[str, Value], warmup: int | None = None) -> Program:
-        """The program after a search. A searched warmup is pinned in steps, so that the trunk can be extended later."""
+        """The program after a search. A searched warmup is kept in steps, so that the trunk can be extended later."""
         if "warmup" not in choices:
             return replace(self, choices=choices)
         steps = warmup or max(1, round(float(choices["warmup"]) * self.steps))
-        return replace(self, choices=choices, pinned={"batch": self.batch, "warmup": steps})
+        return replace(self, choices=choices, chosen_warmup=steps)
 
     def _decay_batch(self, branch: str) -> int:
         """Sequences in a step of a decay branch: as many as the trunk has where it begins."""
@@ -278,8 +282,8 @@ class Program:
             saved: its checkpoints, where some exist.
 
         Raises:
-            RecipeError: the trunk has fewer than two of the checkpoints, or its plan fewer than are asked for; or members differ
-                in shape.
+            RecipeError: the trunk has fewer than two of the checkpoints, or fewer than are asked for though nobody ended it
+                early; or members differ in shape.
         """
         config = self.recipe.branch[name]
         assert config.of is not None
@@ -289,11 +293,12 @@ class Program:
             )
         points = [step for step in self.soup_points(name, trunk.steps) if saved is None or step in saved]
         # A trunk that was told to end early has fewer; then the soup is of those that there are.
-        least = max(2, config.last or 0) if saved is None and trunk.steps == self.trunk_steps else 2
+        least = max(2, config.last or 0) if trunk.steps == self.trunk_steps else 2
         if len(points) < least:
             raise RecipeError(
                 self.recipe.where(f"branch.{name}.last"),
-                f"expected {least} checkpoints of the trunk or more, found {len(points)}", "lower trunk.checkpoint_every",
+                f"expected {least} checkpoints of the trunk or more, found {len(points)}",
+                "lower trunk.checkpoint_every, or last",
             )  # fmt: skip
         return averaged(name, config, [(trunk, step) for step in points], self.setting())
 
@@ -402,8 +407,7 @@ class Program:
         unusual |= (
             {"base_width": self.shape.base_width} if self.shape.base_width != self.recipe.family.base_width else {}
         )
-        # What is searched is no part of what the search starts from, or the choice would make it another search.
-        warmup = None if "warmup" in self.searched else setting.warmup
+        warmup = replace(self, chosen_warmup=None).warmup  # as before the search, which its own choice does not change
         return content_hash(
             [tunnel, more, list(self.searched), setting.corpora, setting.mixture, setting.row, setting.batch, setting.seed,
              setting.parametrization.to_dict(), warmup, self.vocab, model.family, setting.masking,

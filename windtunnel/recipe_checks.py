@@ -243,7 +243,9 @@ def _tunnel(recipe: Recipe) -> Iterator[Problem]:
         )
     if tunnel.prune != "none" and tunnel.on_edge == "widen" and tunnel.space and tunnel.space.warmup:
         problem = 'expected "say" or "refuse" where trials end early and the warmup is searched, got "widen"'
-        yield Problem("tunnel.on_edge", problem, "a warmup beyond the range could outlast the first rung of a trial")
+        preset = f" (of the preset '{tunnel.preset}')" if tunnel.preset else ""
+        fix = 'write on_edge = "say": a warmup beyond the range could outlast the first rung of a trial'
+        yield Problem("tunnel.on_edge", problem + preset, fix)
     yield from _studies(recipe)
     if not recipe.decays:
         yield Problem(

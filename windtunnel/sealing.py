@@ -94,7 +94,10 @@ def _sealed(
     """The forecast of one branch, sealed now unless there is a file of it; its content with its hash."""
     shape, recipe = program.shape, program.recipe
     runs = sorted(run.trunk.key for run in program.scaling())
-    identity = content_hash([branch.key, runs, list(recipe.tunnel.forms) if recipe.tunnel else []])
+    # Branches of the proxies are told by their rule where it is not that of the whole run: earlier seals have no such entry.
+    first = recipe.forecast_branch
+    rule = [program.decay().share] if recipe.trunk.batch_schedule or (first and recipe.branch[first].at) else []
+    identity = content_hash([branch.key, runs, list(recipe.tunnel.forms) if recipe.tunnel else [], *rule])
     path = desk.home.program(program.name) / "forecasts" / f"{branch.name}-{identity[:12]}.json"
     if not path.is_file():
         forms = tuple(recipe.tunnel.forms) if recipe.tunnel else ()

@@ -11,6 +11,7 @@ from typing import Any
 from windtunnel.base.artefact import read_json, write_json
 from windtunnel.base.errors import ArtefactError, UserError
 from windtunnel.desk import Desk, Result
+from windtunnel.home import Home
 from windtunnel.model.shape import Shape
 from windtunnel.pretrain.branch import decay_stage
 from windtunnel.pretrain.setting import Setting
@@ -43,13 +44,10 @@ def choose(desk: Desk, program: Program) -> Program:
     if recipe.tunnel is None or not recipe.tunnel.trials or not program.searched:
         return program
     record = desk.home.search(program.name, program.search_key)
-    try:
-        known = read_json(record)
+    if known := _record(desk.home, program):
         for study, runs in known["runs"].items():
             desk.use(study, runs)
         return program.with_choices(known["choices"], known.get("warmup"))
-    except (ArtefactError, KeyError, TypeError, AttributeError):  # none, or not one of ours: the trials are found again
-        pass
     found, gap = _search(desk, program)
     choices = dict(found.best.values)
     chosen = program.with_choices(choices)
@@ -130,15 +128,22 @@ def part_view(program: Program, part: tuple[int, int], trials: int) -> View:
     return View({"program": program.name, "part": list(part), "trials": trials}, (line(text),))
 
 
-def with_known_choices(home: Any, program: Program) -> Program:
+def with_known_choices(home: Home, program: Program) -> Program:
     """The program with the choices that an earlier search recorded, or as it is."""
     if program.recipe.tunnel is None or not program.recipe.tunnel.trials:
         return program
+    known = _record(home, program)
+    return program.with_choices(known["choices"], known.get("warmup")) if known else program
+
+
+def _record(home: Home, program: Program) -> dict[str, Any] | None:
+    """What a search wrote down; None if there is nothing, or not what a search writes: then its trials are found again."""
     try:
         known = read_json(home.search(program.name, program.search_key))
     except ArtefactError:
-        return program
-    return program.with_choices(known["choices"], known.get("warmup"))
+        return None
+    whole = isinstance(known, dict) and all(isinstance(known.get(name), dict) for name in ("choices", "runs"))
+    return known if whole and set(program.searched) <= set(known["choices"]) else None
 
 
 def trial_steps(tokens: int, setting: Setting) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "docs" / "examples").iterdir())
 STAND_IN = """#!/bin/bash
 home="${@: -1}"
 [ -f "$home/earlier" ] || exit 9
-trap 'touch "$home/ended"; exit 75' TERM
+trap 'trap "" TERM; sleep 1; touch "$home/ended"; exit 75' TERM
 touch "$home/begun"
 for _ in $(seq 600); do [ -n "$LONG" ] || break; sleep 0.1; done
 touch "$home/ended"
@@ -55,13 +55,13 @@ def test_the_array_job_gives_each_task_its_share_and_its_home() -> None:
     path = next(path for path in EXAMPLES if path.name == "slurm.sbatch")
     search = parsed(calls(path)[-1])
     assert (search["recipe"], search["part"], str(search["home"])) == ("my.toml", "$SLURM_ARRAY_TASK_ID/28", "$home")
-    assert 'home="${TMPDIR:-/tmp}/part-$SLURM_ARRAY_TASK_ID"' in path.read_text(encoding="utf-8")
+    assert 'kept="$PWD/part-$SLURM_ARRAY_TASK_ID"' in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash to run the job's script with")
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("signals", [0, 1, 2])
 def test_a_job_keeps_its_home_on_the_node_and_copies_it_back_also_when_it_is_told_to_end(
-    tmp_path: Path, stopped: bool
+    tmp_path: Path, signals: int
 ) -> None:
     """The script itself, with a stand-in for windtunnel that works in the home it is given until a signal or its end."""
     bin_, submitted, node = tmp_path / "bin", tmp_path / "submitted", tmp_path / "node"
@@ -72,13 +72,15 @@ def test_a_job_keeps_its_home_on_the_node_and_copies_it_back_also_when_it_is_tol
     (bin_ / "windtunnel").chmod(0o755)
     script = next(path for path in EXAMPLES if path.name == "slurm.sbatch")
     env = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "TMPDIR": str(node), "SLURM_ARRAY_TASK_ID": "3"}
-    job = subprocess.Popen(["bash", str(script)], cwd=submitted, env={**env, "LONG": "1" if stopped else ""})
-    while not (node / "part-3" / "begun").is_file():
+    job = subprocess.Popen(["bash", str(script)], cwd=submitted, env={**env, "LONG": "1" if signals else ""})
+    while not list(node.glob("*/begun")):
         assert job.poll() is None, "it ended before it began"
         time.sleep(0.05)
-    if stopped:
+    for _ in range(signals):
         job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == (75 if stopped else 0), "what windtunnel said is what the job says"
+        time.sleep(0.3)
+    assert job.wait(60) == (75 if signals else 0), "what windtunnel said is what the job says"
+    assert not list(node.iterdir()), "nothing stays on the node"
     assert {path.name for path in (submitted / "part-3").iterdir()} == {"earlier", "begun", "ended"}
 
 
