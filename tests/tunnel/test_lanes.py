@@ -81,7 +81,7 @@ def test_two_lanes_train_what_one_process_trains_and_the_one_reads_their_checkpo
     rows = Loader(stage.plan, {"tiny": tiny_corpus}).rows(15 * batch, batch)
     check_noise(tmp_path / "two", 16, rows, [list(range(batch // 2)), list(range(batch // 2, batch))])
     scores = results[str(tmp_path / "two")]["scores"]["tiny"]
-    assert scores["nats"] == pytest.approx(one["scores"]["tiny"]["nats"], rel=1e-5)
+    assert scores["nats"] == pytest.approx(one["scores"]["tiny"]["nats"], rel=1e-4 if muon else 1e-5)
     assert scores["tokens"] == one["scores"]["tiny"]["tokens"]
 
 
