@@ -9,6 +9,8 @@ from rich.console import Console
 
 from windtunnel import coordinate_study
 from windtunnel.base.artefact import read_json
+from windtunnel.base.devices import Crew
+from windtunnel.base.errors import Stopped
 from windtunnel.base.labbook import LabBook
 from windtunnel.coordinate_study import coordinates
 from windtunnel.finishing import VERBS
@@ -58,6 +60,43 @@ def test_a_branch_of_experts_is_checked_beside_the_trunk_as_it_is_trained(tmp_pa
     shown.print(*view.parts)
     assert "sizes at init" in (text := shown.export_text())
     assert "mup, 2 of 3 experts, untied" in text
+
+
+def test_a_check_that_has_ended_is_not_made_again_and_its_cost_is_booked_once(
+    tmp_path, write_made_up, quick, monkeypatch, capsys
+):
+    monkeypatch.setattr(coordinate_study, "SEEDS", (0,))
+    monkeypatch.setattr(coordinate_study, "STEPS", (0, 1))
+    write_made_up(tmp_path / "plain.jsonl", 300)
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    made: list[str] = []
+
+    def two_then_stop(verb, **job):
+        if len(made) == 2:
+            raise Stopped("stopped; the same command continues")
+        made.append(verb)
+        return VERBS[verb](job)
+
+    def call() -> dict:
+        recipe = load_recipe(tmp_path / "tiny.toml")
+        return coordinates(recipe, tmp_path / "home", quiet=False, crew=Crew("1")).data
+
+    def booked() -> int:
+        book = LabBook(Home(tmp_path / "home").labbook, readonly=True)
+        runs = (book.fact("tiny", "cost", "coordinates") or {"runs": 0})["runs"]
+        book.close()
+        return runs
+
+    monkeypatch.setattr(coordinate_study, "finishing", two_then_stop)
+    with pytest.raises(Stopped):
+        call()
+    assert "coordinates: 2 of 4, about" in capsys.readouterr().err
+    assert booked() == 2 * 4
+    monkeypatch.setattr(coordinate_study, "finishing", lambda verb, **job: made.append(verb) or VERBS[verb](job))
+    data = call()
+    assert "coordinates: 2 of 4 checks were made before" in capsys.readouterr().err
+    assert (len(made), data["cost"]["runs"], booked()) == (4, 16, 16)
+    assert (call()["checks"], len(made), booked()) == (data["checks"], 4, 16)
 
 
 def test_the_check_of_a_recipe_is_drawn_recorded_and_reported_dense_and_with_experts_tied_and_untied(

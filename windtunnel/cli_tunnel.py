@@ -107,6 +107,7 @@ def tunnel_coordinates(
     recipe: RecipeFile = "quickstart",
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="SVG file for the figure.")] = None,
+    workers: Workers = "auto",
     home: Home = HOME,
     as_json: AsJson = False,
 ) -> None:
@@ -114,7 +115,7 @@ def tunnel_coordinates(
     loaded = load(recipe, overrides)
     from windtunnel.coordinate_study import coordinates as call
 
-    show(call(loaded, home, out=out), as_json)
+    show(call(loaded, home, out=out, crew=Crew(workers)), as_json)
 
 
 @app.command("merge")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 
-from windtunnel.base.artefact import write_bytes, write_json
+from windtunnel import __version__
+from windtunnel.base.artefact import content_hash, read_json, write_bytes, write_json
+from windtunnel.base.devices import USUAL, Crew
+from windtunnel.base.errors import ArtefactError
 from windtunnel.desk import Desk
 from windtunnel.growth import balance_of
 from windtunnel.home import Home
@@ -47,29 +50,37 @@ class _Check:
     shapes: list[dict[str, Any]]
     balance: Balance | None
 
+    @property
+    def job(self) -> dict[str, Any]:
+        """What it measures: all that its outcome depends on but the text, which the stage names."""
+        return {
+            "stage": self.stage.to_dict(), "seeds": list(SEEDS), "steps": list(STEPS), "shapes": self.shapes,
+            "batches": _BATCHES, "balance": asdict(self.balance) if self.balance else None, "bars": BARS,
+        }  # fmt: skip
 
-def coordinates(recipe: Recipe, home: Path, *, out: Path | None = None, quiet: bool = False) -> View:
+
+def coordinates(
+    recipe: Recipe, home: Path, *, out: Path | None = None, quiet: bool = False, crew: Crew = USUAL
+) -> View:
     """Trains models of rising width for ten steps, dense and with experts, tied and untied, and says whether what they compute
     changes alike. The experts are those that branches of the recipe grow, else two of four.
 
     Widths, depth and parametrizations are those of [tunnel.transfer]; the batches are the first of the recipe's own data.
+    Each check is kept as soon as it has ended: after an interruption the same call does the others.
 
     Args:
         out: the SVG file; without it, studies/coordinates.svg in the program's folder.
+        crew: how many checks run at once, one thread each.
     """
-    with Desk(Home(home), recipe.name, quiet=quiet) as desk:
+    with Desk(Home(home), recipe.name, quiet=quiet, devices="cpu", crew=crew) as desk:
         study = Study(desk, open_program(desk, recipe), study_config(recipe, ["width"]))
         found, cost = _found(study, list(_checks(study)))
         folder = desk.home.program(recipe.name) / "studies"
         target = out or folder / "coordinates.svg"
         write_bytes(target, coordinate_figure(found).encode())
         write_json(folder / "coordinates.json", found)
-        spent = desk.book.fact(
-            recipe.name, COST, COORDINATES
-        )  # these models are no runs: the ledger has them from here
         with desk.book as book:
             book.put_fact(recipe.name, COORDINATES, "width", found)
-            book.put_fact(recipe.name, COST, COORDINATES, together([spent, cost] if spent else [cost]))
     data = {"program": recipe.name, "figure": str(target), "checks": found, "cost": cost}
     return View(data, (*_parts(found), line(f"{cost_line(cost)}; the figure is {target}")))
 
@@ -95,28 +106,59 @@ def _kinds(recipe: Recipe) -> dict[str, tuple[dict[str, int], Balance | None]]:
 
 
 def _found(study: Study, checks: Sequence[_Check]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What each check found, by name, and what all cost together. Each takes one thread; as many run at once as there are."""
+    """What each check found, by name, and what all cost together; from their files where they have been made before."""
     desk, prepared = study.desk, study.program.prepared
     assert prepared is not None
     mixture = study.program.recipe.mixture
     folders = {n: str(desk.home.root / c["folder"]) for n, c in prepared.corpora.items() if n in mixture}
+    target = target_flops(desk.book, study.program.name)
 
-    def measured(check: _Check) -> tuple[dict[str, Any], float]:
+    def measured(check: _Check) -> tuple[_Check, dict[str, Any]]:
         began = time.monotonic()
-        found = finishing(
-            "coordinates", stage=check.stage.to_dict(), corpora=folders, seeds=list(SEEDS), steps=list(STEPS),
-            shapes=check.shapes, batches=_BATCHES, balance=asdict(check.balance) if check.balance else None, bars=BARS,
-        )  # fmt: skip
-        return found, time.monotonic() - began
+        found = finishing("coordinates", corpora=folders, **check.job)
+        return check, {"found": found, "cost": {**_cost(check, time.monotonic() - began), "target": target}}
 
+    files = {check.name: _file(study, check) for check in checks}
+    known = {name: kept for name, path in files.items() if (kept := _kept(path))}
+    if known:
+        desk.screen.say(f"coordinates: {len(known)} of {len(checks)} checks were made before")
+    missing = [check for check in checks if check.name not in known]
     with (
-        desk.screen.console.status(f"coordinates: {len(checks)} checks"),
-        ThreadPoolExecutor(desk.machine.threads) as pool,
-    ):
-        ended = list(pool.map(measured, checks))
-    costs = [_cost(check, seconds) for check, (_, seconds) in zip(checks, ended, strict=True)]
-    cost = {**together(costs), "target": target_flops(desk.book, study.program.name)}
-    return {check.name: found for check, (found, _) in zip(checks, ended, strict=True)}, cost
+        desk.screen.counting("coordinates", len(missing)) as count, ThreadPoolExecutor(desk.machine.workers) as pool
+    ):  # fmt: skip
+        waiting = [pool.submit(measured, check) for check in missing]
+        try:
+            for future in as_completed(waiting):
+                check, made = future.result()
+                write_json(files[check.name], made)
+                known[check.name] = made
+                _book(desk, study.program.name, made["cost"])
+                count()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    cost = {**together([known[check.name]["cost"] for check in checks]), "target": target}
+    return {check.name: known[check.name]["found"] for check in checks}, cost
+
+
+def _file(study: Study, check: _Check) -> Path:
+    """Where what a check found is kept: by all that it depends on, the version of this package too."""
+    of = content_hash([__version__, check.job])
+    return study.desk.home.program(study.program.name) / "studies" / f"coordinates-{of[:16]}.json"
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except ArtefactError:
+        return None
+
+
+def _book(desk: Desk, program: str, cost: dict[str, Any]) -> None:
+    """These models are no runs: the ledger has what they cost from here."""
+    with desk.book as book:
+        spent = book.fact(program, COST, COORDINATES)
+        book.put_fact(program, COST, COORDINATES, together([spent, cost] if spent else [cost]))
 
 
 def _cost(check: _Check, seconds: float) -> dict[str, Any]:

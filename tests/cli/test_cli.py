@@ -65,7 +65,7 @@ SURFACE = {
     "tunnel scale": "--devices --help --home --json --part --set --workers --workers-per-gpu recipe",
     "tunnel transfer": "--axes --devices --help --home --json --part --set --workers --workers-per-gpu recipe",
     "tunnel batch": "--devices --help --home --json --part --set --workers --workers-per-gpu recipe",
-    "tunnel coordinates": "--help --home --json --out --set recipe",
+    "tunnel coordinates": "--help --home --json --out --set --workers recipe",
     "law": "--help",
     "law list": "--help --json",
     "law batch": "--help --json --law --loss",
@@ -313,7 +313,12 @@ HOME = Path("some-home")
             (HOME,),
             {"axes": ["width", "depth"], "devices": None, "part": None, "crew": Crew()},
         ),
-        ("tunnel coordinates --out c.svg", "coordinates", (HOME,), {"out": Path("c.svg")}),
+        (
+            "tunnel coordinates --out c.svg --workers 3",
+            "coordinates",
+            (HOME,),
+            {"out": Path("c.svg"), "crew": Crew("3")},
+        ),
         (
             "replicate --size tiny --claim wsd --claim decay --seeds 4 --out r.html",
             "replicate",

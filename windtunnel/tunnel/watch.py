@@ -74,6 +74,26 @@ class Screen:
             yield
         self._progress, self._lines = None, {}
 
+    @contextmanager
+    def counting(self, title: str, total: int) -> Iterator[Callable[[], None]]:
+        """Shows how many of some pieces of equal length have ended; what it gives is called after each."""
+        self._title, self._total, self._done, self._best = title, max(1.0, total), {"": 0.0}, None
+        self._begun = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=True, disable=not self._live) as bar:
+            task = bar.add_task(title, total=total, note="")
+
+            def ended() -> None:
+                self._done[""] += 1
+                bar.update(task, completed=self._done[""], note=self._left())
+                if not self._live:
+                    self.say(f"{title}: {self._done['']:.0f} of {total}, {self._left()}")
+
+            yield ended
+
     def started(self, job: Job) -> None:
         if self._progress is not None:
             self._lines[str(job.run)] = self._progress.add_task(
