@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from windtunnel.base.errors import RecipeError, UserError
+from windtunnel.base.errors import RecipeError, Stopped, UserError
 from windtunnel.base.labbook import LabBook
 from windtunnel.cli import _run
 from windtunnel.home import Home
@@ -17,7 +17,8 @@ from windtunnel.lineage import branch, delete, disk, doomed, tree
 from windtunnel.pipeline import run
 from windtunnel.rebuild import rebuild
 from windtunnel.recipe import load_recipe
-from windtunnel.train.folder import steps_saved
+from windtunnel.train.folder import checkpoint_path, steps_saved
+from windtunnel.train.stage import Stage
 
 RECIPE = """
 name = "grove"
@@ -130,11 +131,57 @@ def test_one_line_grows_a_branch_from_any_checkpoint_and_retrains_nothing(home: 
     assert trained == []
 
 
+def test_a_branch_grows_from_the_midst_of_another_which_is_trained_again_up_to_there_if_it_has_to(
+    home: Path, trained: list[str]
+) -> None:
+    values = ["mixture={exact=1}", "epochs=1", "lora={rank=2}"]
+    whole = nodes(home)["same"]
+    folder = home / "programs" / "grove" / "runs" / whole["id"].partition("/")[2]
+    weights = (checkpoint_path(folder, 20) / "weights.safetensors").read_bytes()
+    assert 18 not in steps_saved(folder)
+    view = branch(home, "same@18", "early", values=values)
+    assert trained == ["same", "early"]
+    early, again = nodes(home)["early"], nodes(home)["same"]
+    assert (early["from_step"], early["parent"], early["status"]) == (18, whole["id"], "done")
+    assert 18 in steps_saved(folder)
+    assert again["scores"] == whole["scores"]
+    assert (checkpoint_path(folder, 20) / "weights.safetensors").read_bytes() == weights, "the same run to the bit"
+    assert 'parent = "same"\nat = "18 steps"\n' in view.data["table"]
+    # Without a rate it goes on with that of the step it grows from, not with the one the parent ended at.
+    stages = {row["name"]: Stage.from_dict(row["config"]) for row in LabBook(Home(home).labbook).runs(program="grove")}
+    rate = stages["same"].optimizer.learning_rate * stages["same"].schedule.factor(18)
+    assert stages["early"].optimizer.learning_rate == pytest.approx(rate)
+    trained.clear()
+    branch(home, "same@18", "twin", values=values)
+    assert trained == ["twin"], "the checkpoint stays"
+
+
+def test_a_branch_that_was_interrupted_goes_on_by_the_same_call_and_no_other(
+    home: Path, trained: list[str], monkeypatch
+) -> None:
+    def interrupted(*args, **options):
+        raise Stopped("stopped at a step boundary; the same command continues")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("windtunnel.pipeline._branches", interrupted)
+        with pytest.raises(Stopped):
+            branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
+    with pytest.raises(UserError, match="expected a new name, got 'late'"):
+        branch(home, "grove/trunk@12", "late", values=["tokens=5%"])
+    assert trained == []
+    branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
+    assert trained == ["late"]
+    with pytest.raises(UserError, match="expected a new name, got 'late'"):
+        branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
+
+
 @pytest.mark.parametrize(
     ("source", "name", "values", "words"),
     [
         ("grove/trunk", "same", [], "--name: expected a new name, got 'same', which 'grove' has"),
-        ("grove/same@3", "x", [], "expected TRUNK@STEP or BRANCH, got 'grove/same@3'; a branch grows from its last step"),
+        ("grove/same@end", "x", [], "expected RUN or RUN@STEP, got 'grove/same@end'; write for example trunk@300"),
+        ("grove/same@3", "x", ["mixture={exact=1}"], "branch.x.at: expected a step of 'same', 17 to 20, got 3 steps"),
+        ("grove/same", "x", ["mixture={exact=1}", "at=2k"], "branch.x.at: expected a step of 'same', got 2k; write for example '300 steps'"),
         ("grove/none", "x", [], "expected a run of this home, got 'grove/none'"),
         ("grove/same", "x", ["mixture={exact=1}", "epoch=1"], "branch.x.epoch: expected a known key, got an unknown one; did you mean 'epochs'?"),
         ("grove/trunk", "x", ["lr=0.1"], "branch.x.lr: expected it beside kind = 'sft', 'dpo' or 'adapt', got kind = 'decay'"),

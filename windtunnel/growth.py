@@ -32,12 +32,14 @@ def posttrained(
     setting: Setting,
     packed: Mapping[str, Mapping[str, Any]],
     unknown: int,
+    at: int | None = None,
 ) -> Stage:
     """The stage of an ``sft``, ``dpo`` or ``adapt`` branch.
 
     Args:
         packed: ``RowIndex.facts`` of each corpus; empty before the corpora are read.
         unknown: tokens to assume while the rows to read are not known yet.
+        at: step of the parent at which it begins; without it, the last.
 
     Raises:
         RecipeError: the parent's decay ended too low to go on from, and no rate is stated.
@@ -48,7 +50,7 @@ def posttrained(
     batch = (config.batch or parent.step_tokens) // row
     steps = _steps(config, mixture, packed if known else {}, batch, row, unknown)
     paper = config.preset == "paper"
-    rate = config.lr or (PAPER_RATE if paper else end_rate(parent, f"branch.{name}.lr"))
+    rate = config.lr or (PAPER_RATE if paper else end_rate(parent, f"branch.{name}.lr", at))
     warmup = _part(config.warmup or _WARMUP, steps, batch * row)
     decay = min(steps - 1, _part(config.decay or _DECAY, steps, batch * row))
     fill = {corpus: packed[corpus]["fill"] if known else 1.0 for corpus in mixture}
@@ -60,7 +62,7 @@ def posttrained(
         fill = {corpus: packed[corpus]["documents"] / packed[corpus]["rows"] if known else 1.0 for corpus in mixture}
     stage = fresh_stage(
         parent, name, config.kind, setting, rate=rate, batch=batch, steps=steps, mixture=corrected(mixture, fill),
-        packed=hashes, by_role=config.lr_by_role and not paper, schedule=schedule,
+        packed=hashes, by_role=config.lr_by_role and not paper, schedule=schedule, at=at,
     )  # fmt: skip
     if config.lora is not None:
         stage = replace(stage, lora=Lora(config.lora.rank, config.lora.alpha))

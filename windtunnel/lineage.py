@@ -125,13 +125,15 @@ def branch(
 ) -> View:
     """Grows one more branch of a program: adds it to the recipe as it was last run, and runs up to it.
 
+    After an interruption the same call goes on.
+
     Args:
-        source: a run, and ``@STEP`` for that step of a trunk: from a checkpoint that stays there, or trained again up to it.
+        source: a run, and ``@STEP`` for that step of it: from a checkpoint that stays there, or trained again up to it.
         kind: of the branch; by default a decay from a trunk, and from a branch what its mixture is for.
         values: ``KEY=VALUE`` of the branch's table; with ``corpus.`` in front, of a corpus.
 
     Raises:
-        UserError: no such run, a name that is taken, a step of a branch.
+        UserError: no such run, a name that is taken, a step that is no number.
         RecipeError: a value is wrong; nothing has been trained.
     """
     book = open_book(home)
@@ -146,19 +148,23 @@ def branch(
             "see: windtunnel model tree",
         )
     resolved = _with_grown(resolved, book.facts(program, GROWN))
-    if name in resolved["branch"]:
-        raise UserError("--name", f"expected a new name, got {name!r}, which '{program}' has", "choose another")
+    taken = UserError("--name", f"expected a new name, got {name!r}, which '{program}' has", "choose another")
+    begun = resolved["branch"].pop(name, None)
+    if begun is not None and any(
+        one["name"] == name and one["status"] == "done" for one in book.runs(program=program, study="")
+    ):
+        raise taken
     trunk = row["kind"] == "trunk"
-    if at and not (trunk and step.isdigit()):
-        raise UserError(
-            "model branch", f"expected TRUNK@STEP or BRANCH, got {source[:80]!r}", "a branch grows from its last step"
-        )
+    if at and not step.isdigit():
+        raise UserError("model branch", f"expected RUN or RUN@STEP, got {source[:80]!r}", "write for example trunk@300")
     key = f"branch.{name}"
     chosen = kind or ("decay" if trunk else _kind_for(resolved, values))
     overrides = [] if chosen == "soup" else [f"{key}.parent={row['name']}", *([f"{key}.at={step} steps"] if at else [])]
     overrides += [value if value.startswith("corpus.") else f"{key}.{value}" for value in values]
     base = Path(book.fact(program, "recipe", "base") or ".")
     recipe = parse_recipe(resolved, [f"{key}.kind={chosen}", *overrides], Origin(f"recipe of '{program}'", base))
+    if begun is not None and begun != recipe.resolved()["branch"][name]:
+        raise taken
     check_files(recipe)
     book.close()
     run(recipe, home, until=name, devices=devices, alone=True)

@@ -308,7 +308,15 @@ class Program:
         Args:
             finished_at: step of the trunk at which its branches begin, if it was told to end there.
             parent: what a branch of a branch grows from, if that is not as the recipe says.
+
+        Raises:
+            RecipeError: it, or one that grows from it, begins at a step that its parent does not have.
         """
+        stage = self._branch(name, finished_at, parent)
+        children = [child for child, config in self.recipe.branch.items() if config.parent == name and config.at]
+        return replace(stage, keep=(*stage.keep, *(self._departs(child, stage) for child in children)))
+
+    def _branch(self, name: str, finished_at: int | None, parent: Stage | None) -> Stage:
         config, setting = self.recipe.branch[name], self.setting()
         if config.kind == "soup":
             grown = {member: self.branch(member, finished_at) for member in config.of or () if member != "trunk"}
@@ -317,10 +325,11 @@ class Program:
             corpora = self.prepared.corpora if self.prepared else {}
             packed = {corpus: facts["packed"] for corpus, facts in corpora.items() if "packed" in facts}
             parent = parent or self.branch(config.parent, finished_at)
-            return posttrained(name, config, parent, setting, packed, max(1, self.total_tokens // 10))
+            unknown = max(1, self.total_tokens // 10)
+            return posttrained(name, config, parent, setting, packed, unknown, self._departs(name, parent))
         if config.parent != "trunk":
             parent = parent or self.branch(config.parent, finished_at)
-            return self._extended(name, parent, parent.steps)
+            return self._extended(name, parent, self._departs(name, parent))
         trunk, at = self.trunk(finished_at), finished_at or self.branch_point(name)
         if config.kind != "decay":
             if config.kind == "long":
@@ -333,6 +342,16 @@ class Program:
             trunk, name, setting, at=at, steps=self.decay_steps(name), form=config.form, floor=floor, half_life=half_life,
             mixture=mixture,
         )  # fmt: skip
+
+    def _departs(self, name: str, parent: Stage) -> int:
+        """The step of another branch at which a branch begins: its last, unless one is stated."""
+        at = self.recipe.branch[name].at
+        if at is None:
+            return parent.steps
+        if not parent.first_step < at.value <= parent.steps:
+            problem = f"expected a step of '{parent.name}', {parent.first_step + 1} to {parent.steps}, got {at}"
+            raise RecipeError(self.recipe.where(f"branch.{name}.at"), problem)
+        return round(at.value)
 
     def _extended(self, name: str, parent: Stage, at: int) -> Stage:
         """A long branch, with what is known of its documents' lengths."""

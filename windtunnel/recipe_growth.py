@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from windtunnel.base.units import Length
 from windtunnel.posttrain.config import GrownConfig
+from windtunnel.pretrain.config import BranchConfig
 from windtunnel.recipe_schema import Recipe
 
 
@@ -71,6 +72,13 @@ def _changes(branch: GrownConfig, key: str, row: int, named: str) -> Iterator[Pr
         before = after
 
 
+def at_a_step(branch: BranchConfig, key: str) -> Iterator[Problem]:
+    """Where a branch of a branch begins is a step of that one, whose tokens may have been read twice or by another batch."""
+    if branch.parent != "trunk" and branch.at is not None and branch.at.unit != "steps":
+        problem = f"expected a step of {branch.parent!r}, got {branch.at}"
+        yield Problem(f"{key}.at", problem, "write for example '300 steps', or leave it out for its end")
+
+
 def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
     branch, key = recipe.branch[name], f"branch.{name}"
     above = list(recipe.branch)[: list(recipe.branch).index(name)]
@@ -83,8 +91,7 @@ def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
     if parent is not None and parent.decays:
         fix = f"give branch.{branch.parent} a stable part and no tokens, and this one its decay"
         yield Problem(f"{key}.parent", f"expected a parent that does not decay, got {branch.parent!r}", fix)
-    if parent is not None and branch.at is not None:
-        yield Problem(f"{key}.at", f"expected none, since it goes on where {branch.parent!r} ends, got {branch.at}")
+    yield from at_a_step(branch, key)
     context = branch.context
     if context is None:
         yield Problem(f"{key}.context", "expected its rows, got none", "write for example { row = 2048, theta = 1e6 }")

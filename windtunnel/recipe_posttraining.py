@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from windtunnel.corpus.chat_template import shortened
 from windtunnel.posttrain.config import POSTTRAINED
 from windtunnel.recipe_errors import nearest
-from windtunnel.recipe_growth import Problem
+from windtunnel.recipe_growth import Problem, at_a_step
 from windtunnel.recipe_schema import Recipe
 
 _TRAINED = ("sft", "dpo", "adapt")
 _DPO_ONLY = ("preset", "loss", "reference", "beta", "betas", "smoothing", "margin")
 _BESIDE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("at", "half_life"), ("decay", "moe", "long")),
+    "at": ("decay", "moe", "long", *_TRAINED), "half_life": ("decay", "moe", "long"),
     **dict.fromkeys(("epochs", "lr", "warmup", "lora"), _TRAINED), "decay": ("sft", "adapt"),
     **dict.fromkeys(_DPO_ONLY, ("dpo",)), **dict.fromkeys(("of", "weights", "last"), ("soup",)),
     **dict.fromkeys(("tokens", "floor", "mixture", "batch"), ("decay", "moe", "long", *_TRAINED)),
@@ -49,6 +49,7 @@ def _grown(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
         known = ", ".join(before) or "none"
         fix = nearest(branch.parent, before) if branch.parent != "trunk" else f"it grows from a finished model: {known}"
         yield Problem(f"{key}.parent", f"expected a branch that stands above, got {branch.parent!r}", fix)
+    yield from at_a_step(branch, key)
     target = recipe.target_shape()
     if branch.lora is not None and target is not None and branch.lora.rank >= target.width:
         problem = f"expected a rank below the model's width {target.width}, got {branch.lora.rank}"

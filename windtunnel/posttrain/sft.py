@@ -18,13 +18,13 @@ LEAST_SHARE = 1 / 50
 """Below this share of the parent's base learning rate, where its decay ended is no sensible place to start."""
 
 
-def end_rate(parent: Stage, where: str) -> float:
-    """The base learning rate at the parent's last step, from which a branch goes on.
+def end_rate(parent: Stage, where: str, at: int | None = None) -> float:
+    """The base learning rate at a step of the parent, its last one if none is given, from which a branch goes on.
 
     Raises:
         RecipeError: it is below 1/50 of the parent's base rate: too low to learn from, so a value must be stated.
     """
-    share = parent.schedule.factor(parent.steps)
+    share = parent.schedule.factor(at or parent.steps)
     base = parent.optimizer.learning_rate
     if share < LEAST_SHARE:
         raise RecipeError(
@@ -37,19 +37,20 @@ def end_rate(parent: Stage, where: str) -> float:
 
 def fresh_stage(
     parent: Stage, name: str, kind: str, setting: Setting, *, rate: float, schedule: Schedule, steps: int, batch: int,
-    mixture: Mixture, packed: tuple[tuple[str, str], ...], by_role: bool = True,
+    mixture: Mixture, packed: tuple[tuple[str, str], ...], by_role: bool = True, at: int | None = None,
 ) -> Stage:  # fmt: skip
-    """A branch from the last weights of a stage: fresh moments, steps and data counted from 0, whole documents in rows.
+    """A branch from the weights of a stage: fresh moments, steps and data counted from 0, whole documents in rows.
 
     Args:
+        at: step of the parent; without it, its last.
         rate: base learning rate; roles keep their multipliers.
         mixture: weights of rows.
         packed: hash of each corpus' row index.
         by_role: whether roles multiply the rate.
     """
     return replace(
-        parent, name=name, kind=kind, open_ended=False, start=Start(parent.key, parent.steps, fresh=True), steps=steps, keep=(),
-        schedule=schedule, optimizer=replace(parent.optimizer, learning_rate=rate), batch=batch, masking="document",
+        parent, name=name, kind=kind, open_ended=False, start=Start(parent.key, at or parent.steps, fresh=True), steps=steps,
+        keep=(), schedule=schedule, optimizer=replace(parent.optimizer, learning_rate=rate), batch=batch, masking="document",
         plan=DataPlan(parent.plan.seed, setting.row, (Segment(0, mixture),), tuple(sorted(packed))),
         corpora=setting.only({corpus for corpus, _ in mixture}), score=setting.score, score_tokens=setting.score_tokens,
         lr_by_role=by_role, objective="lm", preference=None, lora=None, average=(), surgery=None, batch_changes=(),

@@ -184,7 +184,8 @@ class BranchConfig(Config):
     parent: str = Field(default="trunk", description="what it grows from", examples=["trunk"])
     at: LengthValue | None = Field(
         default=None,
-        description="tokens of the trunk at which it begins; without it, trunk.tokens less its own tokens",
+        description="tokens of the trunk at which it begins; without it, trunk.tokens less its own tokens. Of a branch "
+        "that grows from another: a step of that one; without it, its last",
         examples=["5.4M"],
     )
     tokens: LengthValue | None = Field(
