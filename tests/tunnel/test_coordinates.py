@@ -147,7 +147,7 @@ def _experts(tied: bool = True) -> list[Shape]:
     return [replace(shape, experts=4, top_k=2) for shape in _shapes(tied)]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])  # bf16, as above
 def test_with_experts_sizes_at_init_and_changes_are_flat_and_those_of_router_and_experts_too(kind: str) -> None:
     check = check_coordinates(
         Parametrization(), _experts(kind == "muon"), _batches(), seeds=range(4), steps=(0, 1, 3, 10),
