@@ -223,7 +223,7 @@ def _dynamics_figures(one: Mapping[str, Any], begins: int | None) -> tuple[Figur
     words = "" if begins is None else f"; the decay begins at step {begins:,}"
 
     def drawn(title: str, y: str, series: tuple[Series, ...], log: bool = False) -> Figure:
-        return Figure(f"{title} by step, first seed{words}.", "step", y, series, log_y=log)
+        return Figure(f"{title} over the steps, first seed{words}.", "step", y, series, log_y=log)
 
     def single(pairs: Sequence[Sequence[float]]) -> tuple[Series, ...]:
         steps = [{"step": step, "value": value} for step, value in pairs]
@@ -231,8 +231,9 @@ def _dynamics_figures(one: Mapping[str, Any], begins: int | None) -> tuple[Figur
 
     moves = tuple(Series(kind, tuple(pairs), dots=False) for kind, pairs in moves_by_kind(one["moves"]).items())
     window = one["sampling"]["window"]
+    span = "one" if window == 1 else f"{window:,}"
     return (
-        drawn(f"The largest change of an entry of each kind of matrix in {window:,} steps", "max |ΔW|", moves),
+        drawn(f"The largest change of an entry of each kind of matrix in {span}", "max |ΔW|", moves),
         drawn("Training loss", "nats per token", single(one["losses"])),
         *(drawn(y, y, (Series("", _thinned(one["steps"], key), dots=False),), log) for key, y, log in _PANELS),
         drawn("Base learning rate", "base learning rate", single(one["rates"])),
