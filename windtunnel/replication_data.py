@@ -231,9 +231,9 @@ def _dynamics_figures(one: Mapping[str, Any], begins: int | None) -> tuple[Figur
 
     moves = tuple(Series(kind, tuple(pairs), dots=False) for kind, pairs in moves_by_kind(one["moves"]).items())
     window = one["sampling"]["window"]
-    span = "one" if window == 1 else f"{window:,}"
+    span = "one step" if window == 1 else f"{window:,} steps"
     return (
-        drawn(f"The largest change of an entry of each kind of matrix in {span}", "max |ΔW|", moves),
+        drawn(f"The largest change of an entry of each kind of matrix within {span},", "max |ΔW|", moves),
         drawn("Training loss", "nats per token", single(one["losses"])),
         *(drawn(y, y, (Series("", _thinned(one["steps"], key), dots=False),), log) for key, y, log in _PANELS),
         drawn("Base learning rate", "base learning rate", single(one["rates"])),
