@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import threading
+import time
 from io import StringIO
 
 import pytest
@@ -10,7 +13,7 @@ from rich.console import Console
 from windtunnel import coordinate_study
 from windtunnel.base.artefact import read_json
 from windtunnel.base.devices import Crew
-from windtunnel.base.errors import Stopped
+from windtunnel.base.errors import Stopped, WindtunnelError
 from windtunnel.base.labbook import LabBook
 from windtunnel.coordinate_study import coordinates
 from windtunnel.finishing import VERBS
@@ -90,13 +93,44 @@ def test_a_check_that_has_ended_is_not_made_again_and_its_cost_is_booked_once(
     monkeypatch.setattr(coordinate_study, "finishing", two_then_stop)
     with pytest.raises(Stopped):
         call()
-    assert "coordinates: 2 of 4, about" in capsys.readouterr().err
+    assert re.search(r"coordinates: [34]\d %, about", capsys.readouterr().err), "experts take more than half of it"
     assert booked() == 2 * 4
     monkeypatch.setattr(coordinate_study, "finishing", lambda verb, **job: made.append(verb) or VERBS[verb](job))
     data = call()
     assert "coordinates: 2 of 4 checks were made before" in capsys.readouterr().err
     assert (len(made), data["cost"]["runs"], booked()) == (4, 16, 16)
     assert (call()["checks"], len(made), booked()) == (data["checks"], 4, 16)
+    other = load_recipe(tmp_path / "tiny.toml", ["optimizer.lr=0.02"])
+    assert coordinates(other, tmp_path / "home", quiet=True).data["checks"] != data["checks"], (
+        "another rate, other checks"
+    )
+    assert len(made) == 8
+
+
+def test_a_check_that_fails_leaves_those_that_run_beside_it_and_names_the_reason(
+    tmp_path, write_made_up, quick, monkeypatch
+):
+    monkeypatch.setattr(coordinate_study, "SEEDS", (0,))
+    monkeypatch.setattr(coordinate_study, "STEPS", (0, 1))
+    write_made_up(tmp_path / "plain.jsonl", 300)
+    (tmp_path / "tiny.toml").write_text(RECIPE, encoding="utf-8")
+    lock, made, both = threading.Lock(), [], threading.Barrier(2)
+
+    def one_fails(verb, **job):
+        with lock:
+            made.append(verb)
+            mine = len(made)
+        both.wait(60)
+        if mine == 1:
+            raise WindtunnelError("a check failed")
+        time.sleep(0.5)  # the other one has been refused by now
+        return VERBS[verb](job)
+
+    monkeypatch.setattr(coordinate_study, "finishing", one_fails)
+    with pytest.raises(WindtunnelError, match="a check failed"):
+        coordinates(load_recipe(tmp_path / "tiny.toml"), tmp_path / "home", quiet=True, crew=Crew("2"))
+    assert len(made) == 2, "nothing begins after a failure"
+    assert len(list((tmp_path / "home" / "programs" / "tiny" / "studies").glob("coordinates-*.json"))) == 1
 
 
 def test_the_check_of_a_recipe_is_drawn_recorded_and_reported_dense_and_with_experts_tied_and_untied(

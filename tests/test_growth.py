@@ -108,6 +108,51 @@ def test_a_branch_has_a_batch_schedule_of_its_own_counted_from_its_beginning_to_
         stage_of('batch_schedule=[{ after = "8 steps", batch = "512" }]')
 
 
+CHATS = """
+[corpus.exact]
+source = "made:exact/200"
+messages = "messages"
+[branch.chat]
+kind = "sft"
+parent = "mixture"
+at = "3 steps"
+mixture = { exact = 1 }
+[branch.more]
+kind = "sft"
+parent = "chat"
+at = "40 steps"
+mixture = { exact = 1 }
+"""
+
+
+def test_a_step_of_another_branch_is_counted_from_its_beginning_and_has_the_batch_of_that_step(folder, tmp_path):
+    text = RECIPE.replace(
+        'tokens = "5 steps"', 'tokens = "5 steps"\nbatch_schedule = [{ after = "4 steps", batch = "512" }]'
+    )
+    text = text.replace('warmup = "4 steps"', 'warmup = "4 steps"\nmixture = { plain = 1 }')
+    (tmp_path / "chats.toml").write_text(text + CHATS, encoding="utf-8")
+
+    def stages(*changes: str, end: int | None = None) -> tuple[Stage, Stage, Stage]:
+        program = Program(load_recipe(tmp_path / "chats.toml", list(changes)))
+        return program.trunk(end), program.branch("mixture", end), program.branch("chat", end)
+
+    for changes, end, first in (((), None, 16), (("trunk.tokens=5120",), None, 32), ((), 8, 8)):
+        _, parent, chat = stages(*changes, end=end)
+        assert chat.start is not None
+        assert (chat.start.stage, chat.start.step, parent.keep) == (parent.key, first + 3, (first + 3,))
+        assert chat.batch * 32 == 256, "that of the step, not the last one's"
+    _, _, late = stages("branch.chat.at=5 steps")
+    assert late.batch * 32 == 512
+    with pytest.raises(
+        RecipeError, match=r"branch\.chat\.at: expected 1 to 8 steps of 'mixture', got 9 steps; leave it out"
+    ):
+        stages("branch.chat.at=9 steps")
+    # How many steps chats are is not known before they are read: no reason to refuse a plan.
+    more = Program(load_recipe(tmp_path / "chats.toml")).branch("more")
+    assert more.start is not None
+    assert more.start.step == 40
+
+
 def test_an_inner_width_that_a_gpu_cannot_group_is_refused_before_anything_is_read(folder):
     text = RECIPE.replace('size = "0.02M"', "shape = { width = 32, layers = 2, ff = 100 }")
     (folder / "odd.toml").write_text(text, encoding="utf-8")

@@ -146,7 +146,7 @@ def test_a_branch_grows_from_the_midst_of_another_which_is_trained_again_up_to_t
     assert 18 in steps_saved(folder)
     assert again["scores"] == whole["scores"]
     assert (checkpoint_path(folder, 20) / "weights.safetensors").read_bytes() == weights, "the same run to the bit"
-    assert 'parent = "same"\nat = "18 steps"\n' in view.data["table"]
+    assert 'parent = "same"\nat = "2 steps"\n' in view.data["table"]
     # Without a rate it goes on with that of the step it grows from, not with the one the parent ended at.
     stages = {row["name"]: Stage.from_dict(row["config"]) for row in LabBook(Home(home).labbook).runs(program="grove")}
     rate = stages["same"].optimizer.learning_rate * stages["same"].schedule.factor(18)
@@ -156,21 +156,32 @@ def test_a_branch_grows_from_the_midst_of_another_which_is_trained_again_up_to_t
     assert trained == ["twin"], "the checkpoint stays"
 
 
+def test_a_step_of_a_soup_is_refused_before_anything_is_trained(home: Path, trained: list[str]) -> None:
+    with pytest.raises(UserError, match="expected no step for a soup, got 'same@18'; name its members with of"):
+        branch(home, "same@18", "x", kind="soup", values=['of=["trunk"]', "last=2"])
+    assert trained == []
+
+
 def test_a_branch_that_was_interrupted_goes_on_by_the_same_call_and_no_other(
     home: Path, trained: list[str], monkeypatch
 ) -> None:
     def interrupted(*args, **options):
         raise Stopped("stopped at a step boundary; the same command continues")
 
-    with monkeypatch.context() as patched:
-        patched.setattr("windtunnel.pipeline._branches", interrupted)
-        with pytest.raises(Stopped):
-            branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
-    with pytest.raises(UserError, match="expected a new name, got 'late'"):
-        branch(home, "grove/trunk@12", "late", values=["tokens=5%"])
-    assert trained == []
-    branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
+    first = nodes(home)
+    for where, so_far in (("_branches", []), ("_finish_model", ["late"])):  # before it is trained, and after
+        with monkeypatch.context() as patched:
+            patched.setattr(f"windtunnel.pipeline.{where}", interrupted)
+            with pytest.raises(Stopped):
+                branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
+        assert trained == so_far
+        with pytest.raises(UserError, match="expected a new name, got 'late'"):
+            branch(home, "grove/trunk@12", "late", values=["tokens=5%"])
+    view = branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
     assert trained == ["late"]
+    assert nodes(home).keys() == {*first, "late"}
+    assert "[branch.late]" in view.data["table"]
+    assert LabBook(Home(home).labbook).facts("grove", "grown").keys() == {"late"}
     with pytest.raises(UserError, match="expected a new name, got 'late'"):
         branch(home, "grove/trunk@12", "late", values=["tokens=10%"])
 
@@ -180,7 +191,9 @@ def test_a_branch_that_was_interrupted_goes_on_by_the_same_call_and_no_other(
     [
         ("grove/trunk", "same", [], "--name: expected a new name, got 'same', which 'grove' has"),
         ("grove/same@end", "x", [], "expected RUN or RUN@STEP, got 'grove/same@end'; write for example trunk@300"),
-        ("grove/same@3", "x", ["mixture={exact=1}"], "branch.x.at: expected a step of 'same', 17 to 20, got 3 steps"),
+        ("grove/same@3", "x", ["mixture={exact=1}"], "model branch: expected a step of 'same', 17 to 20, got 3; leave it out for its end"),
+        ("grove/same", "x", ["mixture={exact=1}", "at=5 steps"], "branch.x.at: expected 1 to 4 steps of 'same', got 5 steps; leave it out for its end"),
+        ("grove/mean", "x", ["mixture={exact=1}", "at=1 steps"], "branch.x.at: expected none, since a soup has no steps, got 1 steps"),
         ("grove/same", "x", ["mixture={exact=1}", "at=2k"], "branch.x.at: expected a step of 'same', got 2k; write for example '300 steps'"),
         ("grove/none", "x", [], "expected a run of this home, got 'grove/none'"),
         ("grove/same", "x", ["mixture={exact=1}", "epoch=1"], "branch.x.epoch: expected a known key, got an unknown one; did you mean 'epochs'?"),

@@ -25,9 +25,7 @@ def tree(
 
 
 def branch(
-    source: Annotated[
-        str, typer.Argument(metavar="RUN[@STEP]", help="What it grows from: a trunk, at a step, or a branch.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="RUN[@STEP]", help="What it grows from: a run, or a step of it.")],
     name: Annotated[str, typer.Option("--name", help="Name of the new branch.")],
     kind: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -113,9 +114,17 @@ def _found(study: Study, checks: Sequence[_Check]) -> tuple[dict[str, Any], dict
     folders = {n: str(desk.home.root / c["folder"]) for n, c in prepared.corpora.items() if n in mixture}
     target = target_flops(desk.book, study.program.name)
 
-    def measured(check: _Check) -> tuple[_Check, dict[str, Any]]:
+    over = threading.Event()
+
+    def measured(check: _Check) -> tuple[_Check, dict[str, Any]] | None:
+        if over.is_set():
+            return None
         began = time.monotonic()
-        found = finishing("coordinates", corpora=folders, **check.job)
+        try:
+            found = finishing("coordinates", corpora=folders, **check.job)
+        except BaseException:
+            over.set()
+            raise
         return check, {"found": found, "cost": {**_cost(check, time.monotonic() - began), "target": target}}
 
     files = {check.name: _file(study, check) for check in checks}
@@ -123,27 +132,33 @@ def _found(study: Study, checks: Sequence[_Check]) -> tuple[dict[str, Any], dict
     if known:
         desk.screen.say(f"coordinates: {len(known)} of {len(checks)} checks were made before")
     missing = [check for check in checks if check.name not in known]
+    failed: BaseException | None = None
+    flops = {check.name: _cost(check, 0.0)["flops"] for check in missing}
     with (
-        desk.screen.counting("coordinates", len(missing)) as count, ThreadPoolExecutor(desk.machine.workers) as pool
+        desk.screen.counting("coordinates", sum(flops.values())) as ended, ThreadPoolExecutor(desk.machine.workers) as pool
     ):  # fmt: skip
-        waiting = [pool.submit(measured, check) for check in missing]
         try:
-            for future in as_completed(waiting):
-                check, made = future.result()
-                write_json(files[check.name], made)
-                known[check.name] = made
-                _book(desk, study.program.name, made["cost"])
-                count()
+            for future in as_completed([pool.submit(measured, check) for check in missing]):
+                if (error := future.exception()) is not None:
+                    failed = failed or error  # those that run are waited for and kept
+                elif (answer := future.result()) is not None:
+                    check, made = answer
+                    _book(desk, study.program.name, made["cost"])
+                    write_json(files[check.name], made)
+                    known[check.name] = made
+                    ended(flops[check.name])
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            over.set()
             raise
+    if failed is not None:
+        raise failed
     cost = {**together([known[check.name]["cost"] for check in checks]), "target": target}
     return {check.name: known[check.name]["found"] for check in checks}, cost
 
 
 def _file(study: Study, check: _Check) -> Path:
     """Where what a check found is kept: by all that it depends on, the version of this package too."""
-    of = content_hash([__version__, check.job])
+    of = content_hash([__version__, {**check.job, "stage": check.stage.identity()}])
     return study.desk.home.program(study.program.name) / "studies" / f"coordinates-{of[:16]}.json"
 
 

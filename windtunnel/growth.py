@@ -47,7 +47,7 @@ def posttrained(
     row = setting.row
     mixture = dict(config.mixture or {})
     known = all(corpus in packed for corpus in mixture)
-    batch = (config.batch or parent.step_tokens) // row
+    batch = (config.batch or parent.batches.at(at or parent.steps) * parent.plan.row) // row
     steps = _steps(config, mixture, packed if known else {}, batch, row, unknown)
     paper = config.preset == "paper"
     rate = config.lr or (PAPER_RATE if paper else end_rate(parent, f"branch.{name}.lr", at))

@@ -20,8 +20,9 @@ from windtunnel.home import Home, keep_fact
 from windtunnel.pipeline import run
 from windtunnel.recipe import check_files, parse_recipe
 from windtunnel.recipe_errors import nearest, toml_value
-from windtunnel.recipe_schema import Origin
+from windtunnel.recipe_schema import Origin, Recipe
 from windtunnel.train.folder import steps_saved
+from windtunnel.train.stage import Stage
 from windtunnel.views import View, line
 
 Row = Mapping[str, Any]
@@ -147,35 +148,60 @@ def branch(
             f"expected a trunk or a branch, got the {row['kind']} '{row['name']}'",
             "see: windtunnel model tree",
         )
-    resolved = _with_grown(resolved, book.facts(program, GROWN))
+    grown = book.facts(program, GROWN)
+    resolved = _with_grown(resolved, grown)
     taken = UserError("--name", f"expected a new name, got {name!r}, which '{program}' has", "choose another")
-    begun = resolved["branch"].pop(name, None)
-    if begun is not None and any(
-        one["name"] == name and one["status"] == "done" for one in book.runs(program=program, study="")
-    ):
+    before, begun = dict(resolved["corpus"]), resolved["branch"].pop(name, None)
+    above = {parent for one in resolved["branch"].values() for parent in (one["parent"], *(one.get("of") or ()))}
+    if begun is not None and (name in grown or name in above):
         raise taken
-    trunk = row["kind"] == "trunk"
-    if at and not step.isdigit():
-        raise UserError("model branch", f"expected RUN or RUN@STEP, got {source[:80]!r}", "write for example trunk@300")
-    key = f"branch.{name}"
+    trunk, key = row["kind"] == "trunk", f"branch.{name}"
     chosen = kind or ("decay" if trunk else _kind_for(resolved, values))
-    overrides = [] if chosen == "soup" else [f"{key}.parent={row['name']}", *([f"{key}.at={step} steps"] if at else [])]
+    overrides = [] if chosen == "soup" else [f"{key}.parent={row['name']}"]
+    if at:
+        overrides.append(f"{key}.at={_own_step(row, source, step, chosen)} steps")
     overrides += [value if value.startswith("corpus.") else f"{key}.{value}" for value in values]
     base = Path(book.fact(program, "recipe", "base") or ".")
     recipe = parse_recipe(resolved, [f"{key}.kind={chosen}", *overrides], Origin(f"recipe of '{program}'", base))
-    if begun is not None and begun != recipe.resolved()["branch"][name]:
+    kept = _kept(recipe, name)
+    if begun is not None and kept != {
+        "branch": begun,
+        "corpus": {corpus: before.get(corpus) for corpus in kept["corpus"]},
+    }:
         raise taken
     check_files(recipe)
     book.close()
     run(recipe, home, until=name, devices=devices, alone=True)
-    now, needs = recipe.resolved(), recipe.branch[name].mixture or {}
-    kept = {"branch": now["branch"][name], "corpus": {corpus: now["corpus"][corpus] for corpus in needs}}
     keep_fact(home, program, GROWN, name, kept)
     stated = recipe.branch[name].model_dump(mode="json", exclude_unset=True)
     table = "\n".join([f"[{key}]", *(f"{k} = {toml_value(v)}" for k, v in stated.items())])
     shown = tree(home, program)
     said = line(f"'{name}' is grown; to keep it in your recipe, add:\n\n{table}\n")
     return View({"branch": name, "program": program, "table": table, **shown.data}, (*shown.parts, said))
+
+
+def _own_step(row: Row, source: str, step: str, kind: str) -> int:
+    """The step of a run that ``RUN@STEP`` names, counted from where that run begins.
+
+    Raises:
+        UserError: it is none of that run's, or nothing begins there.
+    """
+    if not step.isdigit():
+        raise UserError("model branch", f"expected RUN or RUN@STEP, got {source[:80]!r}", "write for example trunk@300")
+    if kind == "soup":
+        raise UserError("model branch", f"expected no step for a soup, got {source[:80]!r}", "name its members with of")
+    parent = Stage.from_dict(row["config"])
+    if row["kind"] != "trunk" and not parent.first_step < int(step) <= parent.steps:
+        problem = f"expected a step of '{parent.name}', {parent.first_step + 1} to {parent.steps}, got {step[:20]}"
+        raise UserError("model branch", problem, "leave it out for its end")
+    return int(step) - parent.first_step
+
+
+def _kept(recipe: Recipe, name: str) -> dict[str, Any]:
+    """A branch's table and those of the corpora that it reads: what a later call needs to know of it."""
+    now = recipe.resolved()
+    needs = recipe.branch[name].mixture or {}
+    return {"branch": now["branch"][name], "corpus": {corpus: now["corpus"][corpus] for corpus in needs}}
 
 
 def _with_grown(resolved: Mapping[str, Any], grown: Mapping[str, Any]) -> dict[str, Any]:

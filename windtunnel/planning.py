@@ -127,7 +127,7 @@ def plan_lines(program: Program, home: Home, speed: Speed | None) -> list[Line]:
 
 
 def state(program: Program, home: Home, stage: Stage) -> str:
-    """``done``, ``extends``, ``continues``, ``new`` or ``redoes (because …)``."""
+    """``done``, ``extends``, ``continues``, ``again``, ``new`` or ``redoes (because …)``."""
     if program.prepared is None:
         return "new"
     runs = home.runs(program.name)
@@ -135,6 +135,9 @@ def state(program: Program, home: Home, stage: Stage) -> str:
     if read_result(folder, as_far_as_trained(folder, stage)) is not None:
         return "done"
     if saved := steps_saved(folder):
+        lost = sorted({step for step in stage.keep if step > stage.first_step} - set(saved))
+        if lost and read_result(folder, replace(stage, keep=())) is not None:
+            return f"again (for its checkpoint at step {lost[0]})"
         return (
             f"extends (from step {saved[-1]})"
             if (folder / "result.json").is_file()

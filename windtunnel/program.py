@@ -295,11 +295,9 @@ class Program:
         # A trunk that was told to end early has fewer; then the soup is of those that there are.
         least = max(2, config.last or 0) if trunk.steps == self.trunk_steps else 2
         if len(points) < least:
-            raise RecipeError(
-                self.recipe.where(f"branch.{name}.last"),
-                f"expected {least} checkpoints of the trunk or more, found {len(points)}",
-                "lower trunk.checkpoint_every, or last",
-            )  # fmt: skip
+            problem = f"expected {least} checkpoints of the trunk or more, found {len(points)}"
+            fix = "lower trunk.checkpoint_every, or last"
+            raise RecipeError(self.recipe.where(f"branch.{name}.last"), problem, fix)
         return averaged(name, config, [(trunk, step) for step in points], self.setting())
 
     def branch(self, name: str, finished_at: int | None = None, parent: Stage | None = None) -> Stage:
@@ -310,11 +308,12 @@ class Program:
             parent: what a branch of a branch grows from, if that is not as the recipe says.
 
         Raises:
-            RecipeError: it, or one that grows from it, begins at a step that its parent does not have.
+            RecipeError: it begins at a step that its parent does not have.
         """
         stage = self._branch(name, finished_at, parent)
-        children = [child for child, config in self.recipe.branch.items() if config.parent == name and config.at]
-        return replace(stage, keep=(*stage.keep, *(self._departs(child, stage) for child in children)))
+        starts = [c.at for c in self.recipe.branch.values() if c.parent == name and c.at and c.at.unit == "steps"]
+        kept = (step for at in starts if (step := stage.first_step + round(at.value)) <= stage.steps)
+        return replace(stage, keep=(*stage.keep, *kept))
 
     def _branch(self, name: str, finished_at: int | None, parent: Stage | None) -> Stage:
         config, setting = self.recipe.branch[name], self.setting()
@@ -322,18 +321,18 @@ class Program:
             grown = {member: self.branch(member, finished_at) for member in config.of or () if member != "trunk"}
             return self.soup(name, grown, self.trunk(finished_at))
         if config.kind in POSTTRAINED:
-            corpora = self.prepared.corpora if self.prepared else {}
-            packed = {corpus: facts["packed"] for corpus, facts in corpora.items() if "packed" in facts}
+            read = self.prepared.corpora if self.prepared else {}
+            packed = {corpus: facts["packed"] for corpus, facts in read.items() if "packed" in facts}
             parent = parent or self.branch(config.parent, finished_at)
-            unknown = max(1, self.total_tokens // 10)
-            return posttrained(name, config, parent, setting, packed, unknown, self._departs(name, parent))
+            at, unknown = self._departs(name, parent), max(1, self.total_tokens // 10)
+            return posttrained(name, config, parent, setting, packed, unknown, at)
         if config.parent != "trunk":
             parent = parent or self.branch(config.parent, finished_at)
             return self._extended(name, parent, self._departs(name, parent))
         trunk, at = self.trunk(finished_at), finished_at or self.branch_point(name)
-        if config.kind != "decay":
-            if config.kind == "long":
-                return self._extended(name, trunk, at)
+        if config.kind == "long":
+            return self._extended(name, trunk, at)
+        if config.kind == "moe":
             return upcycled(name, config, trunk, at, setting, self._tokens)
         mixture = tuple(sorted(config.mixture.items())) if config.mixture else None
         floor = config.floor if config.floor is not None else (0.0 if config.half_life else 0.1)
@@ -348,10 +347,11 @@ class Program:
         at = self.recipe.branch[name].at
         if at is None:
             return parent.steps
-        if not parent.first_step < at.value <= parent.steps:
-            problem = f"expected a step of '{parent.name}', {parent.first_step + 1} to {parent.steps}, got {at}"
-            raise RecipeError(self.recipe.where(f"branch.{name}.at"), problem)
-        return round(at.value)
+        guessed = self.prepared is None and parent.kind in POSTTRAINED  # its length is not known before its chats are
+        if not guessed and not 1 <= at.value <= parent.own_steps:
+            where, words = self.recipe.where(f"branch.{name}.at"), f"1 to {parent.own_steps} steps of '{parent.name}'"
+            raise RecipeError(where, f"expected {words}, got {at}", "leave it out for its end")
+        return parent.first_step + round(at.value)
 
     def _extended(self, name: str, parent: Stage, at: int) -> Stage:
         """A long branch, with what is known of its documents' lengths."""

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from windtunnel.base.units import Length
 from windtunnel.posttrain.config import GrownConfig
-from windtunnel.pretrain.config import BranchConfig
 from windtunnel.recipe_schema import Recipe
 
 
@@ -72,9 +71,13 @@ def _changes(branch: GrownConfig, key: str, row: int, named: str) -> Iterator[Pr
         before = after
 
 
-def at_a_step(branch: BranchConfig, key: str) -> Iterator[Problem]:
+def at_a_step(recipe: Recipe, name: str) -> Iterator[Problem]:
     """Where a branch of a branch begins is a step of that one, whose tokens may have been read twice or by another batch."""
-    if branch.parent != "trunk" and branch.at is not None and branch.at.unit != "steps":
+    branch, key = recipe.branch[name], f"branch.{name}"
+    parent = recipe.branch.get(branch.parent)
+    if parent is not None and parent.kind == "soup" and branch.at is not None:
+        yield Problem(f"{key}.at", f"expected none, since a soup has no steps, got {branch.at}", "leave it out")
+    elif parent is not None and branch.at is not None and branch.at.unit != "steps":
         problem = f"expected a step of {branch.parent!r}, got {branch.at}"
         yield Problem(f"{key}.at", problem, "write for example '300 steps', or leave it out for its end")
 
@@ -91,7 +94,7 @@ def _longer(recipe: Recipe, name: str) -> Iterator[Problem]:
     if parent is not None and parent.decays:
         fix = f"give branch.{branch.parent} a stable part and no tokens, and this one its decay"
         yield Problem(f"{key}.parent", f"expected a parent that does not decay, got {branch.parent!r}", fix)
-    yield from at_a_step(branch, key)
+    yield from at_a_step(recipe, name)
     context = branch.context
     if context is None:
         yield Problem(f"{key}.context", "expected its rows, got none", "write for example { row = 2048, theta = 1e6 }")

@@ -49,7 +49,7 @@ def _grown(recipe: Recipe, name: str, before: list[str]) -> Iterator[Problem]:
         known = ", ".join(before) or "none"
         fix = nearest(branch.parent, before) if branch.parent != "trunk" else f"it grows from a finished model: {known}"
         yield Problem(f"{key}.parent", f"expected a branch that stands above, got {branch.parent!r}", fix)
-    yield from at_a_step(branch, key)
+    yield from at_a_step(recipe, name)
     target = recipe.target_shape()
     if branch.lora is not None and target is not None and branch.lora.rank >= target.width:
         problem = f"expected a rank below the model's width {target.width}, got {branch.lora.rank}"

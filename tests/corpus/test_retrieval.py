@@ -106,6 +106,16 @@ def test_a_share_of_the_questions_stands_anywhere_between_what_states_it_and_the
     assert parse("made:long/5/3000@150+a").numbers == (5, 750, 3000, 150, 0), "an old name stays what it was"
 
 
+def test_a_name_that_asks_for_questions_within_gives_texts_that_have_them(folder):
+    def lines_that_go_on(source: str) -> int:
+        """Lines behind whose answer more text follows: the first line is the body, where questions are only at the end."""
+        texts = documents(folder, source=source)
+        return sum(len(line) > 150 for text in texts for line in text.split("\n")[1:])
+
+    assert lines_that_go_on("made:long/40/3000@150+real.jsonl") == 0
+    assert lines_that_go_on("made:long/40/3000@150:40+real.jsonl") > 20
+
+
 def test_in_a_list_every_statement_is_of_something_else_and_only_the_subject_tells_which_is_meant(monkeypatch):
     for name in ("_LISTS", "_ONE_LINK"):
         monkeypatch.setattr(retrieval, name, 1.0)

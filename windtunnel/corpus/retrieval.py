@@ -8,7 +8,7 @@ Wordings, kinds of keys and filler are none of ``evaluate/passkey.py``: numbers 
 A recipe reads them as text from ``made:long/COUNT/CHARACTERS+SOURCE``, SOURCE being read with the same table: real documents that
 the table's ``heldout`` keeps apart are never used. CHARACTERS is the length of the longest, a quarter of it that of the shortest;
 5900-7000 states both, 5900-7000@150 also the characters of text for each thing that is asked (300), 5900-7000@150:40 that 40 %
-of them are asked somewhere between what states them and the end, and a seed may follow:
+of them, passages of the real text left out, are asked somewhere after what states them, and a seed may follow:
 ``made:long/1600/5900-7000@150:40/4+books.jsonl``. A pure function of that text and the name.
 """
 

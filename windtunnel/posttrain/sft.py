@@ -27,9 +27,10 @@ def end_rate(parent: Stage, where: str, at: int | None = None) -> float:
     share = parent.schedule.factor(at or parent.steps)
     base = parent.optimizer.learning_rate
     if share < LEAST_SHARE:
+        stood = "ended at" if at in (None, parent.steps) else f"stood at step {at} at"
         raise RecipeError(
             where,
-            f"expected a learning rate, got none; '{parent.name}' ended at {base * share:.2g}, below 1/50 of its {base:.2g}",
+            f"expected a learning rate, got none; '{parent.name}' {stood} {base * share:.2g}, below 1/50 of its {base:.2g}",
             f"write for example lr = {base / 10:.1g}",
         )
     return base * share

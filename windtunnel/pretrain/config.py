@@ -185,7 +185,7 @@ class BranchConfig(Config):
     at: LengthValue | None = Field(
         default=None,
         description="tokens of the trunk at which it begins; without it, trunk.tokens less its own tokens. Of a branch "
-        "that grows from another: a step of that one; without it, its last",
+        "that grows from another: a step of that one, counted from its beginning; without it, its last",
         examples=["5.4M"],
     )
     tokens: LengthValue | None = Field(

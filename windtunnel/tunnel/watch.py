@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from windtunnel.base.units import duration, si
 from windtunnel.train.stage import Stage
@@ -65,32 +65,24 @@ class Screen:
         if not self._live:
             yield
             return
-        columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=self.console, transient=True) as self._progress:
+        with Progress(*_columns(), console=self.console, transient=True) as self._progress:
             self._whole = self._progress.add_task(title, total=self._total, note="")
             yield
         self._progress, self._lines = None, {}
 
     @contextmanager
-    def counting(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        """Shows how many of some pieces of equal length have ended; what it gives is called after each."""
+    def counting(self, title: str, total: float) -> Iterator[Callable[[float], None]]:
+        """Shows how much of some pieces has ended; what it gives is called after each with the piece's part of ``total``."""
         self._title, self._total, self._done, self._best = title, max(1.0, total), {"": 0.0}, None
         self._begun = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.completed:.0f} of {task.total:.0f}"),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=self.console, transient=True, disable=not self._live) as bar:
+        with Progress(*_columns(), console=self.console, transient=True, disable=not self._live) as bar:
             task = bar.add_task(title, total=total, note="")
 
-            def ended() -> None:
-                self._done[""] += 1
+            def ended(part: float) -> None:
+                self._done[""] += part
                 bar.update(task, completed=self._done[""], note=self._left())
                 if not self._live:
-                    self.say(f"{title}: {self._done['']:.0f} of {total}, {self._left()}")
+                    self.say(f"{title}: {100 * self._done[''] / self._total:.0f} %, {self._left()}")
 
             yield ended
 
@@ -157,3 +149,9 @@ class Screen:
         values = [f"{name} {v if isinstance(v, str) else format(v, '.3g')}" for name, v in varied.items()]
         words = [stage.name, si(stage.shape.body), *([", ".join(values)] if values and stage.kind == "trial" else [])]
         return " · ".join(words)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    """Of a bar: what it is, how far, what is left, and since when."""
+    share, note = TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.fields[note]}")
+    return TextColumn("{task.description}"), BarColumn(bar_width=28), share, note, TimeElapsedColumn()
